@@ -1,0 +1,1 @@
+"""A POSIX cluster filesystem in user space over a distributed lock manager."""

@@ -1,0 +1,1 @@
+"""The commands: clusterfs, mount.clusterfs, clusterfs-lockdump."""

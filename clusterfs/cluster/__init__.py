@@ -1,0 +1,1 @@
+"""Who is a member, in which view, and until when our lease holds."""

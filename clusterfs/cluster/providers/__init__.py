@@ -1,0 +1,1 @@
+"""Where views are kept: one module per existing consistent store."""

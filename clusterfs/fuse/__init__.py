@@ -1,0 +1,1 @@
+"""The only package that imports pyfuse3: kernel request <-> filesystem call."""

@@ -1,0 +1,1 @@
+"""Whole-cluster worlds: simulated disks, network and clocks."""

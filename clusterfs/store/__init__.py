@@ -1,0 +1,1 @@
+"""The log-structured, checksummed, deduplicating chunk store of one node."""

@@ -1,0 +1,1 @@
+"""Objects on several nodes: groups, placement, transactions, replication, resync."""

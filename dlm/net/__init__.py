@@ -1,0 +1,1 @@
+"""One ordered, lossless connection per peer: messages, calls with replies, bulk payloads."""
