@@ -19,6 +19,7 @@ FilesystemError            EIO
 |-- OutOfSpace             ENOSPC
 |-- StaleHandle            EIO       the handle died: another node changed its file meanwhile
 |-- Unavailable            EIO       the cluster is away and on_lost=eio
+|   `-- ProviderAway       EIO       the store of views did not answer; trying again may help
 |-- WouldBlock             EAGAIN    a *_nowait call would have to wait
 |-- VersionMismatch        EIO       the object is not at the expected version
 |-- ChunkCorrupted         EIO       no good copy of a chunk
@@ -26,6 +27,7 @@ FilesystemError            EIO
 
 SetupError                 not a system call's failure: bad config, foreign brick, busy port.
                            Its text is one line that says what is wrong and what to do.
+`-- NotAnswering           a daemon's admin socket is missing, silent or refused the request
 """
 
 import errno
@@ -34,6 +36,10 @@ from typing import ClassVar
 
 class SetupError(Exception):
     """This node cannot start; the message is one line for the operator."""
+
+
+class NotAnswering(SetupError):
+    """A daemon's admin socket is missing, silent, or refused what was asked."""
 
 
 class FilesystemError(Exception):
@@ -144,6 +150,10 @@ class StaleHandle(FilesystemError):
 
 class Unavailable(FilesystemError):
     """The cluster is away, and on_lost=eio asks for errors instead of waiting."""
+
+
+class ProviderAway(Unavailable):
+    """The store that keeps the views did not answer; trying again may help."""
 
 
 class WouldBlock(FilesystemError):

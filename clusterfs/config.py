@@ -1,0 +1,120 @@
+"""One node's configuration: a TOML file as a checked struct.
+
+Every key has a default but `name` and `brick`. Whatever is wrong becomes a SetupError of one line
+that names the file and the key. Relative paths are taken from the folder of the file, so that a
+configuration and its brick can move together.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from clusterfs.errors import SetupError
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Address = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$")]
+
+_SECRET_BYTES = 16
+_LAST_PORT = 65535
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a daemon has to know before it can ask the cluster."""
+
+    name: Name
+    brick: Annotated[str, msgspec.Meta(min_length=1)]
+    provider: Annotated[str, msgspec.Meta(pattern=r"^local:.+$")] = (
+        "local:/var/lib/clusterfs/cluster.db"
+    )
+    secret_file: str = "/etc/clusterfs/secret"  # noqa: S105  (a path, not a secret)
+    listen: Address = "127.0.0.1:7400"
+    advertise: Address | None = None  # what peers connect to; None: `listen`
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3  # for a new volume only
+    groups: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 256  # for a new volume only
+    lease_s: Annotated[float, msgspec.Meta(ge=1, le=300)] = 5.0
+    on_lost: Literal["stall", "eio"] = "stall"
+    mmap: Literal["strict", "relaxed"] = "strict"
+    segment_mib: Annotated[int, msgspec.Meta(ge=4, le=1024)] = 64
+    cache_mib: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 256
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def provider_path(self) -> Path:
+        """Return the SQLite file of a `local:` provider."""
+        return Path(self.provider.removeprefix("local:"))
+
+    @property
+    def control_socket(self) -> Path:
+        """Return where the daemon answers administrators."""
+        return Path(self.brick) / "control.sock"
+
+    @property
+    def public_address(self) -> str:
+        """Return the host:port that peers connect to."""
+        return self.advertise or self.listen
+
+    def secret(self) -> bytes:
+        """Read the cluster's secret: at least 32 hexadecimal digits. Raises SetupError."""
+        try:
+            secret = bytes.fromhex(Path(self.secret_file).read_text("ascii").strip())
+        except OSError as failure:
+            raise SetupError(
+                f"secret_file: cannot read {self.secret_file}: {failure.strerror}"
+            ) from failure
+        except ValueError as failure:
+            raise SetupError(f"secret_file: {self.secret_file} is not hexadecimal") from failure
+        if len(secret) < _SECRET_BYTES:
+            raise SetupError(f"secret_file: {self.secret_file} has fewer than 32 digits")
+        return secret
+
+
+def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read and check a node's file; `overrides` (mount options) win. Raises SetupError."""
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as failure:
+        raise SetupError(f"cannot read config {path}: {failure.strerror}") from failure
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
+        raise SetupError(f"{path}: not a TOML file: {_one_line(failure)}") from failure
+    values.update(overrides or {})
+    try:
+        config = msgspec.convert(values, Config)
+    except msgspec.ValidationError as failure:
+        raise SetupError(f"{path}: {_explain(str(failure))}") from failure
+    _check_port(path, "listen", config.listen)
+    _check_port(path, "advertise", config.public_address)
+    return _absolute(config, path.absolute().parent)
+
+
+def _check_port(path: Path, key: str, address: str) -> None:
+    if not 1 <= int(address.rpartition(":")[2]) <= _LAST_PORT:
+        raise SetupError(f"{path}: {key}: the port in {address!r} is not between 1 and 65535")
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    return msgspec.structs.replace(
+        config,
+        brick=str(folder / config.brick),
+        secret_file=str(folder / config.secret_file),
+        provider=f"local:{folder / config.provider_path}",
+    )
+
+
+def _explain(message: str) -> str:
+    """Turn a validation message into `key: what is wrong`."""
+    if unknown := re.search(r"unknown field `([^`]*)`", message):
+        return f"{unknown[1]}: no such key"
+    if missing := re.search(r"missing required field `([^`]*)`", message):
+        return f"{missing[1]}: must be given"
+    text, _, where = message.partition(" - at `$.")
+    key = where.rstrip("`") or "config"
+    return f"{key}: {text[:1].lower()}{text[1:].replace('`', '')}"
+
+
+def _one_line(failure: Exception) -> str:
+    return " ".join(str(failure).split())

@@ -1,0 +1,146 @@
+"""The admin protocol: one JSON object a line over a unix socket in the brick.
+
+A request is {"request": NAME, ...}, its reply {"ok": true, ...} or {"ok": false, "error": TEXT}, in
+order, any number on one connection. The daemon serves it with `Server`; tools ask with `ask`, which
+is synchronous because tools are.
+
+A unix socket's path has at most 107 bytes: longer ones go through the folder's descriptor in
+/proc/self/fd.
+
+Invariants:
+  * a request line has at most 64 KiB; garbage gets an error reply and the end of the connection;
+  * handlers are synchronous, so a reply is one consistent picture of the daemon.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from clusterfs.errors import NotAnswering
+
+Reply = Mapping[str, Any]
+Handler = Callable[[Mapping[str, Any]], Reply]
+
+REQUEST_BYTES = 64 << 10
+_REPLY_BYTES = 64 << 20
+_CHUNK_BYTES = 64 << 10
+_PATH_BYTES = 107
+
+
+class Server:
+    """Answers requests by name: `handlers[name](request)` returns the fields of the reply."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers: dict[str, Handler] = {"ping": lambda _request: {}, **handlers}
+
+    async def serve(
+        self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen on `path` until cancelled; a socket left behind by a dead daemon is replaced."""
+        listener = _listening(path)
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                await trio.serve_listeners(
+                    self._converse, [trio.SocketListener(listener)], handler_nursery=nursery
+                )
+        finally:
+            listener.close()
+            _remove(path)
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
+        pending = bytearray()
+        try:
+            async with stream:
+                async for chunk in stream:
+                    pending += chunk
+                    *lines, rest = pending.split(b"\n")
+                    pending = rest
+                    for line in lines:
+                        await stream.send_all(msgspec.json.encode(self.answer(bytes(line))) + b"\n")
+                    if len(pending) > REQUEST_BYTES:
+                        return
+        except trio.BrokenResourceError:
+            return  # the tool went away; nothing depends on it
+
+    def answer(self, line: bytes) -> dict[str, Any]:
+        """Return the reply to one request line."""
+        try:
+            request = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return {"ok": False, "error": "a request is one JSON object on one line"}
+        name = request.get("request")
+        handler = self._handlers.get(name) if isinstance(name, str) else None
+        if handler is None:
+            known = ", ".join(sorted(self._handlers))
+            return {"ok": False, "error": f"no such request: {name!r}; there are: {known}"}
+        return {"ok": True, **handler(request)}
+
+
+def _listening(path: Path) -> trio.socket.SocketType:
+    _remove(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with short(path) as address:
+        listener.bind(address)
+    path.chmod(0o600)
+    listener.listen(16)
+    return trio.socket.from_stdlib_socket(listener)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def ask(path: Path, request: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:
+    """Send one request to the daemon behind `path` and return its reply.
+
+    Raises NotAnswering if nobody listens, the reply takes longer than `timeout_s`, or it is not ok.
+    """
+    line = msgspec.json.encode({"request": request, **arguments}) + b"\n"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s)
+            with short(path) as address:
+                connection.connect(address)
+            connection.sendall(line)
+            answer = _receive_line(connection)
+    except TimeoutError as failure:
+        raise NotAnswering(f"{path}: no answer within {timeout_s:g} s") from failure
+    except OSError as failure:
+        raise NotAnswering(f"{path}: no daemon answers ({failure.strerror})") from failure
+    try:
+        reply = msgspec.json.decode(answer, type=dict[str, Any])
+    except msgspec.DecodeError as failure:
+        raise NotAnswering(f"{path}: the reply is not a JSON object") from failure
+    if not reply.get("ok"):
+        raise NotAnswering(f"{path}: {reply.get('error', 'the daemon refused')}")
+    return reply
+
+
+def _receive_line(connection: socket.socket) -> bytes:
+    received = bytearray()
+    while not received.endswith(b"\n") and len(received) < _REPLY_BYTES:
+        chunk = connection.recv(_CHUNK_BYTES)
+        if not chunk:
+            break
+        received += chunk
+    return bytes(received)
+
+
+@contextmanager
+def short(path: Path) -> Iterator[str]:
+    """Give an address for `path` that fits into a unix socket's 107 bytes, to bind or connect."""
+    if len(os.fsencode(path)) <= _PATH_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+
+from clusterfs import config
+from clusterfs.errors import SetupError
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "n1.toml"
+    path.write_text(text)
+    return path
+
+
+def test_only_name_and_brick_are_needed_and_paths_are_taken_from_the_files_folder(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path, 'name = "n1"\nbrick = "brick"\nprovider = "local:c.db"\n')
+    loaded = config.load(path)
+    assert loaded.brick == str(tmp_path / "brick")
+    assert loaded.provider_path == tmp_path / "c.db"
+    assert loaded.public_address == loaded.listen
+    assert loaded.control_socket == tmp_path / "brick" / "control.sock"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('brick = "b"', "name"),
+        ('name = "n1"', "brick"),
+        ('name = "n1"\nbrick = "b"\nreplicas = "three"', "replicas"),
+        ('name = "n1"\nbrick = "b"\nreplicas = 0', "replicas"),
+        ('name = "n1"\nbrick = "b"\ncolour = "red"', "colour"),
+        ('name = "n/1"\nbrick = "b"', "name"),
+        ('name = "n1"\nbrick = "b"\nlisten = "nowhere"', "listen"),
+        ('name = "n1"\nbrick = "b"\nlisten = "h:70000"', "listen"),
+        ('name = "n1"\nbrick = "b"\nprovider = "paper:x"', "provider"),
+        ('name = "n1"\nbrick = "b"\non_lost = "panic"', "on_lost"),
+        ("name = ", "TOML"),
+        ("[name]\nx = 1\n", "name"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_key(tmp_path: Path, text: str, key: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(SetupError) as caught:
+        config.load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert f"{key}:" in message or key == "TOML"
+    assert "\n" not in message
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="No such file"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_mount_options_win_and_are_checked(tmp_path: Path) -> None:
+    path = written(tmp_path, 'name = "n1"\nbrick = "b"\nmmap = "strict"\n')
+    assert config.load(path, {"mmap": "relaxed"}).mmap == "relaxed"
+    with pytest.raises(SetupError, match="mmap"):
+        config.load(path, {"mmap": "sometimes"})
+
+
+def test_the_secret_is_hexadecimal_and_long_enough(tmp_path: Path) -> None:
+    path = written(tmp_path, 'name = "n1"\nbrick = "b"\nsecret_file = "secret"\n')
+    loaded = config.load(path)
+    with pytest.raises(SetupError, match="cannot read"):
+        loaded.secret()
+    (tmp_path / "secret").write_text("abcd\n")
+    with pytest.raises(SetupError, match="fewer"):
+        loaded.secret()
+    (tmp_path / "secret").write_text("not hexadecimal")
+    with pytest.raises(SetupError, match="hexadecimal"):
+        loaded.secret()
+    (tmp_path / "secret").write_text("ab" * 32 + "\n")
+    assert loaded.secret() == b"\xab" * 32

@@ -1,0 +1,53 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from clusterfs.control import Server, ask
+from clusterfs.errors import NotAnswering
+
+
+def echo(request: Any) -> dict[str, Any]:
+    return {"said": request["word"] * request.get("times", 1)}
+
+
+@pytest.mark.parametrize("depth", [0, 4], ids=["short path", "path of more than 107 bytes"])
+async def test_requests_are_answered_over_the_socket(tmp_path: Path, depth: int) -> None:
+    folder = tmp_path.joinpath(*["a-folder-with-a-long-name-of-forty-letters"] * depth)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "control.sock"
+    path.write_text("left behind by a dead daemon")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Server({"echo": echo}).serve, path)
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert await trio.to_thread.run_sync(lambda: ask(path, "ping")) == {"ok": True}
+        big = await trio.to_thread.run_sync(lambda: ask(path, "echo", word="x", times=1 << 20))
+        assert big["said"] == "x" * (1 << 20)
+        with pytest.raises(NotAnswering, match="'nonsense'; there are: echo, ping"):
+            await trio.to_thread.run_sync(lambda: ask(path, "nonsense"))
+        nursery.cancel_scope.cancel()
+    assert not path.exists()
+
+
+async def test_an_endless_request_ends_the_connection(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Server({}).serve, path)
+        async with await trio.open_unix_socket(str(path)) as stream:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.send_all(b"x" * (16 << 20))
+        assert await trio.to_thread.run_sync(lambda: ask(path, "ping")) == {"ok": True}
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"\xff", b'{"request": 3}', b"{}"])
+def test_garbage_gets_an_error_reply(line: bytes) -> None:
+    reply = Server({}).answer(line)
+    assert reply["ok"] is False
+    assert isinstance(reply["error"], str)
+
+
+def test_nobody_listening_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(NotAnswering, match="no daemon answers"):
+        ask(tmp_path / "control.sock", "ping")
