@@ -1,0 +1,231 @@
+/* What pyfuse3 and libfuse 3.14 cannot say to the kernel, completed from inside the process.
+ *
+ * This module defines functions of libfuse's names. It is imported with RTLD_GLOBAL before pyfuse3, so the dynamic linker binds
+ * pyfuse3's calls to them; each does its part and calls libfuse's own.
+ *
+ *   fuse_session_new     copies the table of operations and wraps init, read, write and write_buf
+ *   fuse_session_mount   puts our writev on the session's descriptor, which sees every reply
+ *   fuse_reply_open,
+ *   fuse_reply_create    say to that writev that the next reply opens a direct_io handle
+ *
+ * Invariants: everything here runs on the thread that runs pyfuse3's main loop, with the GIL held, and there is one session per
+ * process (pyfuse3's own limit), so the static state needs no lock. A request is flagged before pyfuse3's handler is called, and
+ * the handler's Python code starts to run before the next request is received: current_is_page_io() is right until its first await.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define FUSE_USE_VERSION 314
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define EXPORTED __attribute__((visibility("default")))
+
+#define KNOWN_LIBFUSE 314                       /* struct layouts and the order of calls were checked with this one */
+#define MAX_BACKGROUND 256                      /* kernel default: 12 asynchronous requests for the whole mount */
+#define MAX_READAHEAD (1u << 20)
+#define MINOR_DIRECT_IO_ALLOW_MMAP 39           /* kernel 6.6 */
+#define FLAGS2_DIRECT_IO_ALLOW_MMAP (1u << 4)   /* bit 36 of the 64 flags; not in libfuse 3.14's headers */
+
+typedef struct fuse_session *session_new_function(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
+typedef int session_mount_function(struct fuse_session *, const char *);
+typedef int reply_open_function(fuse_req_t, const struct fuse_file_info *);
+typedef int reply_create_function(fuse_req_t, const struct fuse_entry_param *, const struct fuse_file_info *);
+
+static struct {
+    session_new_function *session_new;
+    session_mount_function *session_mount;
+    reply_open_function *reply_open;
+    reply_create_function *reply_create;
+} libfuse;
+
+static struct fuse_lowlevel_ops inner; /* pyfuse3's handlers */
+static struct fuse_session *session;
+static bool mounted;            /* our fuse_session_mount ran and our writev is in place */
+static bool init_completed;     /* the INIT reply went through our writev */
+static bool allow_mmap;         /* ... and asked for DIRECT_IO_ALLOW_MMAP */
+static unsigned protocol_minor; /* the kernel's */
+static bool page_io;            /* the request being handled is the page cache's own */
+static bool opening_direct;     /* the next reply opens a direct_io handle */
+
+/* ---- replies ---- */
+
+static void complete_init(struct fuse_init_out *reply)
+{
+    if (protocol_minor >= MINOR_DIRECT_IO_ALLOW_MMAP) {
+        reply->flags |= FUSE_INIT_EXT;
+        reply->flags2 |= FLAGS2_DIRECT_IO_ALLOW_MMAP;
+        allow_mmap = true;
+    }
+    init_completed = true;
+}
+
+static ssize_t complete_and_writev(int fd, struct iovec *parts, int count, void *userdata)
+{
+    (void)userdata;
+    const struct fuse_out_header *header = parts[0].iov_base;
+    if (!init_completed) {
+        if (count == 2 && header->error == 0 && parts[1].iov_len == sizeof(struct fuse_init_out))
+            complete_init(parts[1].iov_base);
+    } else if (opening_direct && count == 2 && header->error == 0 && parts[1].iov_len >= sizeof(struct fuse_open_out)) {
+        /* OPEN answers with a fuse_open_out, CREATE with a fuse_entry_out before it. */
+        char *end = (char *)parts[1].iov_base + parts[1].iov_len;
+        ((struct fuse_open_out *)(end - sizeof(struct fuse_open_out)))->open_flags |= FOPEN_PARALLEL_DIRECT_WRITES;
+    }
+    return writev(fd, parts, count);
+}
+
+static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
+{
+    (void)userdata;
+    return read(fd, buffer, size);
+}
+
+EXPORTED int fuse_reply_open(fuse_req_t request, const struct fuse_file_info *opened)
+{
+    opening_direct = opened->direct_io;
+    int result = libfuse.reply_open(request, opened);
+    opening_direct = false;
+    return result;
+}
+
+EXPORTED int fuse_reply_create(fuse_req_t request, const struct fuse_entry_param *entry, const struct fuse_file_info *opened)
+{
+    opening_direct = opened->direct_io;
+    int result = libfuse.reply_create(request, entry, opened);
+    opening_direct = false;
+    return result;
+}
+
+/* ---- requests ---- */
+
+static void tuned_init(void *userdata, struct fuse_conn_info *connection)
+{
+    protocol_minor = connection->proto_minor;
+    inner.init(userdata, connection);
+    connection->max_background = MAX_BACKGROUND;
+    connection->congestion_threshold = MAX_BACKGROUND * 3 / 4;
+    connection->max_readahead = MAX_READAHEAD;
+    connection->want &= ~FUSE_CAP_WRITEBACK_CACHE;
+    if (connection->capable & FUSE_CAP_AUTO_INVAL_DATA)
+        connection->want |= FUSE_CAP_AUTO_INVAL_DATA;
+}
+
+static void flagged_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset, struct fuse_file_info *file)
+{
+    page_io = file->lock_owner == 0; /* the kernel names an owner for every read(2) that goes past the page cache */
+    inner.read(request, inode, size, offset, file);
+}
+
+static void flagged_write(fuse_req_t request, fuse_ino_t inode, const char *data, size_t size, off_t offset,
+                          struct fuse_file_info *file)
+{
+    page_io = file->writepage;
+    inner.write(request, inode, data, size, offset, file);
+}
+
+static void flagged_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_bufvec *data, off_t offset,
+                              struct fuse_file_info *file)
+{
+    page_io = file->writepage;
+    inner.write_buf(request, inode, data, offset, file);
+}
+
+EXPORTED struct fuse_session *fuse_session_new(struct fuse_args *arguments, const struct fuse_lowlevel_ops *operations,
+                                               size_t size, void *userdata)
+{
+    struct fuse_lowlevel_ops wrapped;
+    memset(&inner, 0, sizeof inner);
+    memcpy(&inner, operations, size < sizeof inner ? size : sizeof inner);
+    wrapped = inner;
+    wrapped.init = tuned_init;
+    wrapped.read = flagged_read;
+    wrapped.write = flagged_write;
+    wrapped.write_buf = flagged_write_buf;
+    mounted = init_completed = allow_mmap = page_io = opening_direct = false;
+    session = libfuse.session_new(arguments, &wrapped, sizeof wrapped, userdata);
+    return session;
+}
+
+EXPORTED int fuse_session_mount(struct fuse_session *mounting, const char *mountpoint)
+{
+    /* No splice functions: libfuse then reads each request with one read(2). For 4 KiB that is faster than splice + read, and
+     * pyfuse3 copies a large write out of either. */
+    static const struct fuse_custom_io io = {.writev = complete_and_writev, .read = plain_read};
+    int result = libfuse.session_mount(mounting, mountpoint);
+    if (result == 0 && mounting == session)
+        mounted = fuse_session_custom_io(mounting, &io, fuse_session_fd(mounting)) == 0;
+    return result;
+}
+
+/* ---- Python ---- */
+
+static PyObject *current_is_page_io(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyBool_FromLong(page_io);
+}
+
+static PyObject *session_fd(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromLong(session ? fuse_session_fd(session) : -1);
+}
+
+static PyObject *hooked(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyBool_FromLong(mounted && fuse_version() == KNOWN_LIBFUSE);
+}
+
+static PyObject *negotiated(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return Py_BuildValue("{s:I,s:O,s:O}", "protocol_minor", protocol_minor, "init_completed",
+                         init_completed ? Py_True : Py_False, "allow_mmap", allow_mmap ? Py_True : Py_False);
+}
+
+static PyMethodDef functions[] = {
+    {"current_is_page_io", current_is_page_io, METH_NOARGS,
+     "Tell whether the READ or WRITE being handled is the page cache's own; ask before the first await."},
+    {"session_fd", session_fd, METH_NOARGS, "Return the session's /dev/fuse descriptor, or -1."},
+    {"hooked", hooked, METH_NOARGS, "Tell whether pyfuse3 mounted through this module, over a libfuse it knows."},
+    {"negotiated", negotiated, METH_NOARGS, "Return what the INIT reply settled."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_native", "What pyfuse3 and libfuse cannot say to the kernel.", -1, functions,
+    NULL, NULL, NULL, NULL};
+
+static void *libfuse_function(void *library, const char *name)
+{
+    void *function = dlvsym(library, name, "FUSE_3.0");
+    if (!function)
+        PyErr_Format(PyExc_ImportError, "libfuse3.so.3 has no %s of version FUSE_3.0", name);
+    return function;
+}
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    void *library = dlopen("libfuse3.so.3", RTLD_NOW);
+    if (!library)
+        return PyErr_Format(PyExc_ImportError, "%s", dlerror());
+    if (!(libfuse.session_new = libfuse_function(library, "fuse_session_new")) ||
+        !(libfuse.session_mount = libfuse_function(library, "fuse_session_mount")) ||
+        !(libfuse.reply_open = libfuse_function(library, "fuse_reply_open")) ||
+        !(libfuse.reply_create = libfuse_function(library, "fuse_reply_create")))
+        return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (module && (PyModule_AddIntConstant(module, "LIBFUSE_VERSION", fuse_version()) < 0 ||
+                   PyModule_AddIntConstant(module, "KNOWN_LIBFUSE", KNOWN_LIBFUSE) < 0))
+        Py_CLEAR(module);
+    return module;
+}
