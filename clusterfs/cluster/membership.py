@@ -1,0 +1,272 @@
+"""How one view becomes the next. PURE.
+
+Every function takes a view and an event and returns the next view, or None when the event changes
+nothing. What must follow from a change is not left to each event to remember: a draft is compared
+with the view it came from, and epochs, generations and placement are derived from the difference.
+
+Rules, applied at every change:
+  * a group whose in-sync replicas all go at once, or whose last one goes, is stopped: its in_sync
+    mask stays frozen until all of it is back and `restarted` is called;
+  * each group that runs wants the `replicas` highest-scored stores; a wanted store in neither mask
+    starts syncing; stores not wanted stay until all wanted ones are in sync, then go;
+  * a group's generation is the epoch in which its masks or its stopped bit changed, and the
+    removal of any member raises all generations, for that member was also a client;
+  * lock_epoch is the epoch in which the set of (node, incarnation) changed.
+
+Rendezvous hashing after Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996.
+"""
+
+import functools
+import struct
+from collections.abc import Collection, Iterable
+
+import msgspec
+import xxhash
+
+from clusterfs.cluster.views import Member, State, View, mask_of, nodes_of
+
+_SCORE_INPUT = struct.Struct(">QQ")
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def replica_set(group: int, nodes: tuple[int, ...], replicas: int) -> tuple[int, ...]:
+    """Return the nodes that should hold the group, best first; all of them if they are few."""
+    return tuple(sorted(nodes, key=lambda node: (-_score(group, node), node))[:replicas])
+
+
+def founded(cluster: str, groups: int, replicas: int) -> View:
+    """Return the view before the first: epoch 0, nobody in it, no group has a copy."""
+    nothing = (0,) * groups
+    return View(
+        epoch=0,
+        cluster=cluster,
+        replicas=replicas,
+        members=(),
+        in_sync=nothing,
+        syncing=nothing,
+        stopped=(False,) * groups,
+        generation=nothing,
+        lock_epoch=0,
+    )
+
+
+def joined(view: View, newcomer: Member, dead: Collection[int] = ()) -> View:
+    """Let a new incarnation in; it replaces an older one of its node.
+
+    `dead` are incarnations whose last possible lease has ended; they are removed in the same step,
+    so that a group whose replicas were all cut off together keeps its whole in-sync set.
+    """
+    assert newcomer.state is State.UP
+    assert all(m.incarnation != newcomer.incarnation for m in view.members), "incarnation reused"
+    draft = _Draft(view)
+    gone = {m.node for m in view.members if m.incarnation in dead or m.node == newcomer.node}
+    draft.remove(gone)
+    draft.members[newcomer.node] = newcomer
+    return draft.finished()
+
+
+def left(view: View, node: int, incarnation: int) -> View | None:
+    """Remove a member that says good-bye: it serves and caches nothing any more."""
+    return removed(view, {incarnation}) if _member(view, node, incarnation) else None
+
+
+def leaving(view: View, incarnations: Collection[int]) -> View | None:
+    """Refuse these members from now on; their locks wait until their leases have ended."""
+    nodes = {m.node for m in view.members if m.incarnation in incarnations and m.state is State.UP}
+    if not nodes:
+        return None
+    draft = _Draft(view)
+    draft.expel(nodes)
+    return draft.finished()
+
+
+def removed(view: View, incarnations: Collection[int]) -> View | None:
+    """Take out members whose last possible lease has ended: their locks may be purged."""
+    nodes = {m.node for m in view.members if m.incarnation in incarnations}
+    if not nodes:
+        return None
+    draft = _Draft(view)
+    draft.remove(nodes)
+    return draft.finished()
+
+
+def in_sync(view: View, node: int, incarnation: int, groups: Iterable[int]) -> View | None:
+    """Count a syncing replica as in sync in these groups: it misses nothing any more."""
+    bit = 1 << node
+    groups = [g for g in groups if view.syncing[g] & bit and not view.stopped[g]]
+    if not groups or not view.has(node, incarnation):
+        return None
+    draft = _Draft(view)
+    for group in groups:
+        draft.syncing[group] &= ~bit
+        draft.in_sync[group] |= bit
+    return draft.finished()
+
+
+def replica_dropped(
+    view: View, node: int, incarnation: int, groups: Iterable[int] | None
+) -> View | None:
+    """Take a replica out of its sets while its client stays.
+
+    With groups: it must sync these again from the start. With None: its store is broken, and it is
+    no replica until the node's next start. The only in-sync replica of a group stays in its set.
+    """
+    if not view.has(node, incarnation):
+        return None
+    draft = _Draft(view)
+    if groups is None:
+        if not (view.up_replicas() & ~view.dropped) & 1 << node:
+            return None
+        draft.dropped |= 1 << node
+        groups = range(len(view.in_sync))
+    touched = [draft.drop_bit(group, 1 << node) for group in groups]
+    return draft.finished() if any(touched) or draft.dropped != view.dropped else None
+
+
+def restarted(view: View, groups: Iterable[int], *, force: bool = False) -> View | None:
+    """Open stopped groups again after the union of what their replicas have was rolled forward.
+
+    Groups whose last in-sync set is not all present stay stopped. `force` is the operator's word
+    that the absent ones are lost: those present are the truth, whatever only the others had.
+    """
+    up = view.up_replicas()
+    draft = _Draft(view)
+    opened = False
+    for group in groups:
+        present = view.in_sync[group] & up
+        if view.stopped[group] and present and (force or view.present(group)):
+            draft.in_sync[group] = present
+            draft.syncing[group] &= ~present
+            draft.stopped[group] = False
+            opened = True
+    return draft.finished() if opened else None
+
+
+def rivals(view: View, node: int) -> set[int]:
+    """Return the incarnations that share a running group's in-sync set with this node.
+
+    A node that starts again must know which of them live before it joins: it resyncs from the
+    living, and with none living its own copy belongs to the truth that the group restarts from.
+    """
+    mask = 0
+    for group, bits in enumerate(view.in_sync):
+        if bits & 1 << node and not view.stopped[group]:
+            mask |= bits
+    return {m.incarnation for m in view.members if m.node != node and mask & 1 << m.node}
+
+
+def last_copies(view: View, node: int) -> int:
+    """Return how many stopped groups wait for this node's store."""
+    return sum(
+        stopped and bool(bits & 1 << node)
+        for stopped, bits in zip(view.stopped, view.in_sync, strict=True)
+    )
+
+
+def _member(view: View, node: int, incarnation: int) -> Member | None:
+    member = view.member(node)
+    return member if member is not None and member.incarnation == incarnation else None
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _score(group: int, node: int) -> int:
+    return xxhash.xxh3_64_intdigest(_SCORE_INPUT.pack(group, node))
+
+
+class _Draft:
+    """A view being changed; `finished` derives what the changes entail."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.members = {member.node: member for member in view.members}
+        self.in_sync = list(view.in_sync)
+        self.syncing = list(view.syncing)
+        self.stopped = list(view.stopped)
+        self.dropped = view.dropped
+        self._touched: set[int] = set()
+
+    def expel(self, nodes: Collection[int]) -> None:
+        """Take members' replicas out of all sets at one stroke, and let no renewal through."""
+        bits = mask_of(nodes)
+        for node in nodes:
+            self.members[node] = msgspec.structs.replace(self.members[node], state=State.LEAVING)
+        self.dropped &= ~bits
+        for group, old in enumerate(self.in_sync):
+            self.syncing[group] &= ~bits
+            if self.stopped[group] or not old & bits:
+                continue
+            if old & ~bits:
+                self.in_sync[group] = old & ~bits
+            else:
+                self.stopped[group] = True
+
+    def remove(self, nodes: Collection[int]) -> None:
+        """Expel members, then forget them."""
+        self.expel(nodes)
+        for node in nodes:
+            del self.members[node]
+
+    def drop_bit(self, group: int, bit: int) -> bool:
+        """Take one replica out of one group, unless only it has the data; tell whether it went."""
+        if self.syncing[group] & bit:
+            self.syncing[group] &= ~bit
+        elif self.in_sync[group] & bit and self.in_sync[group] != bit and not self.stopped[group]:
+            self.in_sync[group] &= ~bit
+        else:
+            return False
+        self._touched.add(group)
+        return True
+
+    def finished(self) -> View:
+        """Return the next view, with placement, generations and epochs as they must be."""
+        self._place()
+        old = self._view
+        epoch = old.epoch + 1
+        members = tuple(self.members[node] for node in sorted(self.members))
+        now = {member.incarnation for member in members}
+        before = {member.incarnation for member in old.members}
+        touched = range(len(self.in_sync)) if before - now else self._touched | self._changed()
+        generation = list(old.generation)
+        for group in touched:
+            generation[group] = epoch
+        return View(
+            epoch=epoch,
+            cluster=old.cluster,
+            replicas=old.replicas,
+            members=members,
+            in_sync=tuple(self.in_sync),
+            syncing=tuple(self.syncing),
+            stopped=tuple(self.stopped),
+            generation=tuple(generation),
+            lock_epoch=epoch if now != before else old.lock_epoch,
+            dropped=self.dropped,
+        )
+
+    def _place(self) -> None:
+        members = self.members.values()
+        up = mask_of(m.node for m in members if m.state is State.UP and m.store_id)
+        nodes = tuple(nodes_of(up & ~self.dropped))
+        if not nodes:
+            return
+        for group, stopped in enumerate(self.stopped):
+            if not stopped:
+                wanted = mask_of(replica_set(group, nodes, self._view.replicas))
+                self._place_group(group, wanted)
+
+    def _place_group(self, group: int, wanted: int) -> None:
+        if not self.in_sync[group]:
+            self.in_sync[group] = wanted  # nothing was ever written: whoever comes first has it all
+        elif not wanted & ~self.in_sync[group]:
+            self.in_sync[group] = wanted
+            self.syncing[group] = 0
+        else:
+            self.syncing[group] = wanted & ~self.in_sync[group]
+
+    def _changed(self) -> set[int]:
+        old = self._view
+        return {
+            group
+            for group in range(len(self.in_sync))
+            if (self.in_sync[group], self.syncing[group], self.stopped[group])
+            != (old.in_sync[group], old.syncing[group], old.stopped[group])
+        }

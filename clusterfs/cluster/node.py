@@ -1,0 +1,454 @@
+"""This node's membership: the trio shell round views, leases and verdicts; nothing is decided here.
+
+Three tasks run while it is open: `_renew` keeps the lease, `_follow` learns of new views and judges
+the others, `_watch_lease` sees the lease end even when the provider hangs. When this incarnation
+can serve no longer, `lost` is set and all pause; only `rejoin` goes on, as a new one.
+
+Invariants:
+  * `lease_left_s()` is positive only while no other node can have taken this incarnation's locks;
+  * subscribers see views in order, each with this incarnation UP in it, before any waiter does;
+    views may be skipped: compare old with new instead of counting;
+  * every proposal is a compare-and-swap against the view it was computed from.
+"""
+
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import structlog
+import trio
+
+from clusterfs.cluster import membership
+from clusterfs.cluster.joining import Applicant, Application, admit, check_identity
+from clusterfs.cluster.lease import RENEWALS_PER_LEASE, Heartbeats, Lease, judge, undecided
+from clusterfs.cluster.providers import Identity, Provider, Registration, Snapshot
+from clusterfs.cluster.views import View
+from clusterfs.errors import ProviderAway, SetupError, Unavailable
+
+T = TypeVar("T")
+Change = Callable[[View], View | None]
+Subscriber = Callable[[View, View], None]
+# Called with each new incarnation before it joins; returns the host:port where it can be reached.
+Announce = Callable[[Registration], Awaitable[str]]
+
+_PROVIDER_PATIENCE_S = 30.0
+
+
+def boottime_s() -> float:
+    """Return seconds since boot, counting those the machine was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Membership:
+    """One node in the cluster. Made by `joined`."""
+
+    node: int
+    incarnation: int
+    lost: trio.Event  # this incarnation is over; a new one after `rejoin`
+
+    def __init__(
+        self,
+        provider: Provider,
+        identity: Identity,
+        applicant: Applicant,
+        announce: Announce,
+        now: Callable[[], float],
+    ) -> None:
+        self.identity = identity
+        self.node = self.incarnation = 0
+        self.lost = trio.Event()
+        self._provider = provider
+        self._applicant = applicant
+        self._announce = announce
+        self._now = now
+        self._log = structlog.get_logger("clusterfs.cluster").bind(node=applicant.name)
+        self._view: View | None = None
+        self._lease = Lease(identity.lease_s, now())
+        self._lease.end()
+        self._heartbeats = Heartbeats(identity.lease_s)
+        self._caches_dropped: frozenset[int] = frozenset()
+        self._accused: set[int] = set()
+        self._tick_s = min(0.1, identity.lease_s / 20)
+        self._subscribers: list[Subscriber] = []
+        self._adopted = trio.Event()
+        self._poked = trio.Event()
+        self._serving = trio.Event()  # joined, not lost, not leaving
+        self._away = False
+        self._renewals = self._proposals = self._conflicts = self._provider_failures = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def joined(
+        cls,
+        provider: Provider,
+        applicant: Applicant,
+        announce: Announce,
+        *,
+        lease_s: float = 5.0,
+        now: Callable[[], float] = boottime_s,
+    ) -> AsyncIterator["Membership"]:
+        """Join the cluster, and be a member while the block runs.
+
+        Leaving the block just stops: others notice when the lease has ended. Call `leave` for a
+        clean end.
+
+        Raises:
+            SetupError: the provider, the brick and the applicant's facts do not fit together.
+        """
+        found = not applicant.cluster
+        identity = await _insist(
+            lambda: provider.identity(lease_s, found=found), _PROVIDER_PATIENCE_S
+        )
+        check_identity(identity, applicant, lease_s)
+        self = cls(provider, identity, applicant, announce, now)
+        await self._join(None, _PROVIDER_PATIENCE_S)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._renew)
+            nursery.start_soon(self._follow)
+            nursery.start_soon(self._watch_lease)
+            try:
+                yield self
+            finally:
+                self._stop_serving()
+                nursery.cancel_scope.cancel()
+
+    @property
+    def view(self) -> View:
+        """The latest view in which this incarnation is UP."""
+        assert self._view is not None
+        return self._view
+
+    def lease_left_s(self) -> float:
+        """Return for how long this node may still serve; not positive: stop at once."""
+        left_s = self._lease.left_s(self._now())
+        if left_s <= 0:
+            self._lose("the lease has ended")
+        return left_s
+
+    async def entered(self, epoch: int) -> None:
+        """Wait until the view is at `epoch` or later."""
+        while self.view.epoch < epoch:
+            self._poked.set()
+            await self._adopted.wait()
+
+    def subscribe(self, callback: Subscriber) -> None:
+        """Call back with (old, new) at each change of the view."""
+        self._subscribers.append(callback)
+
+    async def propose(self, change: Change) -> View:
+        """Apply a change to the current view until it is agreed; returns the view it led to.
+
+        `change` may be called several times, and must return None when nothing is to be done.
+
+        Raises:
+            Unavailable: this incarnation is no member any more, or the provider stays away.
+        """
+        while True:
+            await self._refresh()
+            view = self.view
+            proposal = change(view)
+            if proposal is None:
+                return view
+            if await self._swapped(proposal):
+                return proposal
+
+    def accuse(self, node: int, incarnation: int) -> None:
+        """Say that a fresh connection to that incarnation failed too: its process is gone."""
+        member = self.view.member(node)
+        if member is not None and member.incarnation == incarnation and node != self.node:
+            self._accused.add(incarnation)
+            self._poked.set()
+
+    async def report_in_sync(self, groups: Iterable[int]) -> set[int]:
+        """Say that this node's store misses nothing in these groups; returns those that count.
+
+        A group whose generation moved on meanwhile does not count: what was true in the view that
+        this node had may not be true any more. Raises Unavailable.
+        """
+        node, incarnation = self.node, self.incarnation
+        return await self._propose_groups(
+            groups,
+            lambda view, current: membership.in_sync(view, node, incarnation, current),
+            lambda view, group: bool(view.in_sync[group] & 1 << node),
+        )
+
+    async def restart_groups(self, groups: Iterable[int], *, force: bool = False) -> set[int]:
+        """Open stopped groups after their roll-forward; returns those that count.
+
+        As for `report_in_sync`, a group whose generation moved on does not count. Raises
+        Unavailable.
+        """
+        return await self._propose_groups(
+            groups,
+            lambda view, current: membership.restarted(view, current, force=force),
+            lambda view, group: not view.stopped[group],
+        )
+
+    async def drop_replica(
+        self, node: int, groups: Iterable[int] | None = None, reason: str = ""
+    ) -> None:
+        """Take the replica that this node knows as `node` out of its sets; its client stays.
+
+        With groups it must sync those again; with None it is out until its node's next start. The
+        only in-sync replica of a group stays. Raises Unavailable.
+        """
+        member = self.view.member(node)
+        if member is None:
+            return
+        wanted = None if groups is None else sorted(groups)
+        incarnation = member.incarnation
+        self._log.warning("replica dropped", replica=member.name, groups=wanted, reason=reason)
+        await self.propose(lambda view: membership.replica_dropped(view, node, incarnation, wanted))
+
+    async def caches_dropped(self) -> None:
+        """Tell the others that this lost incarnation serves nothing, nor does its kernel."""
+        assert self.lost.is_set(), "a serving node has caches"
+        await self._provider.caches_dropped(self.node, self.incarnation)
+
+    async def leave(self) -> None:
+        """Leave cleanly; this node must have stopped serving and dropped its caches before.
+
+        Gives up after one lease without the provider: then the others have noticed by themselves.
+        """
+        if not self._serving.is_set():
+            return
+        self._stop_serving()
+        with trio.move_on_after(self.identity.lease_s):
+            while not await self._left():
+                pass
+
+    async def rejoin(self) -> None:
+        """Join again as a new incarnation after `lost`; waits while the provider is away.
+
+        The caller has stopped serving and has dropped its kernel's caches. Raises SetupError.
+        """
+        assert self.lost.is_set(), "rejoin is for incarnations that are over"
+        self._applicant = self._applicant._replace(store_epoch=self.view.epoch)
+        await self._join(self.incarnation, math.inf)
+
+    def statistics(self) -> dict[str, Any]:
+        """Return counters and state for administrators."""
+        return {
+            "node": self.node,
+            "incarnation": self.incarnation,
+            "epoch": self.view.epoch,
+            "lease_left_s": max(0.0, self._lease.left_s(self._now())),
+            "renewals": self._renewals,
+            "proposals": self._proposals,
+            "conflicts": self._conflicts,
+            "provider_failures": self._provider_failures,
+        }
+
+    async def _join(self, replaces: int | None, patience_s: float) -> None:
+        """Register, announce, wait until the others' state is known, and get into the view."""
+        registration = await _insist(
+            lambda: self._provider.register(self._applicant.name), patience_s
+        )
+        address = await self._announce(registration)
+        application = Application(self.identity, self._applicant, registration, address, replaces)
+        self._heartbeats = Heartbeats(self.identity.lease_s)
+        sent_s = self._now()
+        while True:
+            snapshot = await _insist(self._provider.read, patience_s)
+            view = snapshot.view
+            if view is not None and view.has(registration.node, registration.incarnation):
+                break  # an attempt whose answer was lost
+            now_s = self._now()
+            self._heartbeats.observe(snapshot.beats, now_s)
+            admission = admit(application, snapshot, self._heartbeats, now_s)
+            if admission is not None:
+                sent_s = self._now()
+                view = admission.view
+                if await self._swapped(view, self._heartbeats.beats(admission.silent)):
+                    break
+            await trio.sleep(self._tick_s)
+        self._begin(registration, view, sent_s)
+
+    def _begin(self, registration: Registration, view: View, sent_s: float) -> None:
+        self.node, self.incarnation = registration.node, registration.incarnation
+        self._lease = Lease(self.identity.lease_s, sent_s)
+        self._accused.clear()
+        self.lost = trio.Event()
+        self._serving.set()
+        self._log.info("joined", incarnation=self.incarnation, epoch=view.epoch)
+        self._adopt(view)
+
+    async def _renew(self) -> None:
+        while True:
+            await self._serving.wait()
+            renewed = await self._renew_once()
+            await trio.sleep(
+                self.identity.lease_s / RENEWALS_PER_LEASE if renewed else self._tick_s
+            )
+
+    async def _renew_once(self) -> bool:
+        if self.lease_left_s() <= 0:
+            return False
+        lease, sent_s = self._lease, self._now()
+        try:
+            epoch = await self._provider.renew(self.node, self.incarnation)
+        except ProviderAway as error:
+            self._provider_failed(error)
+            return False
+        if lease is not self._lease:  # rejoined meanwhile
+            return False
+        if epoch is None:
+            self._lose("the others have removed it from the view")
+            return False
+        if epoch > self.view.epoch:
+            self._poked.set()
+        self._renewals += 1
+        self._away = False
+        return lease.renewed(sent_s, self._now())
+
+    async def _watch_lease(self) -> None:
+        while True:
+            await self._serving.wait()
+            left_s = self.lease_left_s()
+            if left_s > 0:
+                await trio.sleep(left_s)
+
+    async def _follow(self) -> None:
+        while True:
+            await self._serving.wait()
+            with trio.move_on_after(self._tick_s):
+                await self._poked.wait()
+            poked = self._poked.is_set()
+            self._poked = trio.Event()
+            try:
+                if await self._provider.changed() or poked:
+                    self._take(await self._provider.read())
+                else:
+                    self._heartbeats.watch(self._now())
+                await self._judge()
+            except ProviderAway as error:
+                self._provider_failed(error)
+
+    async def _judge(self) -> None:
+        """Propose to remove who is gone; one attempt, for the next tick looks again."""
+        others = [member for member in self.view.members if member.node != self.node]
+        dropped = self._caches_dropped
+        verdict = judge(others, self._heartbeats, self._accused, dropped, self._now())
+        if not any(verdict) or not await self._renew_once():
+            return
+        view = self.view
+        down = verdict.down - undecided(view, verdict.down, self._heartbeats, self._now())
+        proposal = membership.removed(view, down)
+        if proposal is None:
+            proposal = membership.leaving(view, verdict.leaving)
+            self._accused -= verdict.leaving
+        if proposal is not None:
+            condition = (down | verdict.leaving) - dropped
+            if await self._swapped(proposal, self._heartbeats.beats(condition)):
+                names = {m.incarnation: m.name for m in view.members}
+                self._log.warning(
+                    "removed" if down else "leaving",
+                    members=sorted(names[i] for i in (down or verdict.leaving) if i in names),
+                )
+
+    async def _refresh(self) -> None:
+        """Read the current view. Raises Unavailable when this incarnation is over."""
+        while self.lease_left_s() > 0:
+            try:
+                self._take(await self._provider.read())
+            except ProviderAway as error:
+                self._provider_failed(error)
+                await trio.sleep(self._tick_s)
+            else:
+                if self._serving.is_set():
+                    return
+        raise Unavailable("this incarnation is no member of the cluster any more")
+
+    async def _swapped(self, proposal: View, beats: Mapping[int, int] | None = None) -> bool:
+        """Compare and swap; False also when it is not known whether it happened."""
+        proposal.validate()
+        try:
+            swapped = await self._provider.propose(proposal, beats or {})
+        except ProviderAway as error:
+            self._provider_failed(error)
+            await trio.sleep(self._tick_s)
+            return False
+        if not swapped:
+            self._conflicts += 1
+            return False
+        self._proposals += 1
+        self._adopt(proposal)
+        return True
+
+    async def _propose_groups(
+        self,
+        groups: Iterable[int],
+        change: Callable[[View, set[int]], View | None],
+        reached: Callable[[View, int], bool],
+    ) -> set[int]:
+        known, wanted = self.view, set(groups)
+        current: set[int] = set()
+
+        def change_current(view: View) -> View | None:
+            current.clear()
+            current.update(g for g in wanted if view.generation[g] == known.generation[g])
+            return change(view, current)
+
+        result = await self.propose(change_current)
+        return {group for group in current if reached(result, group)}
+
+    async def _left(self) -> bool:
+        try:
+            view = (await self._provider.read()).view
+            assert view is not None
+            proposal = membership.left(view, self.node, self.incarnation)
+            return proposal is None or await self._provider.propose(proposal, {})
+        except ProviderAway as error:
+            self._provider_failed(error)
+            await trio.sleep(self._tick_s)
+            return False
+
+    def _take(self, snapshot: Snapshot) -> None:
+        self._heartbeats.observe(snapshot.beats, self._now())
+        self._caches_dropped = snapshot.caches_dropped
+        if snapshot.view is not None:
+            self._adopt(snapshot.view)
+
+    def _adopt(self, view: View) -> None:
+        if not self._serving.is_set() or (self._view and view.epoch <= self._view.epoch):
+            return
+        if not view.has(self.node, self.incarnation):
+            self._lose("the others have removed it from the view")
+            return
+        old, self._view = self._view, view
+        if old is not None:
+            for callback in self._subscribers:
+                callback(old, view)
+        adopted, self._adopted = self._adopted, trio.Event()
+        adopted.set()
+
+    def _lose(self, reason: str) -> None:
+        if self._serving.is_set():
+            self._stop_serving()
+            self._log.error("lost", incarnation=self.incarnation, reason=reason)
+            self.lost.set()
+
+    def _stop_serving(self) -> None:
+        self._lease.end()
+        self._serving = trio.Event()
+
+    def _provider_failed(self, error: ProviderAway) -> None:
+        self._provider_failures += 1
+        if not self._away:
+            self._away = True
+            self._log.warning("provider away", error=str(error))
+
+
+async def _insist(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    """Call until the provider answers; raises SetupError when it stays away for that long."""
+    failure = ProviderAway("the store of views does not answer")
+    with trio.move_on_after(patience_s):
+        while True:
+            try:
+                return await call()
+            except ProviderAway as error:
+                failure = error
+                await trio.sleep(0.05)
+    raise SetupError(str(failure))

@@ -1,0 +1,279 @@
+"""The local provider's SQLite file: identity, names, view and heartbeats of one machine's cluster.
+
+Synchronous, and free of trio, because the supervisor process uses it too. Each method is one
+transaction or one read. What must survive a power cut (all but the beats) is written by an instance
+opened `durable`; beats are not synced, so that a renewal holds the file's write lock for
+microseconds only: a process that is stopped while it holds the lock blocks everybody.
+
+The file is read and written by its owner only (it holds the cluster's secret), and must be on a
+local disk: SQLite's write-ahead log needs memory shared by all users of the file.
+
+Invariants:
+  * `view` is written only by `propose`, and its epoch grows by exactly one each time;
+  * `members` has one row for each member of the stored view, with the member's state;
+  * an incarnation is handed out once; a name keeps its node number for ever.
+"""
+
+import os
+import secrets
+import sqlite3
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from clusterfs.cluster.providers import Identity, Registration, Snapshot
+from clusterfs.cluster.views import State, View, decode_view, encode_view
+from clusterfs.errors import ProviderAway, SetupError
+
+_APPLICATION_ID = 0x636C6673  # "clfs"
+_FORMAT = 1
+_LAST_NODE = 62
+_LAST_INCARNATION = (1 << 24) - 1  # inode numbers have 24 bits for it
+
+_SCHEMA = """
+CREATE TABLE identity (cluster TEXT NOT NULL, secret BLOB NOT NULL, lease_s REAL NOT NULL);
+CREATE TABLE counter (incarnation INTEGER NOT NULL);
+CREATE TABLE nodes (node INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, store_id TEXT NOT NULL);
+CREATE TABLE view (epoch INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE TABLE members (
+    incarnation INTEGER PRIMARY KEY, node INTEGER NOT NULL, up INTEGER NOT NULL,
+    beat INTEGER NOT NULL);
+CREATE TABLE caches_dropped (incarnation INTEGER PRIMARY KEY, node INTEGER NOT NULL);
+INSERT INTO counter VALUES (0);
+"""
+
+
+class LocalFile:
+    """One connection to the file. Calls must not overlap; any thread may make them."""
+
+    def __init__(self, path: Path | str, *, durable: bool = True, wait_s: float = 0.25) -> None:
+        self._path = str(path)
+        self._durable = durable
+        self._wait_s = wait_s
+        self._db: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+        self._seen: int | None = None
+
+    def create(self, *, found: bool = True) -> None:
+        """Make the file if there is none, and check that it is one of ours. Raises SetupError."""
+        try:
+            _make_private(self._path, found=found)
+            with self._transaction() as db:
+                self._create_tables(db)
+        except OSError as error:
+            raise SetupError(f"cluster file {self._path}: {error.strerror}") from error
+
+    def identity(self, lease_s: float) -> Identity:
+        """Return the cluster's identity; the first to ask founds the cluster."""
+        with self._transaction() as db:
+            row = db.execute("SELECT cluster, secret, lease_s FROM identity").fetchone()
+            if row is None:
+                row = (str(uuid.uuid4()), secrets.token_bytes(32), lease_s)
+                db.execute("INSERT INTO identity VALUES (?, ?, ?)", row)
+        return Identity(*row)
+
+    def register(self, name: str) -> Registration:
+        """Return the node number of that name and a fresh incarnation."""
+        with self._transaction() as db:
+            db.execute("UPDATE counter SET incarnation = incarnation + 1")
+            (incarnation,) = db.execute("SELECT incarnation FROM counter").fetchone()
+            if incarnation > _LAST_INCARNATION:
+                raise SetupError(f"cluster file {self._path}: all incarnations are used up")
+            node, store_id = _node_of(db, name)
+        return Registration(node, incarnation, store_id)
+
+    def renew(self, node: int, incarnation: int) -> int | None:
+        """Move the beat if this incarnation is UP, and return the epoch, else None."""
+        with self._transaction() as db:
+            moved = db.execute(
+                "UPDATE members SET beat = beat + 1 WHERE incarnation = ? AND node = ? AND up",
+                (incarnation, node),
+            ).rowcount
+            (epoch,) = db.execute("SELECT max(epoch) FROM view").fetchone()
+        return epoch if moved else None
+
+    def read(self) -> Snapshot:
+        """Return view, beats and reports as of one instant."""
+        with self._transaction("DEFERRED") as db:
+            row = db.execute("SELECT body FROM view").fetchone()
+            beats = dict(db.execute("SELECT incarnation, beat FROM members").fetchall())
+            dropped = db.execute("SELECT incarnation FROM caches_dropped").fetchall()
+        view = None if row is None else self._decoded(row[0])
+        return Snapshot(view, beats, frozenset(incarnation for (incarnation,) in dropped))
+
+    def propose(self, view: View, beats: Mapping[int, int]) -> bool:
+        """Replace the view before `view` unless another did, or one of `beats` moved."""
+        body = encode_view(view)
+        with self._transaction() as db:
+            (epoch,) = db.execute("SELECT coalesce(max(epoch), 0) FROM view").fetchone()
+            now = dict(db.execute("SELECT incarnation, beat FROM members").fetchall())
+            if epoch != view.epoch - 1 or any(now.get(i) != beat for i, beat in beats.items()):
+                return False
+            db.execute("DELETE FROM view")
+            db.execute("INSERT INTO view VALUES (?, ?)", (view.epoch, body))
+            _write_members(db, view, now)
+        return True
+
+    def changed(self) -> bool:
+        """Tell whether another connection wrote anything since the last call."""
+        try:
+            (version,) = self._connection().execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error as error:
+            self.close()
+            raise ProviderAway(f"cluster file {self._path}: {error}") from error
+        changed = bool(version != self._seen)
+        self._seen = version
+        return changed
+
+    def caches_dropped(self, node: int, incarnation: int) -> None:
+        """Note that this incarnation serves nothing any more, nor does its kernel."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO caches_dropped VALUES (?, ?)", (incarnation, node))
+
+    def close(self) -> None:
+        """Close the connection; a later call opens it again."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextmanager
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """All or nothing; every failure of SQLite's becomes ProviderAway."""
+        try:
+            db = self._connection()
+            db.execute(f"BEGIN {kind}")
+            try:
+                yield db
+            except BaseException:
+                db.rollback()
+                raise
+            db.commit()
+        except sqlite3.Error as error:
+            self.close()
+            raise ProviderAway(f"cluster file {self._path}: {error}") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._db = self._connect()
+        elif self._inode is not None and self._inode != self._stat():
+            self.close()
+            raise ProviderAway(f"cluster file {self._path} was replaced by another")
+        return self._db
+
+    def _connect(self) -> sqlite3.Connection:
+        inode = self._stat()
+        memory = self._path == ":memory:"
+        name = self._path if memory else f"{Path(self._path).absolute().as_uri()}?mode=rw"
+        try:
+            db = sqlite3.connect(
+                name,
+                uri=not memory,
+                timeout=self._wait_s,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        except sqlite3.Error as error:
+            if _is_foreign(error):
+                raise SetupError(f"{self._path} is not a cluster file: {error}") from error
+            raise ProviderAway(f"cluster file {self._path}: {error}") from error
+        self._inode = inode
+        self._seen = None
+        return db
+
+    def _stat(self) -> tuple[int, int] | None:
+        if self._path == ":memory:":
+            return None
+        try:
+            found = os.stat(self._path)  # noqa: PTH116  (this runs at every call)
+        except OSError as error:
+            raise ProviderAway(f"cluster file {self._path}: {error.strerror}") from error
+        return found.st_dev, found.st_ino
+
+    def _create_tables(self, db: sqlite3.Connection) -> None:
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if (application, version, tables) == (0, 0, 0):
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {_FORMAT}")
+        elif application != _APPLICATION_ID:
+            raise SetupError(f"{self._path} is an SQLite file, but not a cluster file")
+        elif version != _FORMAT:
+            raise SetupError(f"cluster file {self._path} has format {version}, not {_FORMAT}")
+
+    def _decoded(self, body: bytes) -> View:
+        try:
+            return decode_view(body)
+        except ValueError as error:
+            raise ProviderAway(f"cluster file {self._path}: {error}") from error
+
+
+def report_caches_dropped(path: Path | str, node: int, incarnation: int) -> None:
+    """Say for a daemon that has ended that no process and no kernel cache of its serves any more.
+
+    For the supervisor: synchronous, waits at most 5 s for the file's lock. Only for an incarnation
+    whose daemon process is gone, or that has stopped serving: others may take its locks at once.
+
+    Raises:
+        ProviderAway: the file is missing, damaged, or locked for long.
+    """
+    file = LocalFile(path, wait_s=5.0)
+    try:
+        file.caches_dropped(node, incarnation)
+    finally:
+        file.close()
+
+
+def _make_private(path: str, *, found: bool) -> None:
+    if path == ":memory:":
+        return
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if found else 0)
+    try:
+        os.close(os.open(path, flags, 0o600))
+    except FileNotFoundError as error:
+        missing = "its folder does not exist" if found else "the brick's cluster is not there"
+        raise SetupError(f"cluster file {path}: {missing}") from error
+    mode = stat.S_IMODE(os.stat(path).st_mode)  # noqa: PTH116
+    if mode & 0o077:
+        raise SetupError(f"cluster file {path} holds the secret but has mode {mode:04o}: chmod 600")
+
+
+def _is_foreign(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB
+
+
+def _node_of(db: sqlite3.Connection, name: str) -> tuple[int, str]:
+    row: tuple[int, str] | None = db.execute(
+        "SELECT node, store_id FROM nodes WHERE name = ?", (name,)
+    ).fetchone()
+    if row is not None:
+        return row
+    (node,) = db.execute("SELECT coalesce(max(node), 0) + 1 FROM nodes").fetchone()
+    if node > _LAST_NODE:
+        raise SetupError(f"node name {name}: a cluster has at most {_LAST_NODE} names")
+    db.execute("INSERT INTO nodes VALUES (?, ?, '')", (node, name))
+    return node, ""
+
+
+def _write_members(db: sqlite3.Connection, view: View, beats: Mapping[int, int]) -> None:
+    db.execute("DELETE FROM members")
+    db.executemany(
+        "INSERT INTO members VALUES (?, ?, ?, ?)",
+        [
+            (m.incarnation, m.node, m.state is State.UP, beats.get(m.incarnation, 0))
+            for m in view.members
+        ],
+    )
+    db.executemany(
+        "UPDATE nodes SET store_id = ? WHERE node = ?",
+        [(m.store_id, m.node) for m in view.members if m.store_id],
+    )
+    db.execute(
+        "DELETE FROM caches_dropped WHERE incarnation NOT IN (SELECT incarnation FROM members)"
+    )
