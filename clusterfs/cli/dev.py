@@ -1,0 +1,354 @@
+"""A whole cluster on one machine, for development, tests and demonstrations.
+
+Everything is under one folder: bricks/nK, etc/nK.toml, etc/secret, cluster.db, log/nK.log,
+run/nK.pid, and the mounts n1 ... nN. The files are the truth; nothing else is remembered, so any
+command works after any crash.
+
+Invariants:
+  * a verb returns only when what it says is so, and raises SetupError otherwise;
+  * only processes recorded in run/ are signalled, and only if they are still the ones recorded.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from clusterfs import config, control
+from clusterfs.cli import mount, processes
+from clusterfs.cli.control import mount_at
+from clusterfs.errors import NotAnswering, SetupError
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+MOST_NODES = 62
+
+_MNT_DETACH = 2
+_POLL_S = 0.05
+_FIRST_PORT, _LAST_PORT = 20000, 30000  # below what the kernel gives to outgoing connections
+
+
+class Node(msgspec.Struct, frozen=True):
+    """Where one node of the cluster keeps its things."""
+
+    number: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Return nK."""
+        return f"n{self.number}"
+
+    @property
+    def mount(self) -> Path:
+        """Return the mount point."""
+        return self.folder / self.name
+
+    @property
+    def brick(self) -> Path:
+        """Return where its store is."""
+        return self.folder / "bricks" / self.name
+
+    @property
+    def config(self) -> Path:
+        """Return its configuration file."""
+        return self.folder / "etc" / f"{self.name}.toml"
+
+    @property
+    def log(self) -> Path:
+        """Return its log file."""
+        return self.folder / "log" / f"{self.name}.log"
+
+    @property
+    def pidfile(self) -> Path:
+        """Return where its process is recorded."""
+        return self.folder / "run" / f"{self.name}.pid"
+
+    @property
+    def process(self) -> processes.Process | None:
+        """Return the recorded process, alive or not."""
+        return processes.recorded(self.pidfile)
+
+    def state(self) -> str:
+        """Return "running", "paused" or "gone"."""
+        process = self.process
+        return processes.state(process) if process else "gone"
+
+    def ask(self, request: str, timeout_s: float = 2.0, **arguments: Any) -> dict[str, Any]:
+        """Ask its daemon. Raises NotAnswering."""
+        return control.ask(self.brick / "control.sock", request, timeout_s=timeout_s, **arguments)
+
+
+class Cluster:
+    """The nodes under one folder and what can be done with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Return every node that has a configuration, by number."""
+        numbers = [int(path.stem[1:]) for path in self.folder.glob("etc/n[0-9]*.toml")]
+        return [Node(number, self.folder) for number in sorted(numbers)]
+
+    def node(self, name: str) -> Node:
+        """Return the node called nK. Raises SetupError."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        known = ", ".join(node.name for node in self.nodes) or "none"
+        raise SetupError(f"{self.folder} has no node {name!r}; there are: {known}")
+
+    def up(self, nodes: int | None = None, replicas: int | None = None) -> None:
+        """Start what does not run, mount it, and wait until every node is in sync."""
+        with self._locked(create=True):
+            self._configure(nodes, replicas)
+            self._start([node for node in self.nodes if not self._serving(node)])
+            self._wait_synced(self.nodes)
+
+    def start(self, name: str) -> None:
+        """Start one node again and wait until it is in sync."""
+        node = self.node(name)
+        with self._locked():
+            if node.state() == "paused":
+                raise SetupError(f"{name} is paused; `clusterfs dev resume {name}` lets it go on")
+            if not self._serving(node):
+                self._start([node])
+            self._wait_synced([node])
+
+    def kill(self, name: str) -> None:
+        """End one node's daemon with SIGKILL; returns when the process is gone."""
+        node = self.node(name)
+        with self._locked():
+            process = node.process
+            if process is None or not processes.send(process, signal.SIGKILL):
+                raise SetupError(f"{name} does not run")
+            if not processes.wait_gone(process, STOP_TIMEOUT_S):
+                raise SetupError(f"{name}: process {process.pid} survives SIGKILL")
+
+    def pause(self, name: str) -> None:
+        """Stop one node's daemon with SIGSTOP; returns when it stands still."""
+        node = self.node(name)
+        with self._locked():
+            process = node.process
+            if process is None or not processes.send(process, signal.SIGSTOP):
+                raise SetupError(f"{name} does not run")
+            _wait(f"{name} stands still", lambda: node.state() == "paused", STOP_TIMEOUT_S)
+
+    def resume(self, name: str) -> None:
+        """Let a paused node go on; returns when it is a member in sync."""
+        node = self.node(name)
+        with self._locked():
+            process = node.process
+            if process is None or not processes.send(process, signal.SIGCONT):
+                raise SetupError(f"{name} does not run")
+            _wait(f"{name} goes on", lambda: node.state() == "running", STOP_TIMEOUT_S)
+            self._wait_synced([node])
+
+    def down(self) -> None:
+        """Unmount every node and wait until its daemon has ended; the data stays."""
+        with self._locked():
+            for node in self.nodes:
+                if node.state() == "paused" and (process := node.process):
+                    processes.send(process, signal.SIGCONT)
+            _in_parallel(_stop, self.nodes)
+
+    def status(self) -> dict[str, Any]:
+        """Return what is so now; a node that does not answer has no `daemon`."""
+        if not self.nodes:
+            raise SetupError(f"{self.folder}: no cluster here; `clusterfs dev up` makes one")
+        return {"folder": str(self.folder), "nodes": [_describe(node) for node in self.nodes]}
+
+    @contextlib.contextmanager
+    def _locked(self, *, create: bool = False) -> Iterator[None]:
+        """Let one command at a time change this cluster."""
+        run = self.folder / "run"
+        if create:
+            _make_folder(run)
+        elif not run.is_dir():
+            raise SetupError(f"{self.folder}: no cluster here; `clusterfs dev up` makes one")
+        with (run / "lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as failure:
+                raise SetupError(f"{self.folder}: another `clusterfs dev` is at work") from failure
+            yield
+
+    def _configure(self, nodes: int | None, replicas: int | None) -> None:
+        existing = {node.number for node in self.nodes}
+        wanted = nodes or max(existing, default=3)
+        if not 1 <= wanted <= MOST_NODES:
+            raise SetupError(f"--nodes: between 1 and {MOST_NODES}")
+        if existing and wanted < max(existing):
+            raise SetupError(f"{self.folder} has {max(existing)} nodes already; none are removed")
+        for name in ("bricks", "etc", "log"):
+            _make_folder(self.folder / name)
+        secret = self.folder / "etc" / "secret"
+        if not secret.exists():
+            secret.touch(mode=0o600)
+            secret.write_text(secrets.token_hex(32) + "\n")
+        missing = sorted(set(range(1, wanted + 1)) - existing)
+        for number, port in zip(missing, _free_ports(len(missing), self._ports()), strict=True):
+            _write_config(Node(number, self.folder), port, replicas or 3)
+        for node in self.nodes:
+            _make_folder(node.brick)
+
+    def _ports(self) -> set[int]:
+        return {int(config.load(node.config).listen.rpartition(":")[2]) for node in self.nodes}
+
+    def _serving(self, node: Node) -> bool:
+        """Tell whether the node runs, is mounted and answers."""
+        if node.state() != "running" or mount_at(node.mount) is None:
+            return False
+        try:
+            node.ask("ping")
+        except NotAnswering:
+            return False
+        return True
+
+    def _start(self, nodes: Sequence[Node]) -> None:
+        """Mount all at once: after a full stop they need one another."""
+        try:
+            _in_parallel(_start, nodes)
+        except SetupError:
+            for node in nodes:
+                with contextlib.suppress(SetupError):
+                    _stop(node)
+            raise
+
+    def _wait_synced(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            _wait(f"{node.name} is in sync", lambda node=node: _synced(node), START_TIMEOUT_S)
+
+
+def _start(node: Node) -> None:
+    process = node.process
+    if process and processes.state(process) != "gone":
+        raise SetupError(f"{node.name}: process {process.pid} runs but does not serve {node.mount}")
+    clear_mount(node.mount)
+    _make_folder(node.mount)
+    words = [f"log={node.log}", f"pidfile={node.pidfile}", f"timeout={START_TIMEOUT_S:g}"]
+    try:
+        options = mount.parse_options(words)
+        config.load(node.config).secret()
+        place = mount.check_mount_point(node.mount)
+        mount.check_device()
+        mount.mount(node.config, place, options)
+    except SetupError as failure:
+        raise SetupError(f"{node.name}: {failure}") from failure
+
+
+def _stop(node: Node) -> None:
+    process = node.process
+    if process is None or processes.state(process) == "gone":
+        clear_mount(node.mount)
+        return
+    if mount_at(node.mount):
+        _unmount(node)
+    else:
+        processes.send(process, signal.SIGTERM)
+    if not processes.wait_gone(process, STOP_TIMEOUT_S):
+        raise SetupError(
+            f"{node.name}: process {process.pid} has not ended {STOP_TIMEOUT_S:g} s after umount"
+        )
+
+
+def _unmount(node: Node) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    deadline_s = time.monotonic() + STOP_TIMEOUT_S  # noqa: TID251  (a shell reads clocks)
+    while libc.umount2(os.fsencode(node.mount), 0) != 0:
+        number = ctypes.get_errno()
+        late = time.monotonic() > deadline_s  # noqa: TID251
+        if late or os.strerror(number) != "Device or resource busy":
+            raise SetupError(f"{node.name}: cannot unmount {node.mount}: {os.strerror(number)}")
+        time.sleep(_POLL_S)
+
+
+def clear_mount(point: Path) -> None:
+    """Take away mounts at `point` whose daemon is gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    while mount_at(point):
+        if libc.umount2(os.fsencode(point), _MNT_DETACH) != 0:
+            raise SetupError(f"cannot unmount {point}: {os.strerror(ctypes.get_errno())}")
+
+
+def _synced(node: Node) -> bool:
+    try:
+        status = node.ask("status")
+    except NotAnswering:
+        if node.state() == "gone":
+            raise SetupError(f"{node.name} ended; see {node.log}") from None
+        return False
+    return bool(status["synced"])
+
+
+def _describe(node: Node) -> dict[str, Any]:
+    mounted = mount_at(node.mount) is not None
+    described: dict[str, Any] = {"name": node.name, "state": node.state(), "mounted": mounted}
+    described |= {"mount": str(node.mount), "brick": str(node.brick), "daemon": None}
+    if process := node.process:
+        described["pid"] = process.pid
+    if described["state"] == "running":
+        with contextlib.suppress(NotAnswering):
+            described["daemon"] = node.ask("status")
+    return described
+
+
+def _write_config(node: Node, port: int, replicas: int) -> None:
+    staged = node.config.with_suffix(".new")
+    staged.write_text(
+        f'name = "{node.name}"\n'
+        f'brick = "../bricks/{node.name}"\n'
+        'provider = "local:../cluster.db"\n'
+        'secret_file = "secret"\n'
+        f'listen = "127.0.0.1:{port}"\n'
+        f"replicas = {replicas}\n"
+    )
+    staged.replace(node.config)
+
+
+def _free_ports(count: int, taken: set[int]) -> list[int]:
+    ports: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(ports) < count:
+            port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)
+            if port in taken or port in ports:
+                continue
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise SetupError(f"cannot make {path}: {failure.strerror}") from failure
+
+
+def _in_parallel(action: Callable[[Node], None], nodes: Sequence[Node]) -> None:
+    """Do it for all, wait for all, then raise the first failure."""
+    with ThreadPoolExecutor(max_workers=max(1, len(nodes))) as pool:
+        tasks = [pool.submit(action, node) for node in nodes]
+    for task in tasks:
+        task.result()
+
+
+def _wait(what: str, so: Callable[[], bool], timeout_s: float) -> None:
+    deadline_s = time.monotonic() + timeout_s  # noqa: TID251  (a shell reads clocks)
+    while not so():
+        if time.monotonic() > deadline_s:  # noqa: TID251
+            raise SetupError(f"it is not so after {timeout_s:g} s: {what}")
+        time.sleep(_POLL_S)

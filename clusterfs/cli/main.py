@@ -1,0 +1,117 @@
+"""The `clusterfs` command.
+
+Exit codes: 0 it is so, 1 it is not (one line on stderr says why), 2 wrong usage.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from clusterfs import control
+from clusterfs.cli import tables
+from clusterfs.cli.control import find_socket
+from clusterfs.cli.dev import Cluster
+from clusterfs.errors import SetupError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="clusterfs: a POSIX cluster filesystem in user space.",
+)
+dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
+app.add_typer(dev, name="dev")
+
+Folder = Annotated[Path, typer.Option("--dir", help="Where the cluster lives.")]
+NodeName = Annotated[str, typer.Argument(metavar="nK", help="Which node.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Target = Annotated[
+    str | None, typer.Argument(help="A mount point, a config file or an admin socket.")
+]
+HERE = Path("clusterfs-dev")
+
+
+@app.command()
+def status(target: Target = None, *, as_json: AsJson = False) -> None:
+    """Show a running node: its cluster, its lease, its store."""
+    reply = control.ask(find_socket(target), "status")
+    _show(reply, tables.status, as_json=as_json)
+
+
+@dev.command()
+def up(
+    nodes: Annotated[int | None, typer.Option(help="How many nodes; 3 at first.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of all data; 3.")] = None,
+    folder: Folder = HERE,
+) -> None:
+    """Start N daemons, mount DIR/n1 ... DIR/nN, wait until all are in sync."""
+    cluster = Cluster(folder)
+    cluster.up(nodes, replicas)
+    points = ", ".join(str(node.mount) for node in cluster.nodes)
+    Console().print(f"mounted and in sync: {points}", highlight=False, soft_wrap=True)
+
+
+@dev.command("status")
+def dev_status(folder: Folder = HERE, *, as_json: AsJson = False) -> None:
+    """Show every node of the cluster."""
+    _show(Cluster(folder).status(), tables.cluster, as_json=as_json)
+
+
+@dev.command()
+def kill(node: NodeName, folder: Folder = HERE) -> None:
+    """End a node's daemon with SIGKILL."""
+    Cluster(folder).kill(node)
+
+
+@dev.command()
+def start(node: NodeName, folder: Folder = HERE) -> None:
+    """Start a node again and wait until it is in sync."""
+    Cluster(folder).start(node)
+
+
+@dev.command()
+def pause(node: NodeName, folder: Folder = HERE) -> None:
+    """Stop a node's daemon with SIGSTOP."""
+    Cluster(folder).pause(node)
+
+
+@dev.command()
+def resume(node: NodeName, folder: Folder = HERE) -> None:
+    """Let a paused node go on and wait until it is in sync."""
+    Cluster(folder).resume(node)
+
+
+@dev.command()
+def down(folder: Folder = HERE) -> None:
+    """Unmount all nodes and end their daemons; the data stays."""
+    Cluster(folder).down()
+
+
+def _show(
+    reply: dict[str, Any], render: Callable[[dict[str, Any], Console], None], *, as_json: bool
+) -> None:
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(reply)))
+    else:
+        render(reply, Console())
+
+
+def run(command: Callable[[], None], name: str) -> None:
+    """Run a command line; a SetupError becomes one line on stderr and exit code 1."""
+    try:
+        command()
+    except SetupError as failure:
+        typer.echo(f"{name}: {failure}", err=True)
+        raise SystemExit(1) from None
+
+
+def main() -> None:
+    """Run the command."""
+    run(app, "clusterfs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Processes that outlive the command that started them, named so that a reused pid is no mistake.
+
+A process is its pid, the moment it started (clock ticks since boot) and the boot it belongs to.
+Signals go through a pidfd that was checked after it was opened, so they reach that process or none.
+"""
+
+import os
+import select
+import signal
+from pathlib import Path
+
+import msgspec
+
+_STATE_FIELD = 0  # of /proc/PID/stat, counted after the command name
+_START_FIELD = 19
+
+
+class Process(msgspec.Struct, frozen=True):
+    """One run of a program."""
+
+    pid: int
+    started: int
+    boot: str
+
+
+def identify(pid: int) -> Process | None:
+    """Return who has that pid now, or None."""
+    fields = _stat(pid)
+    if fields is None:
+        return None
+    return Process(pid, int(fields[_START_FIELD]), _boot())
+
+
+def state(process: Process) -> str:
+    """Return "running", "paused" or "gone"; one that only waits to be reaped is gone."""
+    fields = _stat(process.pid)
+    if fields is None or process.boot != _boot() or int(fields[_START_FIELD]) != process.started:
+        return "gone"
+    letter = fields[_STATE_FIELD]
+    if letter in "ZX":
+        return "gone"
+    return "paused" if letter in "Tt" else "running"
+
+
+def send(process: Process, number: signal.Signals) -> bool:
+    """Signal exactly that process; False if it is gone."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if state(process) == "gone":
+            return False
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def wait_gone(process: Process, timeout_s: float) -> bool:
+    """Wait until that process has ended; False if it has not after `timeout_s`."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if state(process) == "gone":
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def record(path: Path, process: Process) -> None:
+    """Write `process` to a pid file, whole or not at all."""
+    staged = path.with_suffix(".new")
+    staged.write_bytes(msgspec.json.encode(process) + b"\n")
+    staged.replace(path)
+
+
+def recorded(path: Path) -> Process | None:
+    """Read a pid file; None if there is none or it is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Process)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

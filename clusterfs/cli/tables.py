@@ -1,0 +1,84 @@
+"""Replies of the daemon as tables for people; the JSON is for programs.
+
+Fields of a status reply (units last; groups are counts):
+  name, node, incarnation, pid, cluster, epoch, lease_left_s, mount, synced,
+  members: [{node, name, incarnation, address, state, wanted, in_sync, syncing}],
+  groups: {total, stopped}, resync: {active, objects_left},
+  space: {total, free, live}, store: {...}, locks: {...}, mesh: {...}
+`synced`: this node is a member, every group that belongs on it is in sync, none is stopped.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+
+def status(reply: Mapping[str, Any], console: Console) -> None:
+    """Print one node's status."""
+    facts = Table.grid(padding=(0, 2))
+    for key in ("name", "node", "incarnation", "cluster", "epoch", "mount", "pid"):
+        if key in reply:
+            facts.add_row(key, str(reply[key]))
+    facts.add_row("lease left", f"{reply['lease_left_s']:.1f} s")
+    facts.add_row("in sync", _yes(reply["synced"]))
+    if space := reply.get("space"):
+        facts.add_row("space", f"{decimal(space['free'])} free of {decimal(space['total'])}")
+    if (resync := reply.get("resync")) and resync.get("active"):
+        facts.add_row("resync", f"{resync.get('objects_left', '?')} objects left")
+    console.print(facts)
+    console.print(_members(reply["members"]))
+    for title in ("store", "locks"):
+        if numbers := reply.get(title):
+            console.print(_numbers(title, numbers))
+
+
+def cluster(reply: Mapping[str, Any], console: Console) -> None:
+    """Print every node of a development cluster."""
+    table = Table(title=reply["folder"])
+    for heading in ("node", "process", "pid", "mounted", "epoch", "lease left", "in sync"):
+        table.add_column(heading)
+    for node in reply["nodes"]:
+        daemon = node["daemon"] or {}
+        lease = f"{daemon['lease_left_s']:.1f} s" if daemon else "-"
+        table.add_row(
+            node["name"],
+            node["state"],
+            str(node.get("pid", "-")),
+            _yes(node["mounted"]),
+            str(daemon.get("epoch", "-")),
+            lease,
+            _yes(daemon["synced"]) if daemon else "-",
+        )
+    console.print(table)
+
+
+def _members(members: list[Mapping[str, Any]]) -> Table:
+    table = Table(title="members")
+    for heading in ("node", "name", "incarnation", "address", "state", "groups in sync"):
+        table.add_column(heading)
+    for member in members:
+        groups = f"{member['in_sync']} of {member['wanted']}"
+        if member["syncing"]:
+            groups += f", {member['syncing']} syncing"
+        shown = [member[key] for key in ("node", "name", "incarnation", "address", "state")]
+        table.add_row(*map(str, shown), groups)
+    return table
+
+
+def _numbers(title: str, numbers: Mapping[str, Any]) -> Table:
+    table = Table(title=title)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for key, value in sorted(numbers.items()):
+        if isinstance(value, Mapping):
+            continue
+        shown = decimal(value) if key.endswith("_bytes") else str(value)
+        table.add_row(key.replace("_", " "), shown)
+    return table
+
+
+def _yes(value: object) -> str:
+    return "[green]yes[/]" if value else "[red]no[/]"
