@@ -12,6 +12,7 @@ Invariants:
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import secrets
 import signal
@@ -228,7 +229,7 @@ class Cluster:
 
     def _wait_synced(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
-            _wait(f"{node.name} is in sync", lambda node=node: _synced(node), START_TIMEOUT_S)
+            _wait(f"{node.name} is in sync", functools.partial(_synced, node), START_TIMEOUT_S)
 
 
 def _start(node: Node) -> None:

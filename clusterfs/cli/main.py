@@ -19,6 +19,7 @@ from clusterfs.errors import SetupError
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     help="clusterfs: a POSIX cluster filesystem in user space.",
 )

@@ -1,7 +1,7 @@
 """mount.clusterfs: mounts a node from its config file and returns when the mount answers.
 
 Also the helper that mount(8) calls for type clusterfs. In the background case the command starts
-itself again with `-f` and a pipe; what arrives on the pipe, "ok" or the reason, decides how it ends.
+itself again with `-f` and a pipe; what arrives there, "ok" or the reason, decides how it ends.
 
 The checks that need no daemon come first, so that a mistake is one line on the terminal and leaves
 nothing changed.
@@ -78,9 +78,7 @@ def check_mount_point(directory: Path) -> Path:
     """Return the mount point resolved; raises SetupError unless it can be mounted on."""
     place = resolved(directory)
     if mount := mount_at(place):
-        raise SetupError(
-            f"{directory}: {mount.source} is mounted there; `umount {directory}` first"
-        )
+        raise SetupError(f"{directory}: {mount.source} is mounted there already")
     try:
         descriptor = os.open(place, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
     except NotADirectoryError as failure:
@@ -96,9 +94,8 @@ def check_device(device: Path = FUSE_DEVICE) -> None:
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError as failure:
-        raise SetupError(
-            f"{device} is missing: `modprobe fuse`, or give it to the container"
-        ) from (failure)
+        raise SetupError(f"{device} is missing: `modprobe fuse` makes it") from failure
+
     except OSError as failure:
         raise SetupError(f"cannot open {device}: {failure.strerror}; run as root") from failure
 
@@ -153,9 +150,7 @@ def serve(source: Path, directory: Path, options: Options) -> None:
     loaded = config.load(source, settings)
 
     def daemon(beat: Any) -> None:
-        from clusterfs import (
-            daemon as composition,  # late: the checks come before the heavy imports
-        )
+        from clusterfs import daemon as composition  # noqa: PLC0415  (slow; the checks come first)
 
         if options.pidfile:
             me = processes.identify(os.getpid())
@@ -163,7 +158,7 @@ def serve(source: Path, directory: Path, options: Options) -> None:
             processes.record(options.pidfile, me)
         composition.run(loaded, source, directory, options.kernel, _ready(options), beat)
 
-    from clusterfs.fuse.supervisor import run_supervised
+    from clusterfs.fuse.supervisor import run_supervised  # noqa: PLC0415  (as above)
 
     run_supervised(daemon)
 
@@ -186,7 +181,7 @@ def _fail(failure: SetupError) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _mount(
+def _mount(  # noqa: PLR0913  (mount(8) decides what there is)
     source: Annotated[Path, typer.Argument(help="The node's config file.")],
     directory: Annotated[Path, typer.Argument(help="Where to mount it.")],
     option: Annotated[
