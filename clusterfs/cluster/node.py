@@ -1,8 +1,7 @@
-"""This node's membership: the trio shell round views, leases and verdicts; nothing is decided here.
+"""This node's membership: the trio shell round views and verdicts; nothing is decided here.
 
-Three tasks run while it is open: `_renew` keeps the lease, `_follow` learns of new views and judges
-the others, `_watch_lease` sees the lease end even when the provider hangs. When this incarnation
-can serve no longer, `lost` is set and all pause; only `rejoin` goes on, as a new one.
+While an incarnation lasts, it renews its lease, and `_follow` learns of new views and judges the
+others. When it is over, `lost` is set and all pauses; only `rejoin` goes on, as a new incarnation.
 
 Invariants:
   * `lease_left_s()` is positive only while no other node can have taken this incarnation's locks;
@@ -21,8 +20,9 @@ import structlog
 import trio
 
 from clusterfs.cluster import membership
+from clusterfs.cluster.incarnation import Incarnation
 from clusterfs.cluster.joining import Applicant, Application, admit, check_identity
-from clusterfs.cluster.lease import RENEWALS_PER_LEASE, Heartbeats, Lease, judge, undecided
+from clusterfs.cluster.lease import Heartbeats, judge, undecided
 from clusterfs.cluster.providers import Identity, Provider, Registration, Snapshot
 from clusterfs.cluster.views import View
 from clusterfs.errors import ProviderAway, SetupError, Unavailable
@@ -44,10 +44,6 @@ def boottime_s() -> float:
 class Membership:
     """One node in the cluster. Made by `joined`."""
 
-    node: int
-    incarnation: int
-    lost: trio.Event  # this incarnation is over; a new one after `rejoin`
-
     def __init__(
         self,
         provider: Provider,
@@ -57,26 +53,22 @@ class Membership:
         now: Callable[[], float],
     ) -> None:
         self.identity = identity
-        self.node = self.incarnation = 0
-        self.lost = trio.Event()
         self._provider = provider
         self._applicant = applicant
         self._announce = announce
         self._now = now
-        self._log = structlog.get_logger("clusterfs.cluster").bind(node=applicant.name)
+        self._log = structlog.get_logger(package="cluster", name=applicant.name)
+        self._tick_s = min(0.1, identity.lease_s / 20)
+        self._current: Incarnation | None = None
         self._view: View | None = None
-        self._lease = Lease(identity.lease_s, now())
-        self._lease.end()
         self._heartbeats = Heartbeats(identity.lease_s)
         self._caches_dropped: frozenset[int] = frozenset()
         self._accused: set[int] = set()
-        self._tick_s = min(0.1, identity.lease_s / 20)
         self._subscribers: list[Subscriber] = []
         self._adopted = trio.Event()
         self._poked = trio.Event()
-        self._serving = trio.Event()  # joined, not lost, not leaving
-        self._away = False
-        self._renewals = self._proposals = self._conflicts = self._provider_failures = 0
+        self._begun = trio.Event()
+        self._proposals = self._conflicts = 0
 
     @classmethod
     @asynccontextmanager
@@ -105,14 +97,27 @@ class Membership:
         self = cls(provider, identity, applicant, announce, now)
         await self._join(None, _PROVIDER_PATIENCE_S)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._renew)
-            nursery.start_soon(self._follow)
-            nursery.start_soon(self._watch_lease)
+            nursery.start_soon(self._live)
             try:
                 yield self
             finally:
-                self._stop_serving()
+                self._me.retire()
                 nursery.cancel_scope.cancel()
+
+    @property
+    def node(self) -> int:
+        """This node's number, the same for every start."""
+        return self._me.node
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this start; another one after `rejoin`."""
+        return self._me.number
+
+    @property
+    def lost(self) -> trio.Event:
+        """Set once this incarnation is over; another event after `rejoin`."""
+        return self._me.lost
 
     @property
     def view(self) -> View:
@@ -122,10 +127,7 @@ class Membership:
 
     def lease_left_s(self) -> float:
         """Return for how long this node may still serve; not positive: stop at once."""
-        left_s = self._lease.left_s(self._now())
-        if left_s <= 0:
-            self._lose("the lease has ended")
-        return left_s
+        return self._me.left_s()
 
     async def entered(self, epoch: int) -> None:
         """Wait until the view is at `epoch` or later."""
@@ -212,9 +214,9 @@ class Membership:
 
         Gives up after one lease without the provider: then the others have noticed by themselves.
         """
-        if not self._serving.is_set():
+        if not self._me.serving:
             return
-        self._stop_serving()
+        self._me.retire()
         with trio.move_on_after(self.identity.lease_s):
             while not await self._left():
                 pass
@@ -230,16 +232,22 @@ class Membership:
 
     def statistics(self) -> dict[str, Any]:
         """Return counters and state for administrators."""
+        me = self._me
         return {
-            "node": self.node,
-            "incarnation": self.incarnation,
+            "node": me.node,
+            "incarnation": me.number,
             "epoch": self.view.epoch,
-            "lease_left_s": max(0.0, self._lease.left_s(self._now())),
-            "renewals": self._renewals,
+            "lease_left_s": max(0.0, me.left_s()),
+            "renewals": me.renewals,
+            "provider_failures": me.failures,
             "proposals": self._proposals,
             "conflicts": self._conflicts,
-            "provider_failures": self._provider_failures,
         }
+
+    @property
+    def _me(self) -> Incarnation:
+        assert self._current is not None, "not joined yet"
+        return self._current
 
     async def _join(self, replaces: int | None, patience_s: float) -> None:
         """Register, announce, wait until the others' state is known, and get into the view."""
@@ -267,52 +275,31 @@ class Membership:
         self._begin(registration, view, sent_s)
 
     def _begin(self, registration: Registration, view: View, sent_s: float) -> None:
-        self.node, self.incarnation = registration.node, registration.incarnation
-        self._lease = Lease(self.identity.lease_s, sent_s)
+        self._current = Incarnation(
+            registration, self.identity.lease_s, sent_s, self._provider, self._now
+        )
         self._accused.clear()
-        self.lost = trio.Event()
-        self._serving.set()
-        self._log.info("joined", incarnation=self.incarnation, epoch=view.epoch)
+        self._log.info("joined", node=self.node, incarnation=self.incarnation, epoch=view.epoch)
         self._adopt(view)
+        begun, self._begun = self._begun, trio.Event()
+        begun.set()
 
-    async def _renew(self) -> None:
+    async def _live(self) -> None:
+        """Run each incarnation until it is over."""
         while True:
-            await self._serving.wait()
-            renewed = await self._renew_once()
-            await trio.sleep(
-                self.identity.lease_s / RENEWALS_PER_LEASE if renewed else self._tick_s
-            )
+            me, next_begun = self._me, self._begun
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(me.keep, self._poke)
+                nursery.start_soon(self._follow, me)
+                await me.over.wait()
+                nursery.cancel_scope.cancel()
+            await next_begun.wait()
 
-    async def _renew_once(self) -> bool:
-        if self.lease_left_s() <= 0:
-            return False
-        lease, sent_s = self._lease, self._now()
-        try:
-            epoch = await self._provider.renew(self.node, self.incarnation)
-        except ProviderAway as error:
-            self._provider_failed(error)
-            return False
-        if lease is not self._lease:  # rejoined meanwhile
-            return False
-        if epoch is None:
-            self._lose("the others have removed it from the view")
-            return False
-        if epoch > self.view.epoch:
-            self._poked.set()
-        self._renewals += 1
-        self._away = False
-        return lease.renewed(sent_s, self._now())
+    def _poke(self) -> None:
+        self._poked.set()
 
-    async def _watch_lease(self) -> None:
-        while True:
-            await self._serving.wait()
-            left_s = self.lease_left_s()
-            if left_s > 0:
-                await trio.sleep(left_s)
-
-    async def _follow(self) -> None:
-        while True:
-            await self._serving.wait()
+    async def _follow(self, me: Incarnation) -> None:
+        while me.left_s() > 0:
             with trio.move_on_after(self._tick_s):
                 await self._poked.wait()
             poked = self._poked.is_set()
@@ -322,16 +309,16 @@ class Membership:
                     self._take(await self._provider.read())
                 else:
                     self._heartbeats.watch(self._now())
-                await self._judge()
+                await self._judge(me)
             except ProviderAway as error:
-                self._provider_failed(error)
+                me.failed(error)
 
-    async def _judge(self) -> None:
+    async def _judge(self, me: Incarnation) -> None:
         """Propose to remove who is gone; one attempt, for the next tick looks again."""
-        others = [member for member in self.view.members if member.node != self.node]
+        others = [member for member in self.view.members if member.node != me.node]
         dropped = self._caches_dropped
         verdict = judge(others, self._heartbeats, self._accused, dropped, self._now())
-        if not any(verdict) or not await self._renew_once():
+        if not any(verdict) or not await me.renew():
             return
         view = self.view
         down = verdict.down - undecided(view, verdict.down, self._heartbeats, self._now())
@@ -340,24 +327,22 @@ class Membership:
             proposal = membership.leaving(view, verdict.leaving)
             self._accused -= verdict.leaving
         if proposal is not None:
-            condition = (down | verdict.leaving) - dropped
-            if await self._swapped(proposal, self._heartbeats.beats(condition)):
-                names = {m.incarnation: m.name for m in view.members}
-                self._log.warning(
-                    "removed" if down else "leaving",
-                    members=sorted(names[i] for i in (down or verdict.leaving) if i in names),
-                )
+            gone = down or verdict.leaving
+            if await self._swapped(proposal, self._heartbeats.beats(gone - dropped)):
+                names = sorted(m.name for m in view.members if m.incarnation in gone)
+                self._log.warning("removed" if down else "leaving", members=names)
 
     async def _refresh(self) -> None:
         """Read the current view. Raises Unavailable when this incarnation is over."""
-        while self.lease_left_s() > 0:
+        me = self._me
+        while me.left_s() > 0:
             try:
                 self._take(await self._provider.read())
             except ProviderAway as error:
-                self._provider_failed(error)
+                me.failed(error)
                 await trio.sleep(self._tick_s)
             else:
-                if self._serving.is_set():
+                if me.left_s() > 0:
                     return
         raise Unavailable("this incarnation is no member of the cluster any more")
 
@@ -367,7 +352,7 @@ class Membership:
         try:
             swapped = await self._provider.propose(proposal, beats or {})
         except ProviderAway as error:
-            self._provider_failed(error)
+            self._log.warning("proposal without an answer", epoch=proposal.epoch, error=str(error))
             await trio.sleep(self._tick_s)
             return False
         if not swapped:
@@ -401,7 +386,7 @@ class Membership:
             proposal = membership.left(view, self.node, self.incarnation)
             return proposal is None or await self._provider.propose(proposal, {})
         except ProviderAway as error:
-            self._provider_failed(error)
+            self._me.failed(error)
             await trio.sleep(self._tick_s)
             return False
 
@@ -412,10 +397,11 @@ class Membership:
             self._adopt(snapshot.view)
 
     def _adopt(self, view: View) -> None:
-        if not self._serving.is_set() or (self._view and view.epoch <= self._view.epoch):
+        me = self._current
+        if me is None or not me.serving or (self._view and view.epoch <= self._view.epoch):
             return
-        if not view.has(self.node, self.incarnation):
-            self._lose("the others have removed it from the view")
+        if not view.has(me.node, me.number):
+            me.lose("the others have removed it from the view")
             return
         old, self._view = self._view, view
         if old is not None:
@@ -423,22 +409,6 @@ class Membership:
                 callback(old, view)
         adopted, self._adopted = self._adopted, trio.Event()
         adopted.set()
-
-    def _lose(self, reason: str) -> None:
-        if self._serving.is_set():
-            self._stop_serving()
-            self._log.error("lost", incarnation=self.incarnation, reason=reason)
-            self.lost.set()
-
-    def _stop_serving(self) -> None:
-        self._lease.end()
-        self._serving = trio.Event()
-
-    def _provider_failed(self, error: ProviderAway) -> None:
-        self._provider_failures += 1
-        if not self._away:
-            self._away = True
-            self._log.warning("provider away", error=str(error))
 
 
 async def _insist(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
