@@ -1,0 +1,116 @@
+"""Real clusters for the tests in this folder: three daemons, three mounts, shared by a module.
+
+A system call on a mount whose daemon hangs cannot be interrupted, so each test has a watchdog: in
+time it kills the daemons and aborts their FUSE connections; the call fails and so does the test.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from clusterfs.cli import processes
+from clusterfs.cli.control import MOUNTINFO
+from clusterfs.cli.dev import Cluster, clear_mount
+from clusterfs.errors import SetupError
+
+LOG_LINES = 25
+_clusters: list[Cluster] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.mount)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the ends of the daemons' logs under a failure."""
+    report = yield
+    if report.failed:
+        for cluster in _clusters:
+            for node in cluster.nodes:
+                with contextlib.suppress(OSError):
+                    lines = node.log.read_text("utf-8", "replace").splitlines()
+                    report.sections.append((f"log of {node.name}", "\n".join(lines[-LOG_LINES:])))
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _able() -> None:
+    """Fail, never skip, where these tests cannot run."""
+    assert os.getuid() == 0, "tests/mount needs root"
+    os.close(os.open("/dev/fuse", os.O_RDWR))
+
+
+@pytest.fixture(scope="module")
+def make_cluster() -> Iterator[Callable[..., Cluster]]:
+    """Start clusters that end with the module, whatever happens."""
+    made: list[Cluster] = []
+
+    def make(nodes: int = 3, replicas: int = 3) -> Cluster:
+        cluster = Cluster(Path(tempfile.mkdtemp(prefix="clusterfs-test-")))
+        made.append(cluster)
+        _clusters.append(cluster)
+        cluster.up(nodes, replicas)
+        return cluster
+
+    yield make
+    for cluster in made:
+        wreck(cluster)
+        shutil.rmtree(cluster.folder, ignore_errors=True)
+        _clusters.remove(cluster)
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
+    """Three nodes, three copies of everything."""
+    return make_cluster()
+
+
+@pytest.fixture
+def folders(
+    cluster: Cluster, request: pytest.FixtureRequest, _watchdog: None
+) -> Iterator[list[Path]]:
+    """One directory of this test's own, as nodes 1, 2 and 3 see it."""
+    name = f"{request.node.originalname}-{abs(hash(request.node.name)) % 10**6}"
+    paths = [node.mount / name for node in cluster.nodes]
+    paths[0].mkdir()
+    yield paths
+    gone = [node.name for node in cluster.nodes if node.state() != "running"]
+    assert not gone, f"daemons ended by themselves: {gone}"
+
+
+@pytest.fixture(autouse=True)
+def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
+    marker = request.node.get_closest_marker("timeout")
+    limit_s = (marker.args[0] if marker and marker.args else 300) * 0.8
+    timer = threading.Timer(limit_s, lambda: [wreck(cluster) for cluster in list(_clusters)])
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
+
+
+def wreck(cluster: Cluster) -> None:
+    """End everything a cluster runs, hung or not, without asking it."""
+    with contextlib.suppress(SetupError):
+        for node in cluster.nodes:
+            process = node.process
+            if process and processes.send(process, signal.SIGKILL):
+                processes.wait_gone(process, 10)
+    for line in MOUNTINFO.read_text().splitlines():
+        fields = line.split(" ")
+        if fields[4].startswith(f"{cluster.folder}/") and " - fuse" in line:
+            minor = fields[2].partition(":")[2]
+            with contextlib.suppress(OSError):
+                Path(f"/sys/fs/fuse/connections/{minor}/abort").write_text("1")
+            with contextlib.suppress(SetupError):
+                clear_mount(Path(fields[4]))
