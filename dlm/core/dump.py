@@ -1,0 +1,96 @@
+"""A lockspace described for people and tools, in plain dicts, lists and numbers. PURE."""
+
+from collections.abc import Mapping
+
+from dlm.core.lockspace import LockspaceCore
+from dlm.core.mastery import Tree
+from dlm.core.resource import Copy, Resource
+from dlm.events import Lock
+from dlm.modes import Mode
+
+Description = dict[str, object]
+
+
+def describe(
+    core: LockspaceCore, now_s: float, sent: Mapping[str, int], received: Mapping[str, int]
+) -> Description:
+    """Return all of this node's lock state.
+
+    Keys: node, incarnation, epoch, frozen, lost, members {node: incarnation}, awaited (whose pages
+    a recovery waits for), resources (mastered here), locks (our own), directory (our share),
+    sent and received (messages by type), misdirected.
+    """
+    here, mastery = core.here, core.mastery
+    return {
+        "node": here.me,
+        "incarnation": here.incarnation,
+        "epoch": here.epoch,
+        "frozen": here.frozen,
+        "lost": core.lost,
+        "members": {str(node): number for node, number in here.members.items()},
+        "awaited": core.recovery.awaited() if here.frozen else {},
+        "resources": [
+            _resource(tree, resource, now_s)
+            for tree in mastery.trees.values()
+            for resource in tree.resources.values()
+        ],
+        "locks": [_lock(core, lock) for lock in core.ownership.locks.values()],
+        "directory": [
+            {"root": root, "master": entry.master} for root, entry in mastery.directory.items()
+        ],
+        "sent": dict(sent),
+        "received": dict(received),
+        "misdirected": here.misdirected,
+    }
+
+
+def _resource(tree: Tree, resource: Resource, now_s: float) -> Description:
+    return {
+        "root": resource.name.root,
+        "leaf": resource.name.leaf,
+        "removing": tree.removing,
+        "lvb": resource.lvb,
+        "lvb_sequence": resource.lvb_sequence,
+        "lvb_valid": resource.lvb_valid,
+        "granted": [_copy(copy, now_s) for copy in resource.granted],
+        "converting": [_copy(copy, now_s) for copy in resource.converting],
+        "waiting": [_copy(copy, now_s) for copy in resource.waiting],
+    }
+
+
+def _copy(copy: Copy, now_s: float) -> Description:
+    waits = copy.requested is not None
+    return {
+        "node": copy.node,
+        "id": copy.lock,
+        "owner": copy.owner,
+        "granted": _mode(copy.granted),
+        "requested": _mode(copy.requested),
+        "flags": copy.flags,
+        "sequence": copy.sequence if waits else 0,
+        "told": _mode(copy.highbast or None),
+        "wait_s": round(now_s - copy.since_s, 6) if waits else 0.0,
+    }
+
+
+def _lock(core: LockspaceCore, lock: Lock) -> Description:
+    root = core.ownership.roots.get(lock.name.root)
+    return {
+        "id": lock.id,
+        "root": lock.name.root,
+        "leaf": lock.name.leaf,
+        "owner": lock.owner,
+        "master": None if root is None else root.master,
+        "mode": _mode(lock.mode),
+        "requested": _mode(lock.requested),
+        "flags": lock.flags,
+        "blocked_for": _mode(lock.blocked_for),
+        "cancelling": lock.cancelling,
+        "lvb": lock.lvb,
+        "lvb_sequence": lock.lvb_sequence,
+        "lvb_valid": lock.lvb_valid,
+    }
+
+
+def _mode(mode: Mode | None) -> str | None:
+    return None if mode is None else mode.name

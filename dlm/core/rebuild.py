@@ -1,0 +1,125 @@
+"""One resource made anew from what its locks' owners reported. PURE.
+
+An owner may not have heard the master's last word, so its report may be behind what the old master
+did. For most conversions that is harmless: the old master had granted more, so whatever it granted
+to others since fits the weaker mode, too. Two kinds are undecided: a middle conversion (PR to CW or
+back), which may have been granted, and a CONVDEADLK one, whose held mode may have been demoted. In
+both, the owner relies meanwhile only on `modes.floor`, and we choose a mode that fits the others.
+
+The value block: a surviving master has it, except for what a demotion wrote that it has not seen;
+then the owner's copy has a higher sequence. It is doubtful if a writer is gone without a word. A
+new master takes it from a lock that has read it and excludes writers since, else the newest copy,
+as doubtful. (The rules of fs/dlm's recover_lvb.)
+"""
+
+from collections.abc import Sequence
+
+from dlm.core.mastery import loses_lvb
+from dlm.core.resource import Copy, Resource
+from dlm.events import Name
+from dlm.messages import Record
+from dlm.modes import Flags, Mode, floor, is_middle
+
+Reported = Sequence[tuple[int, Record]]
+
+_CONVDEADLK = int(Flags.CONVDEADLK)
+
+
+def rebuild(
+    name: Name, epoch: int, records: Reported, old: Resource | None, now_s: float
+) -> Resource:
+    """Return the resource; `old` is what we had of it if we mastered it before."""
+    resource = Resource(name, epoch)
+    copies = [_copy(node, record, resource) for node, record in records]
+    _decide_modes(copies, [record for _, record in records])
+    _keep_waiting_times(copies, old, now_s)
+    if old is None:
+        _recover_lvb(resource, records)
+    else:
+        _keep_lvb(resource, records, old)
+    resource.restore(copies)
+    return resource
+
+
+def _copy(node: int, record: Record, resource: Resource) -> Copy:
+    copy = Copy(node, record.lock, resource, record.owner)
+    copy.granted, copy.flags = record.granted, record.flags
+    if record.sequence:
+        copy.requested, copy.sequence = record.requested, record.sequence
+    return copy
+
+
+def _decide_modes(copies: list[Copy], records: Sequence[Record]) -> None:
+    """Give each undecided conversion a granted mode that fits all others."""
+    undecided: list[tuple[Copy, Record]] = []
+    taken: list[Mode] = []
+    for copy, record in zip(copies, records, strict=True):
+        if _is_undecided(record):
+            undecided.append((copy, record))
+        elif record.granted is not None:
+            taken.append(record.granted)
+    undecided.sort(key=_most_constrained_first)
+    for copy, record in undecided:
+        copy.granted = _fitting(record, taken)
+        copy.demoted = copy.granted is Mode.NL is not record.granted
+        taken.append(copy.granted)
+
+
+def _is_undecided(record: Record) -> bool:
+    held, wanted = record.granted, record.requested
+    if held is None or wanted is None:
+        return False
+    return floor(held, wanted, record.flags) is not held
+
+
+def _most_constrained_first(entry: tuple[Copy, Record]) -> tuple[bool, int, int, int]:
+    copy, record = entry
+    return bool(record.flags & _CONVDEADLK), record.sequence, copy.node, copy.lock
+
+
+def _fitting(record: Record, taken: Sequence[Mode]) -> Mode:
+    held, wanted = record.granted, record.requested
+    assert held is not None
+    assert wanted is not None
+    choices = [held]
+    if is_middle(held, wanted):
+        choices.append(wanted)
+    if record.flags & _CONVDEADLK:
+        choices.append(Mode.NL)
+    for mode in choices:
+        if all(mode.compatible(other) for other in taken):
+            return mode
+    raise AssertionError((record, taken))
+
+
+def _keep_waiting_times(copies: Sequence[Copy], old: Resource | None, now_s: float) -> None:
+    since = {} if old is None else {(c.node, c.lock): c.since_s for c in old.copies()}
+    for copy in copies:
+        copy.since_s = since.get((copy.node, copy.lock), now_s)
+
+
+def _keep_lvb(resource: Resource, records: Reported, old: Resource) -> None:
+    resource.lvb, resource.lvb_sequence = old.lvb, old.lvb_sequence
+    present = {(node, record.lock) for node, record in records}
+    gone = [copy for copy in old.copies() if (copy.node, copy.lock) not in present]
+    resource.lvb_valid = old.lvb_valid and not any(map(loses_lvb, gone))
+    for _, record in records:
+        if record.lvb_sequence > resource.lvb_sequence and record.lvb is not None:
+            resource.lvb, resource.lvb_sequence = record.lvb, record.lvb_sequence
+            resource.lvb_valid = record.lvb_valid
+        elif record.lvb_sequence == resource.lvb_sequence and not record.lvb_valid:
+            resource.lvb_valid = False
+
+
+def _recover_lvb(resource: Resource, records: Reported) -> None:
+    known = [record for _, record in records if record.lvb is not None]
+    if not known:
+        return
+    strong = [r for r in known if r.granted is not None and r.granted > Mode.CR]
+    best = max(strong or known, key=_lvb_sequence)
+    resource.lvb, resource.lvb_sequence = best.lvb, best.lvb_sequence
+    resource.lvb_valid = bool(strong) and best.lvb_valid
+
+
+def _lvb_sequence(record: Record) -> int:
+    return record.lvb_sequence

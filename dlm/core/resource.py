@@ -1,0 +1,441 @@
+"""One lockable resource on its master: who holds, converts and waits, and its LVB. PURE.
+
+The rules and their order are those of Linux fs/dlm (`_can_be_granted`, `do_convert`,
+`grant_pending_locks`). New requests are strictly first come, first served: a compatible one behind
+an incompatible one waits too, so a stream of readers cannot starve a writer. Conversions are tried
+before new requests and, unless QUECVT, overtake the conversions that wait.
+
+A holder is told once per rising mode that it blocks somebody; a grant forgets what it was told.
+
+Invariants: see `validate`.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import combinations
+
+from dlm.events import Name
+from dlm.messages import Blocking, Denied, Granted, Message, Queued, Status
+from dlm.modes import INCOMPATIBLE, LVB_TRANSFER, Flags, Mode, Transfer, is_down
+
+Send = Callable[[int, Message], None]
+
+_NOQUEUE = int(Flags.NOQUEUE)
+_VALBLK = int(Flags.VALBLK)
+_QUECVT = int(Flags.QUECVT)
+_IVVALBLK = int(Flags.IVVALBLK)
+_CONVDEADLK = int(Flags.CONVDEADLK)
+_NODLCKWT = int(Flags.NODLCKWT)
+_EXPEDITE = int(Flags.EXPEDITE)
+_NOQUEUEBAST = int(Flags.NOQUEUEBAST)
+_HEADQUE = int(Flags.HEADQUE)
+_NOORDER = int(Flags.NOORDER)
+
+_NEW_READS = Transfer.READ
+
+
+class Copy:
+    """The master's copy of a lock. Waiting: nothing granted; converting: both modes are set."""
+
+    __slots__ = (
+        "demoted",
+        "flags",
+        "granted",
+        "highbast",
+        "lock",
+        "lvb",
+        "node",
+        "owner",
+        "requested",
+        "resource",
+        "sequence",
+        "since_s",
+    )
+
+    def __init__(self, node: int, lock: int, resource: "Resource", owner: str = "") -> None:
+        self.node = node
+        self.lock = lock
+        self.resource = resource
+        self.owner = owner
+        self.granted: Mode | None = None
+        self.requested: Mode | None = None
+        self.flags = 0
+        self.lvb: bytes | None = None  # what a conversion brings along, to be written
+        self.sequence = 0  # order within the queue it is in
+        self.highbast = Mode.NL  # strongest mode its holder was told of since its last grant
+        self.demoted = False
+        self.since_s = 0.0  # when it began to wait
+
+    def __repr__(self) -> str:
+        return f"<Copy {self.node}:{self.lock} {self.granted!r} -> {self.requested!r}>"
+
+
+class Resource:
+    """Queues and value block of one resource."""
+
+    __slots__ = (
+        "_head",
+        "_held",
+        "_tail",
+        "converting",
+        "epoch",
+        "granted",
+        "lvb",
+        "lvb_sequence",
+        "lvb_valid",
+        "name",
+        "waiting",
+    )
+
+    def __init__(self, name: Name, epoch: int) -> None:
+        self.name = name
+        self.epoch = epoch  # a resource does not outlive its epoch; recovery builds it anew
+        self.granted: dict[Copy, None] = {}
+        self.converting: list[Copy] = []
+        self.waiting: list[Copy] = []
+        self.lvb: bytes | None = None
+        self.lvb_sequence = 0
+        self.lvb_valid = True
+        self._held = [0] * len(Mode)  # how many copies hold each mode, converting ones included
+        self._tail = 0
+        self._head = 0
+
+    def request(self, copy: Copy, send: Send) -> None:
+        """Grant, queue or refuse a new lock, and say which; `copy.requested` and flags are set."""
+        if self._grantable(copy, now=True):
+            self._grant(copy, send)
+        elif copy.flags & _NOQUEUE:
+            send(copy.node, Denied(self.epoch, copy.lock, Status.WOULD_BLOCK, None))
+            self._tell_blockers_of_refused(copy, send)
+        else:
+            self._enqueue(self.waiting, copy, send)
+            self._tell_blockers(self.granted, copy, send)
+
+    def convert(self, copy: Copy, mode: Mode, flags: int, lvb: bytes | None, send: Send) -> None:
+        """Grant, queue or refuse a change of a granted lock's mode, and say which."""
+        assert copy.granted is not None
+        assert copy.requested is None, "a conversion is already in progress"
+        copy.requested, copy.flags, copy.lvb, copy.demoted = mode, flags, lvb, False
+        if self._grantable(copy, now=True):
+            self._grant(copy, send)
+            self.settle(send)
+        elif not flags & _NOQUEUE and self._deadlocked(copy):
+            self._convert_in_deadlock(copy, send)
+        else:
+            self._queue_conversion(copy, send)
+
+    def demote(self, copy: Copy, mode: Mode, flags: int, lvb: bytes | None, send: Send) -> None:
+        """Weaken a granted lock; that cannot fail, and its holder has already done it."""
+        assert copy.granted is not None
+        assert copy.requested is None
+        assert is_down(copy.granted, mode)
+        self.weaken(copy, mode, flags, lvb)
+        self.settle(send)
+
+    def weaken(self, copy: Copy, mode: Mode, flags: int, lvb: bytes | None) -> None:
+        """Note a weaker mode and take the holder's LVB, without looking who may go on."""
+        assert copy.granted is not None
+        if LVB_TRANSFER[copy.granted][mode] is Transfer.WRITE:
+            self._write_lvb(flags, lvb)
+        self._held[copy.granted] -= 1
+        self._held[mode] += 1
+        copy.granted, copy.flags, copy.highbast = mode, flags, Mode.NL
+
+    def unlock(self, copy: Copy, flags: int, lvb: bytes | None, send: Send) -> None:
+        """Forget a granted lock."""
+        self.drop(copy, flags, lvb)
+        self.settle(send)
+
+    def drop(self, copy: Copy, flags: int, lvb: bytes | None) -> None:
+        """Forget a granted lock and take its LVB, without looking who may go on."""
+        assert copy.granted is not None
+        assert copy.requested is None
+        if copy.granted >= Mode.PW:
+            self._write_lvb(flags, lvb)
+        self._held[copy.granted] -= 1
+        del self.granted[copy]
+
+    def cancel(self, copy: Copy, send: Send) -> bool:
+        """Take back what the lock waits for, if it waits; tell whether the lock is thereby gone."""
+        if copy.requested is None:
+            return False
+        if copy.granted is None:
+            self.waiting.remove(copy)
+        else:
+            self.converting.remove(copy)
+            self.granted[copy] = None
+        copy.requested = None
+        send(copy.node, Denied(self.epoch, copy.lock, Status.CANCELLED, copy.granted))
+        self.settle(send)
+        return copy.granted is None
+
+    def settle(self, send: Send, *, recover: bool = False) -> None:
+        """Grant what has become grantable, then tell the holders whom they still block.
+
+        With `recover`, waiting conversions are granted out of order, as queues that a recovery has
+        put together may otherwise not get going.
+        """
+        if not self.converting and not self.waiting:
+            return
+        blocked, cw = self._grant_conversions(send, recover=recover)
+        for copy in tuple(self.waiting):
+            if self._grantable(copy, now=False):
+                self.waiting.remove(copy)
+                self._grant(copy, send)
+            else:
+                assert copy.requested is not None
+                cw = cw or copy.requested is Mode.CW
+                blocked = copy.requested if blocked is None else max(blocked, copy.requested)
+        if blocked is not None:
+            self._tell_holders(blocked, send, cw=cw)
+
+    @property
+    def empty(self) -> bool:
+        """No lock is left, not even a waiting one."""
+        return not (self.granted or self.converting or self.waiting)
+
+    def copies(self) -> Iterable[Copy]:
+        """Return all copies, in the order granted, converting, waiting."""
+        return (*self.granted, *self.converting, *self.waiting)
+
+    def restore(self, copies: Iterable[Copy]) -> None:
+        """Fill the empty queues with copies that other nodes reported; then call `settle`."""
+        for copy in copies:
+            if copy.requested is None:
+                self.granted[copy] = None
+            elif copy.granted is not None:
+                self.converting.append(copy)
+            else:
+                self.waiting.append(copy)
+            if copy.granted is not None:
+                self._held[copy.granted] += 1
+        self.converting.sort(key=_place)
+        self.waiting.sort(key=_place)
+        places = [copy.sequence for copy in (*self.converting, *self.waiting)]
+        self._tail = max(places, default=0)
+        self._head = min(places, default=0)
+        self._tail, self._head = max(self._tail, 0), min(self._head, 0)
+
+    def validate(self) -> None:
+        """Assert the invariants; for tests, as its cost grows with the square of the holders."""
+        holders = [c.granted for c in (*self.granted, *self.converting) if c.granted is not None]
+        assert all(a.compatible(b) for a, b in combinations(holders, 2)), self
+        assert self._held == [holders.count(mode) for mode in Mode], self
+        assert all(c.granted is not None and c.requested is None for c in self.granted)
+        assert all(c.granted is not None and c.requested is not None for c in self.converting)
+        assert all(c.granted is None and c.requested is not None for c in self.waiting)
+        for queue in (self.converting, self.waiting):
+            places = [copy.sequence for copy in queue]
+            assert places == sorted(set(places)), places
+            assert not queue or not self._grantable(queue[0], now=False), self
+        self._validate_told()
+
+    def _validate_told(self) -> None:
+        """Whoever keeps a waiter from its mode has been told of a mode at least as strong.
+
+        As in fs/dlm, conversions that wait in a deadlock because of NODLCKWT are left out.
+        """
+        converting = [copy for copy in self.converting if not self._deadlocked(copy)]
+        for blocked in (*converting, *self.waiting):
+            assert blocked.requested is not None
+            for holder in self.granted:
+                assert holder.granted is not None
+                if not holder.granted.compatible(blocked.requested):
+                    assert not holder.granted.compatible(holder.highbast), (holder, blocked)
+
+    # -- granting --------------------------------------------------------------------------------
+
+    def _grantable(  # noqa: PLR0911  one return a rule, as in the original
+        self, copy: Copy, *, now: bool, recover: bool = False
+    ) -> bool:
+        """Decide by the tests of fs/dlm's _can_be_granted, in its order."""
+        if copy.flags & _EXPEDITE:
+            return True
+        if self._conflicts(copy):
+            return False
+        if copy.granted is not None:
+            if recover or (now and not copy.flags & _QUECVT):
+                return True
+            if now:
+                return not self.converting
+            return bool(copy.flags & _NOORDER) or self.converting[0] is copy
+        if copy.flags & _NOORDER:
+            return True
+        if self.converting:
+            return False
+        return not self.waiting if now else self.waiting[0] is copy
+
+    def _conflicts(self, copy: Copy) -> bool:
+        held, own = self._held, copy.granted
+        assert copy.requested is not None
+        for mode in INCOMPATIBLE[copy.requested]:  # noqa: SIM110  twice as fast as any()
+            if held[mode] > (mode is own):
+                return True
+        return False
+
+    def _grant(self, copy: Copy, send: Send) -> None:
+        mode, before, held = copy.requested, copy.granted, self._held
+        assert mode is not None
+        lvb = self._transfer_lvb(copy, _NEW_READS if before is None else LVB_TRANSFER[before][mode])
+        if before is not None:
+            held[before] -= 1
+        held[mode] += 1
+        self.granted[copy] = None
+        copy.granted, copy.requested, copy.highbast, copy.lvb = mode, None, Mode.NL, None
+        send(
+            copy.node,
+            Granted(
+                self.epoch, copy.lock, mode, copy.demoted, self.lvb_valid, self.lvb_sequence, lvb
+            ),
+        )
+
+    def _grant_conversions(self, send: Send, *, recover: bool) -> tuple[Mode | None, bool]:
+        """Grant what can be; return the strongest mode still blocked, and whether CW is blocked."""
+        demotions_left = 1
+        while True:
+            blocked: Mode | None = None
+            granted = demoted = cw = False
+            for copy in tuple(self.converting):
+                assert copy.requested is not None
+                if self._grantable(copy, now=False, recover=recover):
+                    self.converting.remove(copy)
+                    self._grant(copy, send)
+                    granted = True
+                elif self._deadlocked(copy):
+                    demoted = self._break_pending_deadlock(copy, send) or demoted
+                else:
+                    blocked = copy.requested if blocked is None else max(blocked, copy.requested)
+                    cw = cw or copy.requested is Mode.CW
+            if not granted and not (demoted and demotions_left):
+                return blocked, cw
+            demotions_left -= demoted and not granted
+
+    def _enqueue(self, queue: list[Copy], copy: Copy, send: Send) -> None:
+        if copy.flags & _HEADQUE:
+            self._head -= 1
+            copy.sequence = self._head
+            queue.insert(0, copy)
+        else:
+            self._tail += 1
+            copy.sequence = self._tail
+            queue.append(copy)
+        send(copy.node, Queued(self.epoch, copy.lock, copy.sequence, copy.granted))
+
+    def _queue_conversion(self, copy: Copy, send: Send) -> None:
+        if copy.flags & _NOQUEUE:
+            send(copy.node, Denied(self.epoch, copy.lock, Status.WOULD_BLOCK, copy.granted))
+            self._tell_blockers_of_refused(copy, send)
+            copy.requested = None
+            return
+        del self.granted[copy]
+        self._enqueue(self.converting, copy, send)
+        self._tell_blockers(self.granted, copy, send)
+
+    # -- conversion deadlock ---------------------------------------------------------------------
+
+    def _deadlocked(self, copy: Copy) -> bool:
+        """Tell whether a conversion ahead waits for our held mode (behind us: and we for its)."""
+        held, wanted = copy.granted, copy.requested
+        assert held is not None
+        assert wanted is not None
+        ahead = True
+        for other in self.converting:
+            if other is copy:
+                ahead = False
+                continue
+            assert other.granted is not None
+            assert other.requested is not None
+            if not held.compatible(other.requested) and (
+                ahead or not other.granted.compatible(wanted)
+            ):
+                return True
+        return False
+
+    def _convert_in_deadlock(self, copy: Copy, send: Send) -> None:
+        if copy.flags & _CONVDEADLK:
+            self._demote_to_null(copy)
+            self._grant_conversions(send, recover=False)
+            if self._grantable(copy, now=True):
+                self._grant(copy, send)
+                self.settle(send)
+            else:
+                self._queue_conversion(copy, send)
+        elif copy.flags & _NODLCKWT:
+            self._queue_conversion(copy, send)
+        else:
+            copy.requested = None
+            send(copy.node, Denied(self.epoch, copy.lock, Status.DEADLOCK, copy.granted))
+
+    def _break_pending_deadlock(self, copy: Copy, send: Send) -> bool:
+        """Tell whether the waiting conversion gave up what it held."""
+        assert copy.requested is not None
+        if copy.flags & _CONVDEADLK:
+            if copy.granted is Mode.NL:
+                return False
+            self._demote_to_null(copy)
+            return True
+        if copy.flags & _NODLCKWT and copy.highbast < copy.requested:
+            copy.highbast = copy.requested
+            send(copy.node, Blocking(self.epoch, copy.lock, copy.requested))
+        return False
+
+    def _demote_to_null(self, copy: Copy) -> None:
+        assert copy.granted is not None
+        self._held[copy.granted] -= 1
+        self._held[Mode.NL] += 1
+        copy.granted, copy.demoted = Mode.NL, True
+
+    # -- telling holders -------------------------------------------------------------------------
+
+    def _tell_blockers(self, holders: Iterable[Copy], blocked: Copy, send: Send) -> None:
+        """Tell those whom this one request waits for, when it begins to wait."""
+        wanted = blocked.requested
+        assert wanted is not None
+        for holder in holders:
+            if holder is not blocked and _must_be_told(holder, wanted):
+                holder.highbast = wanted
+                send(holder.node, Blocking(self.epoch, holder.lock, wanted))
+
+    def _tell_blockers_of_refused(self, copy: Copy, send: Send) -> None:
+        if copy.flags & _NOQUEUEBAST:
+            self._tell_blockers((*self.granted, *self.converting), copy, send)
+
+    def _tell_holders(self, blocked: Mode, send: Send, *, cw: bool) -> None:
+        """Tell all holders of the strongest mode that anybody still waits for."""
+        for holder in self.granted:
+            assert holder.granted is not None
+            if holder.granted is Mode.PR and cw:
+                told = holder.highbast >= Mode.EX
+            else:
+                told = holder.highbast >= blocked or holder.granted.compatible(blocked)
+            if not told:
+                wanted = Mode.CW if cw and blocked is Mode.PR is holder.granted else blocked
+                holder.highbast = wanted
+                send(holder.node, Blocking(self.epoch, holder.lock, wanted))
+
+    # -- value block -----------------------------------------------------------------------------
+
+    def _transfer_lvb(self, copy: Copy, transfer: Transfer) -> bytes | None:
+        """Move the LVB as a grant demands; return what the holder is to get, None for nothing."""
+        if transfer is Transfer.READ:
+            return self.lvb if copy.flags & _VALBLK else None
+        if transfer is Transfer.WRITE:
+            self._write_lvb(copy.flags, copy.lvb)
+        return None
+
+    def _write_lvb(self, flags: int, lvb: bytes | None) -> None:
+        if flags & _IVVALBLK:
+            self.lvb_valid = False
+        elif flags & _VALBLK and lvb is not None:
+            self.lvb, self.lvb_valid = lvb, True
+            self.lvb_sequence += 1
+
+
+def _must_be_told(holder: Copy, wanted: Mode) -> bool:
+    assert holder.granted is not None
+    if holder.granted + wanted == Mode.PR + Mode.CW and holder.granted in (Mode.PR, Mode.CW):
+        return holder.highbast is not Mode.EX
+    return holder.highbast < wanted and not holder.granted.compatible(wanted)
+
+
+def _place(copy: Copy) -> int:
+    return copy.sequence

@@ -1,0 +1,63 @@
+"""What every part of the core knows: who and when we are, and what is to be done. PURE.
+
+Messages to ourselves go to `local` and are handled in the same transition; all others become
+effects.
+"""
+
+from collections import deque
+
+from xxhash import xxh3_64_intdigest
+
+from dlm.effects import Effect, Send
+from dlm.messages import Message
+
+
+class Situation:
+    """Shared by the parts of one lockspace."""
+
+    __slots__ = (
+        "effects",
+        "epoch",
+        "frozen",
+        "incarnation",
+        "local",
+        "me",
+        "members",
+        "misdirected",
+        "now_s",
+        "reported",
+        "thawed_epoch",
+    )
+
+    def __init__(self, me: int, incarnation: int) -> None:
+        self.me = me
+        self.incarnation = incarnation
+        self.epoch = 0  # as last entered
+        self.thawed_epoch = 0  # in which locks last moved here
+        self.members: dict[int, int] = {}  # node to incarnation
+        self.frozen = True
+        self.reported = False  # frozen, but this epoch's masters already have our records
+        self.now_s = 0.0
+        self.effects: list[Effect] = []
+        self.local: deque[Message] = deque()
+        self.misdirected = 0  # messages that no correct peer would have sent us
+
+    def send(self, node: int, message: Message) -> None:
+        """Pass on `message`, after everything sent to that node before."""
+        if node == self.me:
+            self.local.append(message)
+        else:
+            self.effects.append(Send(node, message))
+
+    def directory_of(self, root: bytes) -> int:
+        """Return the directory node of `root`: rendezvous hash, so a join moves 1/n of them."""
+        best, best_weight = 0, -1
+        for node in self.members:
+            weight = xxh3_64_intdigest(root, node)
+            if weight > best_weight:
+                best, best_weight = node, weight
+        return best
+
+    def alive(self, node: int, incarnation: int) -> bool:
+        """Tell whether that very start of the node is a member."""
+        return self.members.get(node) == incarnation

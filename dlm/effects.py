@@ -1,0 +1,31 @@
+"""What a lockspace asks its shell to do, in order; a core does none of it itself. PURE."""
+
+import msgspec
+
+from dlm.events import Lock
+from dlm.messages import Message, Status
+from dlm.modes import Mode
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Deliver `message` to `node`, after everything sent to it before."""
+
+    node: int
+    message: Message
+
+
+class Complete(msgspec.Struct, frozen=True, gc=False):
+    """Tell the user how its request or conversion ended."""
+
+    lock: Lock
+    status: Status
+
+
+class Notify(msgspec.Struct, frozen=True, gc=False):
+    """Tell the user that its lock keeps others from `mode`."""
+
+    lock: Lock
+    mode: Mode
+
+
+Effect = Send | Complete | Notify

@@ -1,0 +1,116 @@
+"""What a lockspace is told: by its members' list, by its peers, by its users. PURE."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from dlm.messages import Message
+from dlm.modes import Mode
+
+
+class Name(NamedTuple):
+    """Names a resource. All leaves of one root share one master."""
+
+    root: bytes
+    leaf: bytes = b""
+
+
+class Lock:
+    """This node's own lock: the handle its user keeps, and the truth about it.
+
+    `mode` is what the user may rely on. It is None before the first grant and after the end.
+    """
+
+    __slots__ = (
+        "blocked_for",
+        "cancelling",
+        "context",
+        "demoted",
+        "flags",
+        "granted",
+        "id",
+        "lvb",
+        "lvb_sequence",
+        "lvb_valid",
+        "mode",
+        "name",
+        "offered",
+        "owner",
+        "requested",
+        "sequence",
+    )
+
+    def __init__(self, name: Name, owner: str = "", context: object = None) -> None:
+        self.id = 0  # given when it is first asked for; unique in this incarnation
+        self.name = name
+        self.owner = owner  # who, for people who read dumps
+        self.context = context  # the shell's own
+        self.mode: Mode | None = None
+        self.granted: Mode | None = None  # as the master last said; `mode` may be weaker meanwhile
+        self.requested: Mode | None = None  # what is being asked for
+        self.sequence = 0  # our place in the master's queue, once it told us
+        self.flags = 0  # of the last operation
+        self.cancelling = False
+        self.demoted = False  # CONVDEADLK gave up what we held on the way to the last grant
+        self.offered: bytes | None = None  # LVB that the conversion under way is to write
+        self.lvb: bytes | None = None
+        self.lvb_sequence = 0
+        self.lvb_valid = True
+        self.blocked_for: Mode | None = None  # the strongest mode others want since our last grant
+
+    def __repr__(self) -> str:
+        mode = "--" if self.mode is None else self.mode.name
+        wanted = "" if self.requested is None else f" ({self.requested.name})"
+        return f"<Lock {self.id:x} {self.name.root!r}/{self.name.leaf!r} {mode}{wanted}>"
+
+
+class Enter(msgspec.Struct, frozen=True, gc=False):
+    """A new list of members, node to incarnation, is in force; we are one of them."""
+
+    epoch: int
+    members: dict[int, int]
+
+
+class Lose(msgspec.Struct, frozen=True, gc=False):
+    """This node was removed: all its locks are void."""
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
+    """A peer's message has arrived, after all that it sent before."""
+
+    sender: int
+    message: Message
+
+
+class Acquire(msgspec.Struct, frozen=True, gc=False):
+    """The user asks for a new lock."""
+
+    lock: Lock
+    mode: Mode
+    flags: int = 0
+
+
+class Change(msgspec.Struct, frozen=True, gc=False):
+    """The user converts a lock it holds, up, down or sideways."""
+
+    lock: Lock
+    mode: Mode
+    flags: int = 0
+    lvb: bytes | None = None
+
+
+class Release(msgspec.Struct, frozen=True, gc=False):
+    """The user drops a lock it holds."""
+
+    lock: Lock
+    flags: int = 0
+    lvb: bytes | None = None
+
+
+class Withdraw(msgspec.Struct, frozen=True, gc=False):
+    """The user no longer wants what it is waiting for."""
+
+    lock: Lock
+
+
+Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw

@@ -1,0 +1,247 @@
+"""What nodes say to each other about locks: MessagePack arrays that start with a tag. PURE.
+
+A lock is named by its owner's node and the number that node gave it; the master keeps its copy
+under that pair, so only a first request carries the resource's name. Every message carries the lock
+epoch it belongs to; see docs/protocols/locks.md and docs/protocols/lock-recovery.md.
+
+Fields are only ever appended, with defaults: an older node then still reads a newer one.
+"""
+
+import enum
+from typing import Annotated, Any
+
+import msgpack
+import msgspec
+
+from dlm.modes import Mode
+
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+NodeId = Annotated[int, msgspec.Meta(ge=1, lt=2**16)]
+LockId = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Sequence = Annotated[int, msgspec.Meta(ge=-(2**62), lt=2**62)]  # place in a queue; 0: in none
+FlagBits = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+NamePart = Annotated[bytes, msgspec.Meta(max_length=256)]
+Value = Annotated[bytes, msgspec.Meta(max_length=4096)]
+Owner = Annotated[str, msgspec.Meta(max_length=1024)]
+
+
+class BadMessage(ValueError):
+    """The bytes are no message of this protocol."""
+
+
+class Route(enum.IntEnum):
+    """How a request reached its reader."""
+
+    ASK = 0  # requester to directory node: whoever masters it
+    DIRECT = 1  # requester to master, which the requester knows
+    FORWARDED = 2  # directory node to master
+
+
+class Status(enum.IntEnum):
+    """How a request or conversion ended."""
+
+    GRANTED = 0
+    WOULD_BLOCK = 1
+    DEADLOCK = 2
+    CANCELLED = 3
+    LOST = 4  # this node was removed
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """Queue a new lock of `origin` for root/leaf in `mode`."""
+
+    epoch: Epoch
+    origin: NodeId
+    lock: LockId
+    root: NamePart
+    leaf: NamePart
+    mode: Mode
+    flags: FlagBits
+    owner: Owner
+    route: Route
+
+
+class Convert(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """Owner to master: change the mode; answered."""
+
+    epoch: Epoch
+    lock: LockId
+    mode: Mode
+    flags: FlagBits
+    lvb: Value | None
+
+
+class Demote(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """Owner to master: I have weakened my lock to `mode`; not answered."""
+
+    epoch: Epoch
+    lock: LockId
+    mode: Mode
+    flags: FlagBits
+    lvb: Value | None
+
+
+class Unlock(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """Owner to master: I have dropped my lock; not answered."""
+
+    epoch: Epoch
+    lock: LockId
+    flags: FlagBits
+    lvb: Value | None
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
+    """Owner to master: if this lock still waits, it shall not."""
+
+    epoch: Epoch
+    lock: LockId
+
+
+class Granted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """Master to owner: your request or conversion is done, you hold `mode`."""
+
+    epoch: Epoch
+    lock: LockId
+    mode: Mode
+    demoted: bool
+    lvb_valid: bool
+    lvb_sequence: Count
+    lvb: Value | None  # None: keep what you have
+
+
+class Queued(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """Master to owner: you wait, at this place; meanwhile you hold `granted`."""
+
+    epoch: Epoch
+    lock: LockId
+    sequence: Sequence
+    granted: Mode | None
+
+
+class Denied(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """Master to owner: no; you hold what you held."""
+
+    epoch: Epoch
+    lock: LockId
+    status: Status
+    granted: Mode | None
+
+
+class Blocking(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
+    """Master to owner: somebody waits for `mode` because of your lock (a BAST)."""
+
+    epoch: Epoch
+    lock: LockId
+    mode: Mode
+
+
+class Mastered(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """Directory node to requester: nobody has this root; you are its master now."""
+
+    epoch: Epoch
+    lock: LockId
+
+
+class Remove(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
+    """Master to directory node: forget this root, if you forwarded me no more than `forwards`."""
+
+    epoch: Epoch
+    root: NamePart
+    forwards: Count
+
+
+class Removed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
+    """Directory node to master: forgotten; you may forget it too."""
+
+    epoch: Epoch
+    root: NamePart
+
+
+class Belief(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A holder's knowledge of who mastered `root` when locks last moved, in epoch `as_of`."""
+
+    root: NamePart
+    master: NodeId
+    incarnation: Count
+    as_of: Epoch
+
+
+class Names(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
+    """Recovery, holder to directory node: I have locks under these roots."""
+
+    epoch: Epoch
+    names: tuple[Belief, ...]
+    last: bool
+
+
+class Masters(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
+    """Recovery, directory node to holder: who masters the roots you named, in your order."""
+
+    epoch: Epoch
+    masters: tuple[NodeId, ...]
+    last: bool
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One lock as its owner knows it."""
+
+    lock: LockId
+    root: NamePart
+    leaf: NamePart
+    granted: Mode | None
+    requested: Mode | None
+    sequence: Sequence
+    flags: FlagBits
+    owner: Owner
+    lvb: Value | None
+    lvb_sequence: Count
+    lvb_valid: bool
+
+
+class Locks(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=15):
+    """Recovery, holder to master: these are my locks under you; `unused`: roots I dropped since."""
+
+    epoch: Epoch
+    records: tuple[Record, ...]
+    unused: tuple[NamePart, ...]
+    last: bool
+
+
+Message = (
+    Request
+    | Convert
+    | Demote
+    | Unlock
+    | Cancel
+    | Granted
+    | Queued
+    | Denied
+    | Blocking
+    | Mastered
+    | Remove
+    | Removed
+    | Names
+    | Masters
+    | Locks
+)
+
+_MESSAGE: Any = Message
+_BYTES = (bytes,)
+
+
+def encode(message: Message) -> bytes:
+    """Return the message as MessagePack."""
+    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=_BYTES))
+    return packed
+
+
+def decode(body: bytes) -> Message:
+    """Return the message in `body`; raises BadMessage if it is none."""
+    try:
+        message: Message = msgspec.convert(
+            msgpack.unpackb(body, use_list=False, strict_map_key=True), _MESSAGE
+        )
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadMessage(str(error)) from error
+    return message

@@ -1,0 +1,286 @@
+"""The trio shell of the lock manager: awaitable locks over the pure core. Nothing is decided here.
+
+Effects are carried out first in, first out, also when a BAST callback or `send` comes back in with
+another call: the core has then finished its transition, and the outer call carries out the rest.
+
+A waiter that is cancelled withdraws. If the grant was faster, a new lock is given back; a
+conversion that was faster stays, see `Lockspace.convert`.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+
+import trio
+
+from dlm.core.dump import describe
+from dlm.core.lockspace import LockspaceCore
+from dlm.effects import Complete, Effect, Notify, Send
+from dlm.errors import DeadlockVictim, LockCancelled, LockLost, WouldBlock
+from dlm.events import Acquire, Change, Enter, Event, Lock, Lose, Name, Received, Release, Withdraw
+from dlm.messages import Status, decode, encode
+from dlm.modes import Flags, Mode, is_down
+
+__all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name"]
+
+Blocking = Callable[[Lock, Mode], None]
+
+_FAILURES = {
+    Status.WOULD_BLOCK: WouldBlock,
+    Status.DEADLOCK: DeadlockVictim,
+    Status.CANCELLED: LockCancelled,
+    Status.LOST: LockLost,
+}
+NO_FLAGS = Flags(0)
+_VALBLK = int(Flags.VALBLK)
+
+
+class _Use:
+    """What this shell keeps with a lock."""
+
+    __slots__ = ("abandoned", "blocking", "done", "status")
+
+    def __init__(self, blocking: Blocking | None) -> None:
+        self.blocking = blocking
+        self.status: Status | None = None  # how the operation under way ended
+        self.done: trio.Event | None = None  # somebody waits for that
+        self.abandoned = False  # nobody wants the lock that was asked for
+
+
+class Lockspace:
+    """One node's locks, for one incarnation of that node.
+
+    Args:
+        me: this node.
+        incarnation: this start of it.
+        send: passes an encoded message to a node; ordered, lossless while both are members.
+        now: seconds, monotonic; for waiting times in dumps.
+        lvb_bytes: the length of every value block.
+    """
+
+    def __init__(
+        self,
+        me: int,
+        incarnation: int,
+        send: Callable[[int, bytes], None],
+        now: Callable[[], float],
+        *,
+        lvb_bytes: int = 64,
+    ) -> None:
+        self._core = LockspaceCore(me, incarnation)
+        self._send = send
+        self._now = now
+        self._lvb_bytes = lvb_bytes
+        self._effects: deque[Effect] = deque()
+        self._carrying_out = False
+        self._sent: Counter[str] = Counter()
+        self._received: Counter[str] = Counter()
+
+    # -- told by the membership and by the mesh --------------------------------------------------
+
+    def enter(self, epoch: int, members: Mapping[int, int]) -> None:
+        """Begin the lock epoch in which `members` (node to incarnation) share the locks."""
+        self._handle(Enter(epoch, dict(members)))
+
+    def deliver(self, sender: int, message: bytes) -> None:
+        """Take a peer's message; raises BadMessage if it is none."""
+        decoded = decode(message)
+        self._received[type(decoded).__name__] += 1
+        self._handle(Received(sender, decoded))
+
+    def lose(self) -> None:
+        """This incarnation was removed: every wait raises LockLost, every lock is void."""
+        if not self._core.lost:
+            self._handle(Lose())
+
+    # -- used by whoever needs locks -------------------------------------------------------------
+
+    async def lock(
+        self,
+        name: Name,
+        mode: Mode,
+        *,
+        flags: Flags = NO_FLAGS,
+        lvb: bytes | None = None,
+        owner: str = "",
+        blocking: Blocking | None = None,
+    ) -> Lock:
+        """Wait until this node holds a new lock on `name` in `mode`, and return it.
+
+        Does not yield if it is granted at once (we master the root and nothing is in the way).
+
+        Args:
+            name: root and leaf, at most 256 bytes each.
+            mode: what to allow others meanwhile.
+            flags: VALBLK to receive the value block in `Lock.lvb`.
+            lvb: what `Lock.lvb` is until a value block is received; none of a new lock is written.
+            owner: who wants it, for dumps.
+            blocking: called, on this thread, when the lock keeps somebody from a mode. That may
+                happen before `lock` returns; `Lock.blocked_for` then remembers it, too.
+
+        Raises:
+            WouldBlock: NOQUEUE, and it is not free.
+            LockCancelled: `cancel` was called.
+            LockLost: this node was removed.
+        """
+        use = _Use(blocking)
+        lock = Lock(name, owner, use)
+        lock.lvb = lvb
+        self._handle(Acquire(lock, mode, int(flags)))
+        try:
+            await self._finish(lock, use)
+        except trio.Cancelled:
+            self._abandon(lock, use)
+            raise
+        return lock
+
+    async def convert(
+        self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS, lvb: bytes | None = None
+    ) -> None:
+        """Change the mode of a held lock; weakening it does not wait, yield or fail.
+
+        While a conversion waits, the lock is held in the old mode; but in CR when it goes between
+        PR and CW, and in NL with CONVDEADLK. A cancelled wait leaves the conversion withdrawn, or
+        done if the grant was faster: look at `lock.mode`; until that is settled, LockBusy is raised
+        for other operations.
+
+        Args:
+            lock: held, with no operation under way.
+            mode: the new mode.
+            flags: VALBLK to move the value block, implied by `lvb`.
+            lvb: the value block to write, where fs/dlm's table says that this conversion writes.
+
+        Raises:
+            WouldBlock: NOQUEUE, and it is not free.
+            DeadlockVictim: another conversion waits for what we hold; neither CONVDEADLK nor
+                NODLCKWT was given.
+            LockBusy: a conversion is under way.
+            LockCancelled: `cancel` was called.
+            LockLost: this node was removed.
+        """
+        use = self._change(lock, mode, flags, lvb)
+        try:
+            await self._finish(lock, use)
+        except trio.Cancelled:
+            self._handle(Withdraw(lock))
+            raise
+
+    def convert_down_nowait(self, lock: Lock, mode: Mode, lvb: bytes | None = None) -> None:
+        """Weaken a held lock (or leave its mode), at once and for certain.
+
+        Raises:
+            LockBusy: a conversion is under way.
+            LockLost: this node was removed.
+        """
+        if lock.granted is mode and lvb is None and lock.requested is None:
+            return
+        assert lock.granted is None or is_down(lock.granted, mode), (lock, mode)
+        self._change(lock, mode, NO_FLAGS, lvb)
+
+    def unlock_nowait(
+        self, lock: Lock, lvb: bytes | None = None, *, flags: Flags = NO_FLAGS
+    ) -> None:
+        """Drop a held lock, at once and for certain; PW and EX write `lvb`, if given.
+
+        Raises:
+            LockBusy: a conversion is under way.
+            LockLost: this node was removed.
+        """
+        self._handle(Release(lock, self._checked(flags, lvb), lvb))
+
+    def cancel(self, lock: Lock) -> None:
+        """Let the waiting conversion of `lock` fail with LockCancelled, if it still waits."""
+        self._handle(Withdraw(lock))
+
+    @property
+    def settled(self) -> bool:
+        """Locks move: no recovery is running and this node is a member."""
+        return not self._core.here.frozen
+
+    @property
+    def epoch(self) -> int:
+        """The lock epoch last entered."""
+        return self._core.here.epoch
+
+    def dump(self) -> dict[str, object]:
+        """Return everything there is to know about this node's locks, msgpack-able."""
+        return describe(self._core, self._now(), self._sent, self._received)
+
+    def validate(self) -> None:
+        """Assert the core's invariants; for tests."""
+        self._core.validate()
+
+    # -- below -----------------------------------------------------------------------------------
+
+    def _change(self, lock: Lock, mode: Mode, flags: Flags, lvb: bytes | None) -> _Use:
+        use = lock.context
+        assert isinstance(use, _Use)
+        bits = self._checked(flags, lvb)
+        self._handle(Change(lock, mode, bits, lvb), use)
+        return use
+
+    def _checked(self, flags: Flags, lvb: bytes | None) -> int:
+        if lvb is None:
+            return int(flags)
+        assert len(lvb) == self._lvb_bytes, len(lvb)
+        return int(flags) | _VALBLK
+
+    async def _finish(self, lock: Lock, use: _Use) -> None:
+        if use.status is None:
+            use.done = trio.Event()
+            try:
+                await use.done.wait()
+            finally:
+                use.done = None
+        assert use.status is not None
+        failure = _FAILURES.get(use.status)
+        if failure is not None:
+            raise failure(repr(lock))
+
+    def _abandon(self, lock: Lock, use: _Use) -> None:
+        """Nobody waits for this new lock any more."""
+        use.abandoned = True
+        if use.status is None:
+            self._handle(Withdraw(lock))
+        elif use.status is Status.GRANTED and lock.granted is not None:
+            self._handle(Release(lock))
+
+    def _handle(self, event: Event, use: _Use | None = None) -> None:
+        """Let the core decide, then do what it asks for."""
+        effects = self._core.handle(event, self._now())
+        if use is not None:
+            use.status = None
+        self._effects.extend(effects)
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        try:
+            while self._effects:
+                self._carry_out(self._effects.popleft())
+        finally:
+            self._carrying_out = False
+
+    def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, Send):
+            self._sent[type(effect.message).__name__] += 1
+            self._send(effect.node, encode(effect.message))
+        elif isinstance(effect, Complete):
+            self._complete(effect)
+        else:
+            self._notify(effect)
+
+    def _complete(self, effect: Complete) -> None:
+        use = effect.lock.context
+        assert isinstance(use, _Use)
+        use.status = effect.status
+        if use.done is not None:
+            use.done.set()
+        if use.abandoned and effect.status is Status.GRANTED and effect.lock.granted is not None:
+            self._handle(Release(effect.lock))
+
+    def _notify(self, effect: Notify) -> None:
+        use, lock = effect.lock.context, effect.lock
+        assert isinstance(use, _Use)
+        if use.blocking is None or use.abandoned:
+            return
+        if lock.granted is not None and not lock.granted.compatible(effect.mode):
+            use.blocking(lock, effect.mode)
