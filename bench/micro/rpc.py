@@ -27,7 +27,7 @@ class Echo:
         """Ignore it."""
 
     def begin_call(
-        self, sender: int, incarnation: int, epoch: int, body: bytes, payload: bytes
+        self, _sender: int, _incarnation: int, _epoch: int, body: bytes, _payload: bytes
     ) -> tuple[bytes, bytes]:
         """Answer."""
         return (b"", MIB) if body == b"read" else (body, b"")

@@ -110,7 +110,11 @@ async def accept(listener: socket.socket) -> socket.socket:
             sock, _ = listener.accept()
         except BlockingIOError:
             continue
-        prepare(sock)
+        try:
+            prepare(sock)
+        except OSError:
+            sock.close()
+            raise
         return sock
 
 

@@ -3,7 +3,7 @@
 The dialer says Hello, the listener answers with a Challenge that proves it knows the cluster
 secret, the dialer proves the same, and the listener says Welcome. Each proof is an HMAC-SHA256 over
 a label of its own, the whole Hello and the Challenge's nonce, so none can be replayed or reflected.
-With the last two each side tells the highest sequence it has received, from where the session resumes.
+With the last two each side tells the highest sequence it has received, where the session resumes.
 Either side may answer with a Reject instead, and the connection ends.
 
 Invariant: nothing a peer claims is acted upon before its proof was checked.
