@@ -17,6 +17,7 @@ FilesystemError            EIO
 |-- ResultTooLarge         ERANGE
 |-- CrossDevice            EXDEV
 |-- OutOfSpace             ENOSPC
+|-- TooManyOpenInodes      ENFILE
 |-- StaleHandle            EIO       the handle died: another node changed its file meanwhile
 |-- Unavailable            EIO       the cluster is away and on_lost=eio
 |   `-- ProviderAway       EIO       the store of views did not answer; trying again may help
@@ -142,6 +143,12 @@ class OutOfSpace(FilesystemError):
     """A replica has no room; nothing was accepted."""
 
     errno: ClassVar[int] = errno.ENOSPC
+
+
+class TooManyOpenInodes(FilesystemError):
+    """More inodes are open on this node than could be dropped in an emergency."""
+
+    errno: ClassVar[int] = errno.ENFILE
 
 
 class StaleHandle(FilesystemError):

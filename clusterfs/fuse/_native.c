@@ -7,6 +7,7 @@
  *   fuse_session_mount   puts our writev on the session's descriptor, which sees every reply
  *   fuse_reply_open,
  *   fuse_reply_create    say to that writev that the next reply opens a direct_io handle
+ *   fuse_add_direntry_plus   lists a name without a lookup if its generation is UNLOOKED
  *
  * Invariants: everything here runs on the thread that runs pyfuse3's main loop, with the GIL held, and there is one session per
  * process (pyfuse3's own limit), so the static state needs no lock. A request is flagged before pyfuse3's handler is called, and
@@ -37,6 +38,7 @@
 typedef struct fuse_session *session_new_function(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
 typedef int session_mount_function(struct fuse_session *, const char *);
 typedef int reply_open_function(fuse_req_t, const struct fuse_file_info *);
+typedef size_t add_direntry_function(fuse_req_t, char *, size_t, const char *, const struct fuse_entry_param *, off_t);
 typedef int reply_create_function(fuse_req_t, const struct fuse_entry_param *, const struct fuse_file_info *);
 
 static struct {
@@ -44,6 +46,7 @@ static struct {
     session_mount_function *session_mount;
     reply_open_function *reply_open;
     reply_create_function *reply_create;
+    add_direntry_function *add_direntry_plus;
 } libfuse;
 
 static struct fuse_lowlevel_ops inner; /* pyfuse3's handlers */
@@ -102,6 +105,21 @@ EXPORTED int fuse_reply_create(fuse_req_t request, const struct fuse_entry_param
     int result = libfuse.reply_create(request, entry, opened);
     opening_direct = false;
     return result;
+}
+
+/* A directory entry that the kernel shall list but not look up: node id 0, yet with an inode number for d_ino. pyfuse3's
+ * EntryAttributes ties the two together, so the generation says it. */
+#define UNLOOKED UINT64_MAX
+
+EXPORTED size_t fuse_add_direntry_plus(fuse_req_t request, char *buffer, size_t room, const char *name,
+                                       const struct fuse_entry_param *entry, off_t cookie)
+{
+    struct fuse_entry_param listed = *entry;
+    if (listed.generation == UNLOOKED) {
+        listed.ino = 0;
+        listed.generation = 0;
+    }
+    return libfuse.add_direntry_plus(request, buffer, room, name, &listed, cookie);
 }
 
 /* ---- requests ---- */
@@ -221,11 +239,15 @@ PyMODINIT_FUNC PyInit__native(void)
     if (!(libfuse.session_new = libfuse_function(library, "fuse_session_new")) ||
         !(libfuse.session_mount = libfuse_function(library, "fuse_session_mount")) ||
         !(libfuse.reply_open = libfuse_function(library, "fuse_reply_open")) ||
-        !(libfuse.reply_create = libfuse_function(library, "fuse_reply_create")))
+        !(libfuse.reply_create = libfuse_function(library, "fuse_reply_create")) ||
+        !(libfuse.add_direntry_plus = libfuse_function(library, "fuse_add_direntry_plus")))
         return NULL;
     PyObject *module = PyModule_Create(&definition);
-    if (module && (PyModule_AddIntConstant(module, "LIBFUSE_VERSION", fuse_version()) < 0 ||
+    PyObject *unlooked = PyLong_FromUnsignedLongLong(UNLOOKED);
+    if (module && (!unlooked || PyModule_AddObjectRef(module, "UNLOOKED", unlooked) < 0 ||
+                   PyModule_AddIntConstant(module, "LIBFUSE_VERSION", fuse_version()) < 0 ||
                    PyModule_AddIntConstant(module, "KNOWN_LIBFUSE", KNOWN_LIBFUSE) < 0))
         Py_CLEAR(module);
+    Py_XDECREF(unlooked);
     return module;
 }

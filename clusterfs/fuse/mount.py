@@ -1,0 +1,204 @@
+"""One mount, from its options to its end.
+
+Life: `attach` (mounts, or says in one line why not), `run` (answers requests until the filesystem is
+unmounted, by anyone), `detach` (unmounts; in the ordinary way if nobody uses it, else lazily), and
+`close`, always, at the end.
+
+Receiving never stops: each request has a task of its own, and pyfuse3 is allowed as many tasks as
+the kernel can have requests, so requests that wait for a lock hold up nobody else.
+"""
+
+import os
+import select
+import stat
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+import trio
+
+from clusterfs.errors import SetupError
+from clusterfs.fuse.binding import native, pyfuse3
+from clusterfs.fuse.kernel import SessionKernel
+from clusterfs.fuse.unmounting import (
+    connection_at,
+    mounts_at,
+    syncfs,
+    unmount,
+    unmount_lazily,
+)
+
+if TYPE_CHECKING:
+    from clusterfs.fuse.beat import Beat
+    from clusterfs.fuse.operations import Operations
+
+log = structlog.get_logger()
+
+KIND = "fuse.clusterfs"
+_MAX_TASKS = 1_000_000  # no limit: a blocked task is a few KiB
+_SPARE_TASKS = 8  # idle tasks kept, so that a burst need not make new ones
+_READ_AHEAD_KIB = 1024
+_ANSWER_S = 5.0
+_WATCH_S = 1.0
+_GRACE_S = 10.0
+
+
+class MountOptions(msgspec.Struct, frozen=True):
+    """What the kernel is told about the mount."""
+
+    fsname: str = "clusterfs"
+    subtype: str = "clusterfs"
+    allow_other: bool = True
+    default_permissions: bool = True
+    read_only: bool = False
+    devices_and_suid: bool = True  # needs root; without it the kernel says nodev,nosuid
+    extra: tuple[str, ...] = ()  # given with -o and meant for the kernel: noatime, noexec, ...
+
+    def strings(self) -> set[str]:
+        """Return them as libfuse wants them."""
+        _require_plain("fsname", self.fsname)
+        options = {f"fsname={self.fsname}", f"subtype={self.subtype}", *self.extra}
+        options |= {"allow_other"} if self.allow_other else set()
+        options |= {"default_permissions"} if self.default_permissions else set()
+        options |= {"ro"} if self.read_only else set()
+        options |= {"dev", "suid"} if self.devices_and_suid and os.geteuid() == 0 else set()
+        return options
+
+
+class Mount:
+    """The one mount of this process: pyfuse3 has one session."""
+
+    def __init__(self, mountpoint: str, options: MountOptions) -> None:
+        self.mountpoint = os.path.realpath(mountpoint)
+        self.options = options
+        self.connection = -1
+        self.kernel: SessionKernel | None = None
+        self._answering = False
+
+    def attach(self, operations: "Operations") -> SessionKernel:
+        """Mount. Requests wait from now on until `run` answers them.
+
+        Raises SetupError, one line for the operator.
+        """
+        require_mountable(self.mountpoint)
+        try:
+            pyfuse3.init(operations, self.mountpoint, self.options.strings())
+        except RuntimeError as failure:
+            raise SetupError(
+                f"cannot mount at {self.mountpoint}: {failure}; libfuse's own message is above"
+            ) from failure
+        if not native.hooked():
+            pyfuse3.close()
+            raise SetupError(
+                f"libfuse {native.LIBFUSE_VERSION} is not the one clusterfs was checked with "
+                f"({native.KNOWN_LIBFUSE}), or pyfuse3 does not call it dynamically"
+            )
+        self.connection = connection_at(self.mountpoint) or -1
+        self.kernel = SessionKernel(native.session_fd())
+        return self.kernel
+
+    def share_with_supervisor(self, beat: "Beat") -> None:
+        """Let the supervisor drop the caches and unmount, should this process be unable to."""
+        beat.attach(native.session_fd(), self.mountpoint, self.connection)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer requests until the filesystem is unmounted; started once the root answers."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer, nursery.cancel_scope)
+            nursery.start_soon(self._watch, nursery.cancel_scope)
+            await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
+            self._tune()
+            task_status.started()
+
+    async def _answer(self, scope: trio.CancelScope) -> None:
+        self._answering = True
+        try:
+            await pyfuse3.main(min_tasks=_SPARE_TASKS, max_tasks=_MAX_TASKS)
+        finally:
+            self._answering = False
+        scope.cancel()
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """End `run` some time after an abort of the connection, whatever requests still wait."""
+        poll = select.poll()
+        poll.register(native.session_fd(), 0)
+        while not poll.poll(0):
+            await trio.sleep(_WATCH_S)
+        await trio.sleep(_GRACE_S)
+        scope.cancel()
+
+    def _tune(self) -> None:
+        """Raise what FUSE_INIT can only lower: the kernel reads ahead 128 KiB by default."""
+        setting = Path(f"/sys/class/bdi/0:{self.connection}/read_ahead_kb")
+        try:
+            setting.write_text(str(_READ_AHEAD_KIB))
+        except OSError as failure:
+            log.info("read-ahead stays at the kernel's default", reason=str(failure))
+
+    async def detach(self) -> None:
+        """Unmount and let `run` return. Requests are answered meanwhile.
+
+        Files that are still open go on to exist for nobody: their dirty pages are written first.
+        """
+        if await trio.to_thread.run_sync(unmount, self.mountpoint, abandon_on_cancel=True):
+            return
+        log.warning("the mount is busy; unmounting it lazily", mountpoint=self.mountpoint)
+        await trio.to_thread.run_sync(syncfs, self.mountpoint, abandon_on_cancel=True)
+        unmount_lazily(self.connection, self.mountpoint)
+        if self._answering:
+            pyfuse3.terminate()
+
+    def close(self) -> None:
+        """Give everything back; unmounts lazily if that has not happened. Safe after any failure."""
+        if native.session_fd() >= 0 and self.connection >= 0:
+            pyfuse3.close(unmount=True)
+            self.connection = -1
+
+
+def require_mountable(mountpoint: str) -> None:
+    """Clear a dead clusterfs away from the mount point and check that one can mount there."""
+    if not os.path.exists("/dev/fuse"):
+        raise SetupError("there is no /dev/fuse here: load the fuse module (modprobe fuse)")
+    _clear_dead_mounts(mountpoint)
+    try:
+        mode = os.stat(mountpoint).st_mode
+    except OSError as failure:
+        raise SetupError(f"cannot use mount point {mountpoint}: {failure.strerror}") from failure
+    if not stat.S_ISDIR(mode):
+        raise SetupError(f"mount point {mountpoint} is not a directory")
+
+
+def _clear_dead_mounts(mountpoint: str) -> None:
+    while found := [mount for mount in mounts_at(mountpoint) if mount.kind == KIND]:
+        topmost = found[-1]
+        if not _is_dead(mountpoint):
+            raise SetupError(
+                f"a clusterfs ({topmost.source}) is already mounted at {mountpoint}; "
+                "unmount it first"
+            )
+        log.info("unmounting what a dead daemon left", mountpoint=mountpoint)
+        unmount_lazily(topmost.minor, mountpoint)
+
+
+def _is_dead(mountpoint: str) -> bool:
+    """Tell whether nobody will ever answer at the mount point. A stalled daemon is not dead."""
+    dead = False
+
+    def ask() -> None:
+        nonlocal dead
+        try:
+            os.stat(mountpoint)
+        except OSError:  # ENOTCONN, or ECONNABORTED for the first to ask
+            dead = True
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    return dead
+
+
+def _require_plain(name: str, text: str) -> None:
+    if not text or "," in text or "\\" in text or not text.isprintable():
+        raise SetupError(f"{name} {text!r} may not be empty or contain commas or backslashes")

@@ -1,0 +1,60 @@
+"""Exception to errno, once for the whole filesystem: pyfuse3 survives only FUSEError.
+
+An expected failure becomes its errno. A bug becomes a logged EIO: any other exception would end
+the main loop, and with it the mount.
+"""
+
+import errno
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import structlog
+
+from clusterfs.errors import FilesystemError
+from clusterfs.fuse.binding import pyfuse3
+from dlm.errors import LockError
+
+log = structlog.get_logger()
+
+Self = TypeVar("Self")
+Parameters = ParamSpec("Parameters")
+Answer = TypeVar("Answer")
+
+
+def replying(
+    handler: Callable[Concatenate[Self, Parameters], Awaitable[Answer]],
+) -> Callable[Concatenate[Self, Parameters], Awaitable[Answer]]:
+    """Make a handler of requests raise nothing but FUSEError."""
+    operation = handler.__name__
+
+    @functools.wraps(handler)
+    async def replied(self: Self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        try:
+            return await handler(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as failure:
+            raise pyfuse3.FUSEError(errno_of(failure, operation, args)) from failure
+
+    return replied
+
+
+def errno_of(failure: BaseException, operation: str, arguments: tuple[Any, ...]) -> int:
+    """Return what the system call returns; logs what nobody expected."""
+    expected = _expected_errno(failure)
+    if expected is not None:
+        return expected
+    subject = arguments[0] if arguments and isinstance(arguments[0], int) else None
+    log.error("request failed", operation=operation, subject=subject, exc_info=failure)
+    return errno.EIO
+
+
+def _expected_errno(failure: BaseException) -> int | None:
+    """Return the errno of an expected failure; of a nursery's group, what all in it agree on."""
+    if isinstance(failure, FilesystemError | LockError):
+        return failure.errno
+    if isinstance(failure, BaseExceptionGroup):
+        inside = {_expected_errno(member) for member in failure.exceptions}
+        return inside.pop() if len(inside) == 1 else None
+    return None

@@ -1,0 +1,297 @@
+"""A tiny process beside the daemon that drops the kernel's caches when the daemon no longer can.
+
+The kernel answers reads and stats from its caches although the daemon is stopped or dead; once the
+daemon's lease is over, other nodes change those files. The supervisor shares memory with the daemon
+(beat.py), holds a duplicate of its /dev/fuse descriptor, and
+
+  * at the end of a lease that was not renewed: drops all dentries, and attributes and pages of
+    every inode of the table. A daemon that comes back after a gap in its beats with its lease over
+    may just have answered a READ from what it knew before, so the caches are dropped once more;
+  * at the daemon's death: aborts the connection, so that nothing more is served or waited for, drops
+    the caches, unmounts lazily, and reports that this node's caches are gone.
+
+It is the daemon's parent and imports neither trio nor pyfuse3: fork first, import later. If it dies,
+the daemon gets SIGTERM. It never waits for the kernel on its only thread that matters: what may
+hang is left to threads (dropping.py).
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+from clusterfs.errors import SetupError
+from clusterfs.fuse import notify
+from clusterfs.fuse.beat import (
+    BEATS,
+    DROPS,
+    INCARNATION,
+    LEASE_END,
+    NODE,
+    TABLE,
+    USED,
+    Beat,
+    boottime_ns,
+    received_attachment,
+)
+from clusterfs.fuse.dropping import Dropping
+from clusterfs.fuse.unmounting import abort_connection, unmount_lazily
+
+PERIOD_S = 0.25
+_GIVE_UP_S = 5.0
+_REPORT_S = 10
+_PR_SET_PDEATHSIG = 1
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+Main = Callable[[Beat, "ReadyPipe"], int]
+Report = Callable[[int, int], None]
+
+
+class ReadyPipe:
+    """How the daemon tells the command that started it that the mount answers, or why not."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def ready(self) -> None:
+        """Let the command return with success."""
+        self._say("ready")
+
+    def failed(self, message: str) -> None:
+        """Let the command print the message and return with failure."""
+        self._say("failed " + " ".join(message.split()))
+
+    def _say(self, line: str) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._fd, line.encode() + b"\n")
+            self.close()
+
+    def close(self) -> None:
+        """Close it; later words go nowhere."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def run_supervised(
+    main: Main, *, foreground: bool, report: Report | None = None, log_path: str | None = None
+) -> int:
+    """Run `main` as a daemon with a supervisor beside it.
+
+    In the background it returns once the mount answers (0) or cannot (1, with one line on stderr);
+    in the foreground when the daemon has ended. `report(node, incarnation)` runs in the supervisor
+    after a death of the daemon, when nothing can be served any more. `log_path` is where both
+    write their stdout and stderr in the background.
+    """
+    if foreground:
+        with _ready_pipe() as (_said, ready):
+            return _supervise(main, ready, report)
+    with _ready_pipe() as (said, ready):
+        if os.fork() == 0:
+            _become_background(said, log_path)
+            os._exit(_guarded(lambda: _supervise(main, ready, report)))
+        ready.close()
+        return _await_ready(said, log_path)
+
+
+@contextlib.contextmanager
+def _ready_pipe() -> Iterator[tuple[int, ReadyPipe]]:
+    said, say = os.pipe()
+    ready = ReadyPipe(say)
+    try:
+        yield said, ready
+    finally:
+        os.close(said)
+        ready.close()
+
+
+def _await_ready(said: int, log_path: str | None) -> int:
+    """Wait for the daemon's one line, or for its end."""
+    with open(said, "rb", closefd=False) as lines:
+        line = lines.readline().decode(errors="replace").strip()
+    if line == "ready":
+        return 0
+    where = f"; see {log_path}" if log_path else ""
+    message = line.removeprefix("failed ") or f"the daemon ended before the mount answered{where}"
+    print(f"mount.clusterfs: {message}", file=sys.stderr)  # noqa: T201  the command's answer
+    return 1
+
+
+def _become_background(said: int, log_path: str | None) -> None:
+    os.close(said)
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    output = null
+    if log_path:
+        output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for source, target in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    for descriptor in {null, output} - {0, 1, 2}:
+        os.close(descriptor)
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """Run a forked process' work: nothing may escape into the code that forked."""
+    try:
+        return work()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except BaseException:  # noqa: BLE001  the last frame of a process
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _supervise(main: Main, ready: ReadyPipe, report: Report | None) -> int:
+    beat = Beat()
+    parent = os.getpid()
+    daemon = os.fork()
+    if daemon == 0:
+        os._exit(_guarded(lambda: _run_daemon(main, beat, ready, parent)))
+    ready.close()
+    beat.daemon_end.close()
+    return Supervisor(daemon, beat, report).run()
+
+
+def _run_daemon(main: Main, beat: Beat, ready: ReadyPipe, parent: int) -> int:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        return 1  # it died before the kernel knew that we want to hear of it
+    beat.supervisor_end.close()
+    beat.supervised = True
+    try:
+        return main(beat, ready)
+    except SetupError as wrong:
+        ready.failed(str(wrong))
+        print(f"clusterfs: {wrong}", file=sys.stderr)  # noqa: T201  for the log, or the terminal
+        return 1
+
+
+class Supervisor:
+    """Watches one daemon until it ends."""
+
+    def __init__(self, daemon: int, beat: Beat, report: Report | None) -> None:
+        self._daemon = daemon
+        self._beat = beat
+        self._words = beat.words
+        self._report = report
+        self._pidfd = os.pidfd_open(daemon)
+        self._fd = -1  # the session's
+        self._connection = 0
+        self._mountpoint = ""
+        self._beats_seen = 0
+        self._missed = False
+        self._dropped_lease: int | None = None  # the lease end for which the caches were dropped
+
+    def run(self) -> int:
+        """Watch; returns the daemon's exit code, 128 + n if signal n ended it."""
+        self._prepare_process()
+        events = select.poll()
+        events.register(self._pidfd, select.POLLIN)
+        events.register(self._beat.supervisor_end, select.POLLIN)
+        while True:
+            ready = dict(events.poll(self._nap_ms()))
+            if self._beat.supervisor_end.fileno() in ready and not self._attach():
+                events.unregister(self._beat.supervisor_end)
+            if self._pidfd in ready:
+                return self._bury()
+            self._check()
+
+    def _prepare_process(self) -> None:
+        """Outlive what ends the daemon: Ctrl-C, the OOM killer."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the daemon too
+        for number in _FORWARDED:
+            signal.signal(number, lambda received, _frame: os.kill(self._daemon, received))
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+            score.write("-1000")
+
+    def _attach(self) -> bool:
+        """Take over the session's descriptor; False once the daemon closed its end."""
+        received = received_attachment(self._beat)
+        if received is None:
+            return False
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._connection, self._mountpoint = received
+        return True
+
+    # ---- alive ----
+
+    def _nap_ms(self) -> int:
+        """Sleep to the end of the lease, at most for a period."""
+        left_ns = self._words[LEASE_END] - boottime_ns()
+        if left_ns <= 0:
+            return round(PERIOD_S * 1000)
+        return min(round(PERIOD_S * 1000), left_ns // 1_000_000 + 1)
+
+    def _check(self) -> None:
+        """Drop the caches if what they hold may no longer be believed."""
+        lease_end, beats = self._words[LEASE_END], self._words[BEATS]
+        returned = self._missed and beats != self._beats_seen
+        self._missed = beats == self._beats_seen
+        self._beats_seen = beats
+        if lease_end > boottime_ns():
+            self._dropped_lease = None
+        elif self._dropped_lease is None or returned:
+            self._dropped_lease = lease_end
+            self._drop_caches(self._daemon_ended)
+
+    def _daemon_ended(self) -> bool:
+        return bool(select.select([self._pidfd], [], [], 0)[0])
+
+    def _drop_caches(self, give_up: Callable[[], bool]) -> None:
+        """Make the kernel ask for everything again; returns when only pages in flight are left."""
+        if self._fd < 0:
+            return
+        notify.increment_epoch(self._fd)
+        used = self._words[USED]
+        inodes = [inode for inode in self._words[TABLE : TABLE + used] if inode]
+        if not Dropping(self._fd, inodes).run(give_up) and not self._daemon_ended():
+            # Too many pages are in flight to get at the rest: better no mount than a stale one.
+            abort_connection(self._connection, self._mountpoint)
+            Dropping(self._fd, inodes).run(_after(_GIVE_UP_S))
+        self._words[DROPS] += 1
+
+    # ---- dead ----
+
+    def _bury(self) -> int:
+        """Make sure that nothing of the daemon's mount can be seen any more."""
+        _, status = os.waitpid(self._daemon, 0)
+        code = os.waitstatus_to_exitcode(status)
+        # A descriptor sent just before the end must not be missed.
+        self._beat.supervisor_end.setblocking(False)
+        with contextlib.suppress(OSError):
+            while self._attach():
+                pass
+        if self._fd >= 0:
+            abort_connection(self._connection, self._mountpoint)
+            self._drop_caches(_after(_GIVE_UP_S))
+            unmount_lazily(self._connection, self._mountpoint)
+            os.close(self._fd)
+        if code and self._report and self._words[NODE]:
+            self._tell(self._report)
+        return code if code >= 0 else 128 - code
+
+    def _tell(self, report: Report) -> None:
+        """Report from a process of its own: if it fails or hangs, others wait for the lease."""
+        node, incarnation = self._words[NODE], self._words[INCARNATION]
+        reporter = os.fork()
+        if reporter == 0:
+            signal.alarm(_REPORT_S)
+            os._exit(_guarded(lambda: report(node, incarnation) or 0))
+        os.waitpid(reporter, 0)
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    deadline_ns = boottime_ns() + int(seconds * 1e9)
+    return lambda: boottime_ns() > deadline_ns

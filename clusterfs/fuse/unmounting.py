@@ -1,0 +1,90 @@
+"""Finding, aborting and unmounting FUSE mounts by system calls. Imports no trio, no pyfuse3.
+
+A mount is named by its mount point and its connection, the minor number of its device: the
+supervisor must never unmount what somebody else mounted at the same place meanwhile.
+"""
+
+import ctypes
+import errno
+import os
+from typing import NamedTuple
+
+_MNT_FORCE = 1
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MountEntry(NamedTuple):
+    """One line of /proc/self/mountinfo."""
+
+    minor: int
+    mountpoint: str
+    kind: str
+    source: str
+
+
+def mounts_at(mountpoint: str) -> list[MountEntry]:
+    """Return what is mounted at exactly this place, the topmost last. Asks no filesystem."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        entries = [_parsed(line) for line in lines]
+    return [entry for entry in entries if entry.mountpoint == mountpoint]
+
+
+def connection_at(mountpoint: str) -> int | None:
+    """Return the minor device number of the topmost mount at this place."""
+    found = mounts_at(mountpoint)
+    return found[-1].minor if found else None
+
+
+def abort_connection(connection: int, mountpoint: str) -> None:
+    """Fail every request of the mount, now and for good. Does nothing if it is gone."""
+    try:
+        with open(f"/sys/fs/fuse/connections/{connection}/abort", "w") as control:
+            control.write("1")
+    except OSError:
+        # fusectl is not mounted, or the connection is gone: a forced unmount aborts it too.
+        if connection_at(mountpoint) == connection:
+            _umount(mountpoint, _MNT_FORCE | _UMOUNT_NOFOLLOW)
+
+
+def unmount_lazily(connection: int, mountpoint: str) -> None:
+    """Take the mount out of the tree, if it still is there."""
+    while connection_at(mountpoint) == connection:
+        if _umount(mountpoint, _MNT_DETACH | _UMOUNT_NOFOLLOW):
+            return
+
+
+def unmount(mountpoint: str) -> bool:
+    """Unmount in the ordinary way, which flushes; False if it is busy. May wait for the daemon."""
+    return _umount(mountpoint, _UMOUNT_NOFOLLOW) != errno.EBUSY
+
+
+def syncfs(mountpoint: str) -> None:
+    """Have every dirty mapped page of the mount written. Waits for the daemon."""
+    directory = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _libc.syncfs(directory)
+    finally:
+        os.close(directory)
+
+
+def _umount(mountpoint: str, flags: int) -> int:
+    """Call umount2(2); returns 0 or the errno."""
+    if _libc.umount2(os.fsencode(mountpoint), flags) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def _parsed(line: str) -> MountEntry:
+    fields = line.split()
+    separator = fields.index("-", 6)
+    minor = int(fields[2].partition(":")[2])
+    return MountEntry(minor, _unescaped(fields[4]), fields[separator + 1], fields[separator + 2])
+
+
+def _unescaped(path: str) -> str:
+    """Undo the kernel's octal escapes of space, tab, newline and backslash."""
+    for escape, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        path = path.replace(escape, character)
+    return path

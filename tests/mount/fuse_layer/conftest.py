@@ -1,0 +1,118 @@
+"""A real mount of a filesystem in memory, served by a process that obeys the test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SERVER = Path(__file__).with_name("server.py")
+PATIENCE_S = 20.0
+
+
+class Served:
+    """The mount, and a line to the process behind it."""
+
+    def __init__(self, directory: Path, report: Path) -> None:
+        self.directory = directory
+        self.report = report
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER), str(directory), str(report)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        hello = self._answer()
+        self.daemon: int = hello["pid"]
+        self.supervisor: int = hello["supervisor"]
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the server ended"
+        return json.loads(line)
+
+    def signal_daemon(self, number: int) -> None:
+        os.kill(self.daemon, number)
+
+    def stop(self) -> None:
+        for stop in (signal.SIGCONT, signal.SIGKILL):
+            if self.process.poll() is None:
+                try:
+                    os.kill(self.daemon, stop)
+                except ProcessLookupError:
+                    break
+        subprocess.run(["umount", "-l", self.directory], check=False, capture_output=True)
+        self.process.wait(PATIENCE_S)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    served = Served(directory, tmp_path / "report")
+    try:
+        yield served
+    finally:
+        served.stop()
+
+
+def eventually(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until the condition holds; fails the test if it takes unreasonably long."""
+    deadline = time.clock_gettime(time.CLOCK_BOOTTIME) + PATIENCE_S
+    while not (result := condition()):
+        assert time.clock_gettime(time.CLOCK_BOOTTIME) < deadline, f"never: {what}"
+        threading.Event().wait(0.01)
+    return result
+
+
+class Background:
+    """A call on a thread: it may hang for as long as the test wants."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[[], Any]) -> None:
+        try:
+            self.result = call()
+        except OSError as error:
+            self.error = error
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def outcome(self) -> Any:
+        self._thread.join(PATIENCE_S)
+        assert self.done, "still hanging"
+        if self.error:
+            raise self.error
+        return self.result
+
+
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Callable[[Callable[[], Any], str], Any]:
+    return eventually
+
+
+@pytest.fixture
+def background() -> Callable[[Callable[[], Any]], Background]:
+    return Background
