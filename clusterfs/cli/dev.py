@@ -17,6 +17,8 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,7 @@ from typing import Any
 import msgspec
 
 from clusterfs import config, control
-from clusterfs.cli import mount, processes
+from clusterfs.cli import processes
 from clusterfs.cli.control import mount_at
 from clusterfs.errors import NotAnswering, SetupError
 
@@ -77,8 +79,15 @@ class Node(msgspec.Struct, frozen=True):
 
     @property
     def process(self) -> processes.Process | None:
-        """Return the recorded process, alive or not."""
-        return processes.recorded(self.pidfile)
+        """Return the recorded daemon, alive or not."""
+        family = processes.recorded(self.pidfile)
+        return family.daemon if family else None
+
+    @property
+    def supervisor(self) -> processes.Process | None:
+        """Return the recorded parent of the daemon, alive or not."""
+        family = processes.recorded(self.pidfile)
+        return family.supervisor if family else None
 
     def state(self) -> str:
         """Return "running", "paused" or "gone"."""
@@ -236,17 +245,24 @@ def _start(node: Node) -> None:
     process = node.process
     if process and processes.state(process) != "gone":
         raise SetupError(f"{node.name}: process {process.pid} runs but does not serve {node.mount}")
+    if node.supervisor and not processes.wait_gone(node.supervisor, STOP_TIMEOUT_S):
+        raise SetupError(f"{node.name}: the supervisor of its last run does not end")
     clear_mount(node.mount)
     _make_folder(node.mount)
-    words = [f"log={node.log}", f"pidfile={node.pidfile}", f"timeout={START_TIMEOUT_S:g}"]
+    command = [sys.executable, "-m", "clusterfs.cli.mount", str(node.config), str(node.mount)]
+    command += ["-o", f"log={node.log},pidfile={node.pidfile}"]
+    done = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
-        options = mount.parse_options(words)
-        config.load(node.config).secret()
-        place = mount.check_mount_point(node.mount)
-        mount.check_device()
-        mount.mount(node.config, place, options)
-    except SetupError as failure:
-        raise SetupError(f"{node.name}: {failure}") from failure
+        _, said = done.communicate(timeout=START_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        done.kill()
+        done.communicate()
+        raise SetupError(
+            f"{node.name} does not answer within {START_TIMEOUT_S:g} s; see {node.log}"
+        ) from None
+    if done.returncode:
+        line = said.strip().rpartition("\n")[2].removeprefix("mount.clusterfs: ")
+        raise SetupError(f"{node.name}: {line or f'mount.clusterfs failed; see {node.log}'}")
 
 
 def _stop(node: Node) -> None:
@@ -258,7 +274,8 @@ def _stop(node: Node) -> None:
         _unmount(node)
     else:
         processes.send(process, signal.SIGTERM)
-    if not processes.wait_gone(process, STOP_TIMEOUT_S):
+    ended = processes.wait_gone(process, STOP_TIMEOUT_S)
+    if not ended or (node.supervisor and not processes.wait_gone(node.supervisor, STOP_TIMEOUT_S)):
         raise SetupError(
             f"{node.name}: process {process.pid} has not ended {STOP_TIMEOUT_S:g} s after umount"
         )

@@ -1,19 +1,15 @@
 """mount.clusterfs: mounts a node from its config file and returns when the mount answers.
 
-Also the helper that mount(8) calls for type clusterfs. In the background case the command starts
-itself again with `-f` and a pipe; what arrives there, "ok" or the reason, decides how it ends.
+Also the helper that mount(8) calls for type clusterfs: it may be given -s, -n, -v and -t.
 
 The checks that need no daemon come first, so that a mistake is one line on the terminal and leaves
 nothing changed.
 """
 
 import os
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
@@ -22,11 +18,13 @@ from clusterfs import config
 from clusterfs.cli import processes
 from clusterfs.cli.control import mount_at, resolved
 from clusterfs.errors import SetupError
+from clusterfs.fuse.beat import Beat
+from clusterfs.fuse.supervisor import ReadyPipe, run_supervised
 
 FUSE_DEVICE = Path("/dev/fuse")
 
 _CONFIG_KEYS = {"on_lost", "mmap", "log_level"}
-_OWN_KEYS = {"log", "pidfile", "timeout", "ready_fd"}
+_OWN_KEYS = {"log", "pidfile"}
 _PLAIN_WORDS = {"defaults", "rw", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users"}
 _KERNEL_WORDS = {
     *("ro", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "sync", "async", "dirsync"),
@@ -42,8 +40,6 @@ class Options(msgspec.Struct, frozen=True):
     kernel: tuple[str, ...]  # for the mount itself
     log: Path
     pidfile: Path | None
-    timeout_s: float
-    ready_fd: int | None
 
 
 def parse_options(words: Sequence[str]) -> Options:
@@ -61,17 +57,12 @@ def parse_options(words: Sequence[str]) -> Options:
             kernel.append(word)
         elif word and word not in _PLAIN_WORDS and not key.startswith(("x-", "comment")):
             raise SetupError(f"-o {word}: no such mount option")
-    try:
-        return Options(
-            settings,
-            tuple(kernel),
-            Path(own.get("log", os.devnull)).absolute(),
-            Path(own["pidfile"]).absolute() if "pidfile" in own else None,
-            float(own.get("timeout", "60")),
-            int(own["ready_fd"]) if "ready_fd" in own else None,
-        )
-    except ValueError as failure:
-        raise SetupError(f"-o timeout: {failure}") from failure
+    return Options(
+        settings,
+        tuple(kernel),
+        Path(own.get("log", os.devnull)).absolute(),
+        Path(own["pidfile"]).absolute() if "pidfile" in own else None,
+    )
 
 
 def check_mount_point(directory: Path) -> Path:
@@ -100,85 +91,32 @@ def check_device(device: Path = FUSE_DEVICE) -> None:
         raise SetupError(f"cannot open {device}: {failure.strerror}; run as root") from failure
 
 
-def mount(source: Path, directory: Path, options: Options) -> None:
-    """Start a daemon in the background; returns when the mount answers. Raises SetupError."""
-    reader, writer = os.pipe()
-    command = [sys.executable, "-m", "clusterfs.cli.mount", str(source), str(directory), "-f"]
-    command += ["-o", _join(options, writer)]
-    with options.log.open("ab") as log, os.fdopen(reader, "rb") as pipe:
-        subprocess.Popen(  # it outlives this command: nobody waits for it
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[writer],
-            start_new_session=True,
-            cwd="/",
-        )
-        os.close(writer)
-        answer = pipe.readline().decode("utf-8", "replace").strip()
-    if answer != "ok":
-        reason = answer or "the daemon ended before the mount was ready"
-        hint = "" if answer or str(options.log) == os.devnull else f"; see {options.log}"
-        raise SetupError(reason + hint)
-    _wait_answer(directory, options.timeout_s)
+def mount(source: Path, directory: Path, options: Options, *, foreground: bool) -> int:
+    """Run a node's daemon and its supervisor.
 
+    In the background it returns when the mount answers, in the foreground when it has ended. A
+    failure of the daemon is one line on stderr and exit code 1. Raises SetupError before it starts
+    anything.
+    """
+    loaded = config.load(source, dict(options.settings))
+    loaded.secret()
+    place = check_mount_point(directory)
+    check_device()
 
-def _join(options: Options, ready_fd: int) -> str:
-    words = [f"{key}={value}" for key, value in options.settings.items()]
-    words += [*options.kernel, f"ready_fd={ready_fd}"]
-    if options.pidfile:
-        words.append(f"pidfile={options.pidfile}")
-    return ",".join(words)
-
-
-def _wait_answer(directory: Path, timeout_s: float) -> None:
-    """Ask the mount itself; on a thread, because nothing but an answer ends a FUSE request."""
-    answered: list[None] = []
-    thread = threading.Thread(
-        target=lambda: answered.append(os.statvfs(directory) and None), daemon=True
-    )
-    thread.start()
-    thread.join(timeout_s)
-    if not answered:
-        raise SetupError(f"{directory} is mounted but does not answer within {timeout_s:g} s")
-
-
-def serve(source: Path, directory: Path, options: Options) -> None:
-    """Run the daemon in this process until it is unmounted. Raises SetupError."""
-    settings: dict[str, Any] = dict(options.settings)
-    loaded = config.load(source, settings)
-
-    def daemon(beat: Any) -> None:
-        from clusterfs import daemon as composition  # noqa: PLC0415  (slow; the checks come first)
+    def daemon(beat: Beat, ready: ReadyPipe) -> int:
+        from clusterfs import daemon as composition  # noqa: PLC0415  (the supervisor stays small)
 
         if options.pidfile:
-            me = processes.identify(os.getpid())
-            assert me is not None
-            processes.record(options.pidfile, me)
-        composition.run(loaded, source, directory, options.kernel, _ready(options), beat)
+            processes.record(options.pidfile, processes.family())
+        return composition.run(loaded, source.absolute(), place, options.kernel, beat, ready)
 
-    from clusterfs.fuse.supervisor import run_supervised  # noqa: PLC0415  (as above)
+    def report(node: int, incarnation: int) -> None:
+        from clusterfs import daemon as composition  # noqa: PLC0415  (as above)
 
-    run_supervised(daemon)
+        composition.caches_dropped(loaded, node, incarnation)
 
-
-def _ready(options: Options) -> Any:
-    def ready() -> None:
-        _tell(options.ready_fd, "ok")
-
-    return ready
-
-
-def _tell(ready_fd: int | None, word: str) -> None:
-    if ready_fd is not None:
-        os.write(ready_fd, " ".join(word.split()).encode() + b"\n")
-        os.close(ready_fd)
-
-
-def _fail(failure: SetupError) -> NoReturn:
-    typer.echo(f"mount.clusterfs: {failure}", err=True)
-    raise typer.Exit(1)
+    log = None if foreground else str(options.log)
+    return run_supervised(daemon, foreground=foreground, report=report, log_path=log)
 
 
 def _mount(  # noqa: PLR0913  (mount(8) decides what there is)
@@ -199,21 +137,14 @@ def _mount(  # noqa: PLR0913  (mount(8) decides what there is)
     Exit code: 0 mounted (with -f: unmounted again), 1 not mounted, 2 wrong usage.
     """
     del sloppy, no_mtab, kind  # mount(8) passes them; they change nothing here
-    options = None
     try:
-        options = parse_options(option or [])
-        config.load(source, dict(options.settings)).secret()
-        place = check_mount_point(directory)
-        check_device()
-        if foreground:
-            serve(source.absolute(), place, options)
-        else:
-            mount(source.absolute(), place, options)
+        code = mount(source, directory, parse_options(option or []), foreground=foreground)
     except SetupError as failure:
-        _tell(options.ready_fd if options else None, str(failure))
-        _fail(failure)
-    if verbose:
+        typer.echo(f"mount.clusterfs: {failure}", err=True)
+        raise typer.Exit(1) from failure
+    if verbose and code == 0 and not foreground:
         typer.echo(f"{source} mounted on {directory}")
+    raise typer.Exit(code)
 
 
 def main() -> None:

@@ -75,17 +75,32 @@ def wait_gone(process: Process, timeout_s: float) -> bool:
         os.close(descriptor)
 
 
-def record(path: Path, process: Process) -> None:
-    """Write `process` to a pid file, whole or not at all."""
+class Family(msgspec.Struct, frozen=True):
+    """A daemon and the supervisor that is its parent."""
+
+    daemon: Process
+    supervisor: Process
+
+
+def family() -> Family:
+    """Return this process as the daemon, and its parent."""
+    daemon, supervisor = identify(os.getpid()), identify(os.getppid())
+    assert daemon is not None
+    assert supervisor is not None
+    return Family(daemon, supervisor)
+
+
+def record(path: Path, family: Family) -> None:
+    """Write a pid file, whole or not at all."""
     staged = path.with_suffix(".new")
-    staged.write_bytes(msgspec.json.encode(process) + b"\n")
+    staged.write_bytes(msgspec.json.encode(family) + b"\n")
     staged.replace(path)
 
 
-def recorded(path: Path) -> Process | None:
+def recorded(path: Path) -> Family | None:
     """Read a pid file; None if there is none or it is damaged."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Process)
+        return msgspec.json.decode(path.read_bytes(), type=Family)
     except (OSError, msgspec.DecodeError):
         return None
 

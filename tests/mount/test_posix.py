@@ -221,7 +221,7 @@ def test_names_of_255_bytes_of_any_kind(folders: list[Path]) -> None:
     for name in names:
         with opened(here + b"/" + name, os.O_CREAT | os.O_WRONLY) as made:
             os.write(made, name)
-    assert set(os.listdir(there)) == names  # noqa: PTH208  (bytes)
+    assert set(os.listdir(there)) == names
     for name in names:
         with opened(there + b"/" + name, os.O_RDONLY) as found:
             assert os.read(found, 300) == name
@@ -322,7 +322,7 @@ def test_a_directory_of_100000_files(folders: list[Path]) -> None:
             os.mknod(f"file-{number:06}", stat.S_IFREG | 0o600, dir_fd=folder)
     finally:
         os.close(folder)
-    names = os.listdir(folders[1] / "big")  # noqa: PTH208  (100,000 of them)
+    names = os.listdir(folders[1] / "big")
     assert len(names) == count
     assert set(names) == {f"file-{number:06}" for number in range(count)}
     assert (folders[2] / "big" / "file-099999").exists()
@@ -340,7 +340,7 @@ def test_space_is_reported_and_comes_back(cluster, folders: list[Path]) -> None:
 def test_the_root_cannot_be_removed_or_left(cluster, folders: list[Path]) -> None:  # noqa: ANN001
     root = cluster.nodes[0].mount
     assert (root / "..").resolve() == root.parent
-    assert sorted(os.listdir(root)) == sorted(os.listdir(cluster.nodes[1].mount))  # noqa: PTH208
+    assert sorted(os.listdir(root)) == sorted(os.listdir(cluster.nodes[1].mount))
     with failing(errno.EBUSY):
         root.rmdir()
     assert folders[0].exists()

@@ -1,7 +1,7 @@
 """A filesystem in a few dicts, with the interface of clusterfs.fs.filesystem.Filesystem.
 
 It notes what arrives (`events`) and can park requests: those whose tag is in `parked` wait until
-`release` takes the tag out.
+`unpark` takes the tag out.
 """
 
 import errno
@@ -55,7 +55,7 @@ class MemoryFilesystem:
 
     # ---- what tests do to it ----
 
-    def release(self, tag: str) -> None:
+    def unpark(self, tag: str) -> None:
         self.parked.discard(tag)
         self._released.set()
         self._released = trio.Event()
@@ -192,9 +192,6 @@ class MemoryFilesystem:
             node.data.extend(bytes(offset - len(node.data)))
         node.data[offset : offset + len(data)] = data
         return len(data)
-
-    async def write(self, handle: int, offset: int, data: bytes, *, page_io: bool) -> int:
-        raise AssertionError("write_nowait never has to wait here")
 
     async def flush(self, _handle: int) -> None:
         self.events.append("flush")

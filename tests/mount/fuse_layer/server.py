@@ -53,9 +53,14 @@ async def serve(directory: str, beat: Beat, ready: ReadyPipe) -> None:
             nursery.start_soon(service.obey)
             await nursery.start(stop_after, mount.run, nursery.cancel_scope)
             ready.ready()
-            print(json.dumps({"pid": os.getpid(), "supervisor": os.getppid()}), flush=True)
+            say({"pid": os.getpid(), "supervisor": os.getppid()})
     finally:
         mount.close()
+
+
+def say(answer: Any) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 async def stop_after(run: Any, scope: Any, *, task_status: Any) -> None:
@@ -84,13 +89,13 @@ class Service:
 
     async def answer(self, request: dict[str, Any]) -> None:
         todo = getattr(self, "do_" + request.pop("do"))
-        print(json.dumps(await todo(**request)), flush=True)
+        say(await todo(**request))
 
     async def do_park(self, tag: str) -> None:
         self.filesystem.parked.add(tag)
 
     async def do_release(self, tag: str) -> None:
-        self.filesystem.release(tag)
+        self.filesystem.unpark(tag)
 
     async def do_waiting(self, tag: str) -> int:
         return int(self.filesystem.waiting[tag])
@@ -147,7 +152,7 @@ if __name__ == "__main__":
     report_path = Path(sys.argv[2])
 
     def report(node: int, incarnation: int) -> None:
-        mounted = any(f" {sys.argv[1]} " in line for line in Path("/proc/self/mountinfo").open())
+        mounted = f" {sys.argv[1]} " in Path("/proc/self/mountinfo").read_text()
         report_path.write_text(json.dumps([node, incarnation, mounted]))
 
     sys.exit(run_supervised(main, foreground=True, report=report))
