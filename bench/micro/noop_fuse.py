@@ -11,7 +11,6 @@ completion of clusterfs under pyfuse3, to see what that costs or wins.
 import argparse
 import errno
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -32,7 +31,7 @@ JOBS = {
 }
 
 
-def load(hooked: bool) -> Any:
+def load(*, hooked: bool) -> Any:
     """Import pyfuse3, with clusterfs' native module under it or without."""
     if hooked:
         from clusterfs.fuse.binding import pyfuse3  # noqa: PLC0415
@@ -41,7 +40,7 @@ def load(hooked: bool) -> Any:
     return pyfuse3
 
 
-def operations(pyfuse3: Any) -> Any:
+def operations(pyfuse3: Any) -> Any:  # noqa: C901  one class with one-line methods
     """Return the handlers of a filesystem with one bottomless file."""
     zeros = memoryview(bytes(1 << 20))
 
@@ -79,15 +78,15 @@ def operations(pyfuse3: Any) -> Any:
 
         async def flush(self, _fh: int) -> None: ...
         async def release(self, _fh: int) -> None: ...
-        async def fsync(self, _fh: int, _datasync: bool) -> None: ...
+        async def fsync(self, _fh: int, _datasync: object) -> None: ...
         async def forget(self, _inodes: Any) -> None: ...
 
     return Noop()
 
 
-def serve(directory: str, hooked: bool) -> None:
+def serve(directory: str, *, hooked: bool) -> None:
     """Mount at `directory` and answer until it is unmounted."""
-    pyfuse3 = load(hooked)
+    pyfuse3 = load(hooked=hooked)
     pyfuse3.init(operations(pyfuse3), directory, {"fsname=noop", "default_permissions"})
     print("mounted", flush=True)
     trio.run(pyfuse3.main)
@@ -108,7 +107,7 @@ def fio(path: Path, pattern: str, block: str, depth: int, seconds: int) -> dict[
     return {"iops": round(side["iops"]), "mib_s": round(side["bw_bytes"] / 2**20, 1)}
 
 
-def measure(hooked: bool, seconds: int) -> dict[str, dict[str, float]]:
+def measure(seconds: int, *, hooked: bool) -> dict[str, dict[str, float]]:
     """Serve from a child process and run every job against it."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, __file__, "--serve", directory, *["--hooked"][: int(hooked)]]
@@ -130,9 +129,9 @@ def main() -> None:
     parser.add_argument("--serve", metavar="DIR")
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(os.path.abspath(arguments.serve), arguments.hooked)
+        serve(str(Path(arguments.serve).resolve()), hooked=arguments.hooked)
     else:
-        print(json.dumps(measure(arguments.hooked, arguments.seconds), indent=2))
+        print(json.dumps(measure(arguments.seconds, hooked=arguments.hooked), indent=2))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from clusterfs.fuse.beat import TABLE, USED, Beat
 class CachedInodes:
     """The table of inodes with cached pages."""
 
-    def __init__(self, beat: Beat, drop_pages: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(self, beat: Beat) -> None:
         self._words = beat.words
         self._capacity = beat.capacity
-        self._drop_pages = drop_pages
+        self._drop_pages: Callable[[int], Awaitable[None]] | None = None
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
         self._evicting: dict[int, int] = {}  # slot -> inode
@@ -33,6 +33,10 @@ class CachedInodes:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def use(self, drop_pages: Callable[[int], Awaitable[None]]) -> None:
+        """Drop an inode's pages in this way, where that must be done to make room."""
+        self._drop_pages = drop_pages
 
     async def opened(self, inode: int, handle: int) -> None:
         """Note a new handle; call it before the kernel hears of the handle.
@@ -84,6 +88,7 @@ class CachedInodes:
 
         If it is opened meanwhile it gets another slot.
         """
+        assert self._drop_pages is not None
         if not self._closed:
             raise TooManyOpenInodes(f"{self._capacity} inodes are open on this node")
         inode, _ = self._closed.popitem(last=False)

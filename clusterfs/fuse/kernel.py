@@ -5,7 +5,6 @@ runs on a thread. The threads have a limiter of their own: an invalidation that 
 must not take the threads that disk I/O, which answers that READ, needs.
 """
 
-import math
 from collections.abc import Sequence
 
 import trio
@@ -61,6 +60,7 @@ class SessionKernel:
 
     def statistics(self) -> dict[str, float]:
         """Return counters."""
-        waiting = self._threads.borrowed_tokens
-        assert waiting < math.inf
-        return {"invalidations": self.invalidations, "invalidations_waiting": waiting}
+        return {
+            "invalidations": self.invalidations,
+            "invalidations_waiting": self._threads.borrowed_tokens,
+        }

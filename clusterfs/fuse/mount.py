@@ -1,8 +1,8 @@
 """One mount, from its options to its end.
 
-Life: `attach` (mounts, or says in one line why not), `run` (answers requests until the filesystem is
-unmounted, by anyone), `detach` (unmounts; in the ordinary way if nobody uses it, else lazily), and
-`close`, always, at the end.
+Life: `attach` (mounts, or says in one line why not), `run` (answers requests until the filesystem
+is unmounted, by anyone), `detach` (unmounts; in the ordinary way if nobody uses it, else lazily),
+and `close`, always, at the end.
 
 Receiving never stops: each request has a task of its own, and pyfuse3 is allowed as many tasks as
 the kernel can have requests, so requests that wait for a lock hold up nobody else.
@@ -53,8 +53,7 @@ class MountOptions(msgspec.Struct, frozen=True):
     allow_other: bool = True
     default_permissions: bool = True
     read_only: bool = False
-    devices_and_suid: bool = True  # needs root; without it the kernel says nodev,nosuid
-    extra: tuple[str, ...] = ()  # given with -o and meant for the kernel: noatime, noexec, ...
+    extra: tuple[str, ...] = ()  # meant for the kernel: noatime, noexec, nosuid, ...
 
     def strings(self) -> set[str]:
         """Return them as libfuse wants them."""
@@ -63,7 +62,8 @@ class MountOptions(msgspec.Struct, frozen=True):
         options |= {"allow_other"} if self.allow_other else set()
         options |= {"default_permissions"} if self.default_permissions else set()
         options |= {"ro"} if self.read_only else set()
-        options |= {"dev", "suid"} if self.devices_and_suid and os.geteuid() == 0 else set()
+        if os.geteuid() == 0:  # without root the kernel says nodev,nosuid
+            options |= {word for word in ("dev", "suid") if f"no{word}" not in options}
         return options
 
 
@@ -97,6 +97,7 @@ class Mount:
             )
         self.connection = connection_at(self.mountpoint) or -1
         self.kernel = SessionKernel(native.session_fd())
+        operations.use_kernel(self.kernel)
         return self.kernel
 
     def share_with_supervisor(self, beat: "Beat") -> None:
@@ -124,7 +125,7 @@ class Mount:
         """End `run` some time after an abort of the connection, whatever requests still wait."""
         poll = select.poll()
         poll.register(native.session_fd(), 0)
-        while not poll.poll(0):
+        while not poll.poll(0):  # noqa: ASYNC110  nothing tells us: pyfuse3 owns the descriptor
             await trio.sleep(_WATCH_S)
         await trio.sleep(_GRACE_S)
         scope.cancel()
@@ -151,7 +152,7 @@ class Mount:
             pyfuse3.terminate()
 
     def close(self) -> None:
-        """Give everything back; unmounts lazily if that has not happened. Safe after any failure."""
+        """Give everything back; unmounts lazily if that has not happened. May come twice."""
         if native.session_fd() >= 0 and self.connection >= 0:
             pyfuse3.close(unmount=True)
             self.connection = -1
@@ -159,11 +160,11 @@ class Mount:
 
 def require_mountable(mountpoint: str) -> None:
     """Clear a dead clusterfs away from the mount point and check that one can mount there."""
-    if not os.path.exists("/dev/fuse"):
+    if not Path("/dev/fuse").exists():
         raise SetupError("there is no /dev/fuse here: load the fuse module (modprobe fuse)")
     _clear_dead_mounts(mountpoint)
     try:
-        mode = os.stat(mountpoint).st_mode
+        mode = Path(mountpoint).stat().st_mode
     except OSError as failure:
         raise SetupError(f"cannot use mount point {mountpoint}: {failure.strerror}") from failure
     if not stat.S_ISDIR(mode):
@@ -189,7 +190,7 @@ def _is_dead(mountpoint: str) -> bool:
     def ask() -> None:
         nonlocal dead
         try:
-            os.stat(mountpoint)
+            Path(mountpoint).stat()
         except OSError:  # ENOTCONN, or ECONNABORTED for the first to ask
             dead = True
 

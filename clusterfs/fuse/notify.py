@@ -1,4 +1,4 @@
-"""What a FUSE server may say to the kernel unasked, as bytes to write to /dev/fuse. Imports no pyfuse3.
+"""What a FUSE server may say to the kernel unasked, as bytes to write to /dev/fuse.
 
 A notification is a fuse_out_header whose `unique` is 0 and whose `error` is the code, and a body
 (linux/fuse.h). One write(2) is one notification; it returns when the kernel has acted on it. The

@@ -7,15 +7,17 @@ The methods translate arguments (fields of a request into plain ints, bytes and 
 Whether a READ or WRITE is the page cache's own can be asked only before the first await.
 """
 
+# ruff: noqa: D102  each method is the FUSE request of its name
+
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from clusterfs.errors import WouldBlock
 from clusterfs.fs.results import Attributes, Caller, Changes, Entry, Listed, Opened, Status
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
+from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.replies import replying
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 _NAMES_PER_PAGE = 128
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is untyped
+class Operations(pyfuse3.Operations):
     """The handlers that pyfuse3 calls."""
 
     supports_dot_lookup = False
@@ -35,6 +37,14 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is untype
         self._fs = filesystem
         self._cached = cached
         self._is_page_io = native.current_is_page_io
+
+    def use_kernel(self, kernel: SessionKernel) -> None:
+        """Make room in the table of cached inodes through this kernel."""
+
+        async def drop_pages(inode: int) -> None:
+            await kernel.invalidate_pages(inode, [(0, 0)])
+
+        self._cached.use(drop_pages)
 
     # ---- names ----
 
@@ -154,19 +164,11 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 is untype
 
     @replying
     async def read(self, handle: int, offset: int, size: int) -> Any:
-        page_io = self._is_page_io()
-        try:
-            return self._fs.read_nowait(handle, offset, size, page_io=page_io)
-        except WouldBlock:
-            return await self._fs.read(handle, offset, size, page_io=page_io)
+        return await self._fs.read(handle, offset, size, cached=self._is_page_io())
 
     @replying
     async def write(self, handle: int, offset: int, data: bytes) -> int:
-        page_io = self._is_page_io()
-        try:
-            return self._fs.write_nowait(handle, offset, data, page_io=page_io)
-        except WouldBlock:
-            return await self._fs.write(handle, offset, data, page_io=page_io)
+        return await self._fs.write(handle, offset, data, cached=self._is_page_io())
 
     @replying
     async def flush(self, handle: int) -> None:
@@ -224,7 +226,7 @@ def _caller(ctx: Any) -> Caller:
 
 
 def _caller_with_groups(ctx: Any) -> Caller:
-    """Return who asks, with supplementary groups: they are read from /proc, so only where needed."""
+    """Return who asks with supplementary groups, which cost a read of /proc."""
     groups: Iterable[int] = ()
     if ctx.uid:
         try:

@@ -6,8 +6,8 @@ the main loop, and with it the mount.
 
 import errno
 import functools
-from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import structlog
 
@@ -23,8 +23,8 @@ Answer = TypeVar("Answer")
 
 
 def replying(
-    handler: Callable[Concatenate[Self, Parameters], Awaitable[Answer]],
-) -> Callable[Concatenate[Self, Parameters], Awaitable[Answer]]:
+    handler: Callable[Concatenate[Self, Parameters], Coroutine[Any, Any, Answer]],
+) -> Callable[Concatenate[Self, Parameters], Coroutine[Any, Any, Answer]]:
     """Make a handler of requests raise nothing but FUSEError."""
     operation = handler.__name__
 
@@ -37,7 +37,7 @@ def replying(
         except Exception as failure:
             raise pyfuse3.FUSEError(errno_of(failure, operation, args)) from failure
 
-    return replied
+    return cast("Callable[Concatenate[Self, Parameters], Coroutine[Any, Any, Answer]]", replied)
 
 
 def errno_of(failure: BaseException, operation: str, arguments: tuple[Any, ...]) -> int:

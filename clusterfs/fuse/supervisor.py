@@ -7,12 +7,12 @@ daemon's lease is over, other nodes change those files. The supervisor shares me
   * at the end of a lease that was not renewed: drops all dentries, and attributes and pages of
     every inode of the table. A daemon that comes back after a gap in its beats with its lease over
     may just have answered a READ from what it knew before, so the caches are dropped once more;
-  * at the daemon's death: aborts the connection, so that nothing more is served or waited for, drops
-    the caches, unmounts lazily, and reports that this node's caches are gone.
+  * at the daemon's death: aborts the connection, so that nothing more is served or waited for,
+    drops the caches, unmounts lazily, and reports that this node's caches are gone.
 
-It is the daemon's parent and imports neither trio nor pyfuse3: fork first, import later. If it dies,
-the daemon gets SIGTERM. It never waits for the kernel on its only thread that matters: what may
-hang is left to threads (dropping.py).
+It is the daemon's parent and imports neither trio nor pyfuse3: fork first, import later. If it
+dies, the daemon gets SIGTERM. It never waits for the kernel on its only thread that matters: what
+may hang is left to threads (dropping.py).
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from clusterfs.errors import SetupError
 from clusterfs.fuse import notify
@@ -212,8 +213,8 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the daemon too
         for number in _FORWARDED:
             signal.signal(number, lambda received, _frame: os.kill(self._daemon, received))
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-            score.write("-1000")
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("-1000")
 
     def _attach(self) -> bool:
         """Take over the session's descriptor; False once the daemon closed its end."""
@@ -288,8 +289,13 @@ class Supervisor:
         reporter = os.fork()
         if reporter == 0:
             signal.alarm(_REPORT_S)
-            os._exit(_guarded(lambda: report(node, incarnation) or 0))
+            os._exit(_guarded(lambda: _reported(report, node, incarnation)))
         os.waitpid(reporter, 0)
+
+
+def _reported(report: Report, node: int, incarnation: int) -> int:
+    report(node, incarnation)
+    return 0
 
 
 def _after(seconds: float) -> Callable[[], bool]:

@@ -7,6 +7,7 @@ supervisor must never unmount what somebody else mounted at the same place meanw
 import ctypes
 import errno
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 _MNT_FORCE = 1
@@ -26,8 +27,8 @@ class MountEntry(NamedTuple):
 
 def mounts_at(mountpoint: str) -> list[MountEntry]:
     """Return what is mounted at exactly this place, the topmost last. Asks no filesystem."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        entries = [_parsed(line) for line in lines]
+    table = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+    entries = [_parsed(line) for line in table.splitlines()]
     return [entry for entry in entries if entry.mountpoint == mountpoint]
 
 
@@ -40,8 +41,7 @@ def connection_at(mountpoint: str) -> int | None:
 def abort_connection(connection: int, mountpoint: str) -> None:
     """Fail every request of the mount, now and for good. Does nothing if it is gone."""
     try:
-        with open(f"/sys/fs/fuse/connections/{connection}/abort", "w") as control:
-            control.write("1")
+        Path(f"/sys/fs/fuse/connections/{connection}/abort").write_text("1")
     except OSError:
         # fusectl is not mounted, or the connection is gone: a forced unmount aborts it too.
         if connection_at(mountpoint) == connection:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import trio
 
-from clusterfs.errors import FilesystemError, NoSuchEntry, WouldBlock
+from clusterfs.errors import FilesystemError, NoSuchEntry
 from clusterfs.fs.results import (
     Attributes,
     Caller,
@@ -60,8 +60,9 @@ class MemoryFilesystem:
         self._released.set()
         self._released = trio.Event()
 
-    async def _pass(self, tag: str) -> None:
-        self.events.append(tag)
+    async def _pass(self, tag: str, *, quietly: bool = False) -> None:
+        if not quietly:
+            self.events.append(tag)
         while tag in self.parked:
             self.waiting[tag] += 1
             await self._released.wait()
@@ -169,24 +170,15 @@ class MemoryFilesystem:
         node = self._make(parent, name, mode)
         return Created(self._looked_up(node.number), self._opened(node, flags))
 
-    def read_nowait(self, handle: int, offset: int, size: int, *, page_io: bool) -> Any:
-        self.events.append(f"read {offset} {'page' if page_io else 'direct'}")
+    async def read(self, handle: int, offset: int, size: int, *, cached: bool) -> Any:
         node, _ = self.handles[handle]
-        if self._tags_of_read(offset, size) & self.parked:
-            raise WouldBlock
+        self.events.append(f"read {offset} {size} {'cached' if cached else 'direct'}")
+        for at in range(offset, offset + size, 4096):
+            await self._pass(f"page {at}", quietly=True)
         return memoryview(bytes(node.data[offset : offset + size]))
 
-    async def read(self, handle: int, offset: int, size: int, *, page_io: bool) -> Any:
-        for tag in sorted(self._tags_of_read(offset, size)):
-            await self._pass(tag)
-        return self.read_nowait(handle, offset, size, page_io=page_io)
-
-    @staticmethod
-    def _tags_of_read(offset: int, size: int) -> set[str]:
-        return {f"read at {at}" for at in range(offset, offset + size, 4096)}
-
-    def write_nowait(self, handle: int, offset: int, data: bytes, *, page_io: bool) -> int:
-        self.events.append(f"write {offset} {'page' if page_io else 'direct'}")
+    async def write(self, handle: int, offset: int, data: bytes, *, cached: bool) -> int:
+        self.events.append(f"write {offset} {'cached' if cached else 'direct'}")
         node, _ = self.handles[handle]
         if len(node.data) < offset:
             node.data.extend(bytes(offset - len(node.data)))

@@ -32,12 +32,8 @@ async def serve(directory: str, beat: Beat, ready: ReadyPipe) -> None:
 
     filesystem = MemoryFilesystem()
     mount = Mount(directory, MountOptions(fsname="memory"))
-
-    async def drop_pages(inode: int) -> None:
-        await kernel.invalidate_pages(inode, [(0, 0)])
-
-    cached = CachedInodes(beat, drop_pages)
-    kernel = mount.attach(Operations(filesystem, cached))  # type: ignore[arg-type]
+    cached = CachedInodes(beat)
+    mount.attach(Operations(filesystem, cached))  # type: ignore[arg-type]
     mount.share_with_supervisor(beat)
     beat.identify(7, 1234)
     service = Service(filesystem, mount, cached, beat)
