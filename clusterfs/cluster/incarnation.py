@@ -108,4 +108,4 @@ class Incarnation:
     async def _watch(self) -> None:
         """See the lease end even while the provider hangs."""
         while True:  # noqa: ASYNC110  (it waits for a clock that trio does not know)
-            await trio.sleep(max(0.0, self.left_s()))
+            await trio.sleep(max(0.001, self.left_s()))
