@@ -29,6 +29,7 @@ class Lock:
         "flags",
         "granted",
         "id",
+        "known_sequence",
         "lvb",
         "lvb_sequence",
         "lvb_valid",
@@ -38,6 +39,7 @@ class Lock:
         "owner",
         "requested",
         "sequence",
+        "uses_lvb",
     )
 
     def __init__(self, name: Name, owner: str = "", context: object = None) -> None:
@@ -54,8 +56,10 @@ class Lock:
         self.demoted = False  # CONVDEADLK gave up what we held on the way to the last grant
         self.offered: bytes | None = None  # LVB that the conversion under way is to write
         self.lvb: bytes | None = None
-        self.lvb_sequence = 0
+        self.lvb_sequence = 0  # of what is in `lvb`; 0: none of the resource's
+        self.known_sequence = 0  # of the resource's, at our last grant or write
         self.lvb_valid = True
+        self.uses_lvb = False  # some operation had VALBLK or IVVALBLK
         self.blocked_for: Mode | None = None  # the strongest mode others want since our last grant
 
     def __repr__(self) -> str:

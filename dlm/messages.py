@@ -194,9 +194,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sequence: Sequence
     flags: FlagBits
     owner: Owner
-    lvb: Value | None
-    lvb_sequence: Count
-    lvb_valid: bool
+    uses_lvb: bool
+    lvb: Value | None  # as it last read or wrote it
+    lvb_sequence: Count  # of that value
+    known_sequence: Count  # of the resource's value at its last grant or write
+    lvb_valid: bool  # at that time
 
 
 class Locks(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=15):

@@ -12,7 +12,7 @@ is about to see calls the removal off. Meanwhile the master's own requests go by
 Between `Enter` and the thaw, trees and copies are those of the last epoch in which locks moved.
 """
 
-from dlm.core.resource import Copy, Resource
+from dlm.core.resource import LVB_FLAGS, Copy, Resource
 from dlm.core.situation import Situation
 from dlm.events import Name
 from dlm.messages import (
@@ -26,9 +26,7 @@ from dlm.messages import (
     Route,
     Unlock,
 )
-from dlm.modes import Flags, Mode, is_down
-
-_VALBLK = int(Flags.VALBLK)
+from dlm.modes import Mode, is_down
 
 
 class Tree:
@@ -96,6 +94,7 @@ class Mastery:
             resource = tree.resources[request.leaf] = Resource(name, here.epoch)
         copy = Copy(request.origin, request.lock, resource, request.owner)
         copy.requested, copy.flags, copy.since_s = request.mode, request.flags, here.now_s
+        copy.uses_lvb = bool(request.flags & LVB_FLAGS)
         resource.request(copy, here.send)
         if copy.granted is not None or copy.sequence:
             self.copies[key] = copy
@@ -224,7 +223,7 @@ class Mastery:
 
 def loses_lvb(copy: Copy) -> bool:
     """Tell whether the LVB is doubtful if this holder vanished without a word."""
-    return copy.granted is not None and copy.granted >= Mode.PW and bool(copy.flags & _VALBLK)
+    return copy.granted is not None and copy.granted >= Mode.PW and copy.uses_lvb
 
 
 def _routed(request: Request, route: Route) -> Request:

@@ -43,6 +43,7 @@ _NOQUEUE = int(Flags.NOQUEUE)
 _VALBLK = int(Flags.VALBLK)
 _QUECVT = int(Flags.QUECVT)
 _IVVALBLK = int(Flags.IVVALBLK)
+_LVB = _VALBLK | _IVVALBLK
 _CONVDEADLK = int(Flags.CONVDEADLK)
 _EXPEDITE = int(Flags.EXPEDITE)
 
@@ -81,6 +82,7 @@ class Ownership:
         assert not flags & _EXPEDITE or (event.mode is Mode.NL and not flags & _NOQUEUE)
         self._last_id += 1
         lock.id, lock.requested, lock.flags = self._last_id, event.mode, flags
+        lock.uses_lvb = bool(flags & _LVB)
         self.locks[lock.id] = self.pending[lock.id] = lock
         if not self._here.frozen:
             self._ask(lock)
@@ -93,6 +95,7 @@ class Ownership:
         assert not flags & _QUECVT or may_queue_conversion(held, mode)
         assert not (flags & _CONVDEADLK and flags & _NOQUEUE)
         lock.flags, lock.demoted = flags, False
+        lock.uses_lvb = lock.uses_lvb or bool(flags & _LVB)
         if is_down(held, mode):
             if _writes(lock, mode):
                 _note_written(lock, flags, lvb)
@@ -133,12 +136,12 @@ class Ownership:
             return
         self._attach(lock, sender)
         if message.lvb is not None:
-            lock.lvb = message.lvb
+            lock.lvb, lock.lvb_sequence = message.lvb, message.lvb_sequence
         elif lock.offered is not None and _writes(lock, message.mode):
-            lock.lvb = lock.offered
+            lock.lvb, lock.lvb_sequence = lock.offered, message.lvb_sequence
         lock.mode = lock.granted = message.mode
         lock.demoted = lock.demoted or message.demoted
-        lock.lvb_sequence, lock.lvb_valid = message.lvb_sequence, message.lvb_valid
+        lock.known_sequence, lock.lvb_valid = message.lvb_sequence, message.lvb_valid
         self._complete(lock, Status.GRANTED)
 
     def queued(self, sender: int, message: Queued) -> None:
@@ -304,7 +307,9 @@ class Ownership:
     def _complete(self, lock: Lock, status: Status) -> None:
         del self.pending[lock.id]
         lock.requested, lock.sequence, lock.cancelling = None, 0, False
-        lock.blocked_for = lock.offered = None
+        lock.offered = None
+        if status is Status.GRANTED:
+            lock.blocked_for = None  # the master will say it again if it is still so
         self._here.effects.append(Complete(lock, status))
 
     def _forget(self, lock: Lock) -> None:
@@ -334,7 +339,8 @@ def _note_written(lock: Lock, flags: int, lvb: bytes | None) -> None:
         lock.lvb_valid = False
     elif flags & _VALBLK and lvb is not None:
         lock.lvb, lock.lvb_valid = lvb, True
-        lock.lvb_sequence += 1
+        lock.known_sequence += 1
+        lock.lvb_sequence = lock.known_sequence
 
 
 def _record(lock: Lock) -> Record:
@@ -349,7 +355,9 @@ def _record(lock: Lock) -> Record:
         lock.sequence,
         lock.flags,
         lock.owner,
-        lock.lvb if lock.flags & _VALBLK else None,
+        lock.uses_lvb,
+        lock.lvb if lock.lvb_sequence else None,
         lock.lvb_sequence,
+        lock.known_sequence,
         lock.lvb_valid,
     )

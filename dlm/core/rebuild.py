@@ -43,7 +43,7 @@ def rebuild(
 
 def _copy(node: int, record: Record, resource: Resource) -> Copy:
     copy = Copy(node, record.lock, resource, record.owner)
-    copy.granted, copy.flags = record.granted, record.flags
+    copy.granted, copy.flags, copy.uses_lvb = record.granted, record.flags, record.uses_lvb
     if record.sequence:
         copy.requested, copy.sequence = record.requested, record.sequence
     return copy
@@ -107,7 +107,7 @@ def _keep_lvb(resource: Resource, records: Reported, old: Resource) -> None:
         if record.lvb_sequence > resource.lvb_sequence and record.lvb is not None:
             resource.lvb, resource.lvb_sequence = record.lvb, record.lvb_sequence
             resource.lvb_valid = record.lvb_valid
-        elif record.lvb_sequence == resource.lvb_sequence and not record.lvb_valid:
+        elif record.known_sequence == resource.lvb_sequence and not record.lvb_valid:
             resource.lvb_valid = False
 
 
@@ -115,10 +115,17 @@ def _recover_lvb(resource: Resource, records: Reported) -> None:
     known = [record for _, record in records if record.lvb is not None]
     if not known:
         return
-    strong = [r for r in known if r.granted is not None and r.granted > Mode.CR]
+    strong = [record for record in known if _has_current_lvb(record)]
     best = max(strong or known, key=_lvb_sequence)
     resource.lvb, resource.lvb_sequence = best.lvb, best.lvb_sequence
     resource.lvb_valid = bool(strong) and best.lvb_valid
+
+
+def _has_current_lvb(record: Record) -> bool:
+    """Tell whether it read or wrote the LVB last, and no writer was admitted beside it since."""
+    if record.granted is None or record.granted <= Mode.CR:
+        return False
+    return record.lvb_sequence == record.known_sequence
 
 
 def _lvb_sequence(record: Record) -> int:

@@ -1,0 +1,105 @@
+"""What must hold in a whole cluster, checked after every event and when nothing moves any more."""
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from dlm.events import Lock, Name
+from dlm.modes import Mode
+
+if TYPE_CHECKING:
+    from dlm.sim.world import Machine
+
+
+class Violation(AssertionError):
+    """An invariant of the whole cluster is broken."""
+
+
+class Checker:
+    """Looks at all live nodes at once, as no node can."""
+
+    def __init__(self) -> None:
+        self._values: dict[Name, set[bytes]] = {}  # what may be read; empty: invalidated
+        self.values_read = 0
+
+    def after_event(self, machines: "list[Machine]") -> None:
+        """Check what holds at any moment."""
+        self._check_exclusion(machines)
+        self._check_mastery(machines)
+
+    def at_rest(self, machines: "list[Machine]") -> None:
+        """Check what holds when every message has arrived and nobody does anything."""
+        for machine in machines:
+            core = machine.core
+            _require(not core.here.frozen, "a recovery never ended", machine.node)
+            _require(not core.ownership.pending, "never answered", core.ownership.pending)
+            _require(core.here.misdirected == 0, "misdirected messages", core.here.misdirected)
+        self._check_copies(machines)
+        self._check_directory(machines)
+
+    def wrote(self, name: Name, value: bytes | None) -> None:
+        """A holder that excludes others wrote the LVB, or (None) invalidated it."""
+        self._values[name] = set() if value is None else {value}
+
+    def may_write(self, name: Name, value: bytes) -> None:
+        """A holder asked for a conversion that writes; a crash may hide whether it was granted."""
+        self._values.setdefault(name, set()).add(value)
+
+    def was_granted(self, lock: Lock) -> None:
+        """A lock that excludes writers has just read the LVB: it is the last one, or doubtful."""
+        if not lock.lvb_valid or not lock.lvb_sequence:
+            return
+        self.values_read += 1
+        allowed = self._values.get(lock.name, set())
+        _require(lock.lvb in allowed, "stale LVB", lock, lock.lvb, allowed)
+
+    def _check_exclusion(self, machines: "list[Machine]") -> None:
+        held: dict[Name, list[tuple[Mode, int]]] = {}
+        for machine in machines:
+            for lock in machine.core.ownership.locks.values():
+                if lock.mode is not None:
+                    held.setdefault(lock.name, []).append((lock.mode, machine.node))
+        for name, holders in held.items():
+            for (mode, node), (other_mode, other) in combinations(holders, 2):
+                _require(
+                    mode.compatible(other_mode), "exclusion", name, mode, node, other_mode, other
+                )
+
+    def _check_mastery(self, machines: "list[Machine]") -> None:
+        masters: dict[tuple[int, bytes], int] = {}
+        for machine in machines:
+            here = machine.core.here
+            if here.frozen:
+                continue
+            for root, tree in machine.core.mastery.trees.items():
+                if not tree.resources:
+                    continue
+                other = masters.setdefault((here.epoch, root), machine.node)
+                _require(other == machine.node, "two masters", root, other, machine.node)
+
+    def _check_copies(self, machines: "list[Machine]") -> None:
+        own = {
+            (machine.node, lock.id): (lock.name, lock.granted, lock.requested)
+            for machine in machines
+            for lock in machine.core.ownership.locks.values()
+        }
+        copies = {
+            key: (copy.resource.name, copy.granted, copy.requested)
+            for machine in machines
+            for key, copy in machine.core.mastery.copies.items()
+        }
+        _require(own == copies, "master and owner disagree", own, copies)
+
+    def _check_directory(self, machines: "list[Machine]") -> None:
+        trees = {root: m.node for m in machines for root in m.core.mastery.trees}
+        entries = {
+            root: entry.master for m in machines for root, entry in m.core.mastery.directory.items()
+        }
+        _require(trees == entries, "directory and trees disagree", trees, entries)
+        for machine in machines:
+            for root, known in machine.core.ownership.roots.items():
+                _require(known.master == trees.get(root), "wrong master known", root)
+
+
+def _require(condition: bool, *story: object) -> None:  # noqa: FBT001  reads like assert
+    if not condition:
+        raise Violation(story)

@@ -1,0 +1,210 @@
+"""Users who lock, convert, cancel, write value blocks and hold on until they are told to yield.
+
+Each user has at most one lock, so that none can wait for itself through another; then whoever waits
+for ever has been forgotten. Many keep a lock until a BAST, so a lost BAST leaves somebody waiting.
+"""
+
+from typing import Final
+
+from dlm.effects import Complete, Effect, Notify
+from dlm.events import Acquire, Change, Lock, Name, Release, Withdraw
+from dlm.messages import Status
+from dlm.modes import LVB_TRANSFER, Flags, Mode, Transfer, is_down, may_queue_conversion
+from dlm.sim.checkers import Violation
+from dlm.sim.world import Machine, World
+
+NAMES: Final = tuple(Name(root, leaf) for root in (b"a", b"b", b"c") for leaf in (b"", b"x"))
+_NOQUEUE, _VALBLK, _IVVALBLK = int(Flags.NOQUEUE), int(Flags.VALBLK), int(Flags.IVVALBLK)
+_NODLCKWT, _CONVDEADLK, _QUECVT = int(Flags.NODLCKWT), int(Flags.CONVDEADLK), int(Flags.QUECVT)
+_NOQUEUEBAST, _HEADQUE = int(Flags.NOQUEUEBAST), int(Flags.HEADQUE)
+_EXPEDITE = int(Flags.EXPEDITE)
+
+
+class Workload:
+    """All users of a world."""
+
+    def __init__(self, world: World, users_per_node: int = 3) -> None:
+        self.world = world
+        self.closing = False  # nobody asks for anything new
+        self.completed = 0
+        self.values_written = 0
+        self._users_per_node = users_per_node
+        world.listener = self._hear
+        world.started = self._populate
+
+    def _populate(self, machine: Machine) -> None:
+        for _ in range(self._users_per_node):
+            User(self, machine).rest()
+
+    def _hear(self, machine: Machine, effect: Effect) -> None:
+        if isinstance(effect, Complete):
+            user = effect.lock.context
+            assert isinstance(user, User)
+            user.completed(effect)
+        elif isinstance(effect, Notify):
+            user = effect.lock.context
+            assert isinstance(user, User)
+            assert user.machine is machine
+            user.told()
+
+
+class User:
+    """Somebody on one start of a node."""
+
+    def __init__(self, load: Workload, machine: Machine) -> None:
+        self.load = load
+        self.world = load.world
+        self.machine = machine
+        self.lock: Lock | None = None
+        self.outstanding = False
+        self._before: Mode | None = None
+
+    def rest(self) -> None:
+        """Do something later."""
+        self.world.after(self.world.around(0.01), self._act)
+
+    def completed(self, effect: Complete) -> None:
+        """An operation ended; exactly one must have been under way."""
+        if not self.outstanding or effect.lock is not self.lock:
+            raise Violation(("completed without a request", effect))
+        self.outstanding = False
+        self.load.completed += 1
+        lock = self.lock
+        if effect.status is Status.GRANTED:
+            self._check_value(lock)
+        if lock.granted is None:
+            self.lock = None
+        if effect.status is not Status.LOST:
+            self.rest()
+            if lock.blocked_for is not None:
+                self.told()
+
+    def told(self) -> None:
+        """Somebody wants our lock: yield soon."""
+        self.world.after(self.world.around(0.002), self._yield)
+
+    def _act(self) -> None:
+        if not self.machine.alive or self.outstanding:
+            return
+        lock, chance = self.lock, self.world.random.random()
+        if lock is None:
+            if not self.load.closing:
+                self._ask()
+        elif chance < 0.3:
+            self._release(lock)
+        elif chance < 0.6 and not self.load.closing:
+            self._convert(lock)
+        elif chance < 0.8 and not self.load.closing:
+            self._weaken(lock, self.world.random.choice(tuple(Mode)))
+        # else: keep it until somebody wants it
+
+    def _ask(self) -> None:
+        pick = self.world.random
+        mode = pick.choice(tuple(Mode))
+        flags = _VALBLK if pick.random() < 0.7 or mode >= Mode.PW else 0
+        if mode is Mode.NL and pick.random() < 0.3:
+            flags |= _EXPEDITE
+        else:
+            flags |= pick.choice((0, 0, 0, _NOQUEUE, _NOQUEUE | _NOQUEUEBAST, _HEADQUE))
+        self.lock = Lock(pick.choice(NAMES), "user", self)
+        self._before = None
+        self._start(Acquire(self.lock, mode, flags))
+
+    def _convert(self, lock: Lock) -> None:
+        pick = self.world.random
+        mode = pick.choice(tuple(Mode))
+        assert lock.granted is not None
+        if is_down(lock.granted, mode):
+            self._weaken(lock, mode)
+            return
+        flags = _VALBLK | pick.choice((0, 0, 0, _NOQUEUE, _NODLCKWT, _CONVDEADLK, _HEADQUE))
+        if pick.random() < 0.2 and may_queue_conversion(lock.granted, mode):
+            flags |= _QUECVT
+        self._before = lock.granted
+        value = self._new_value()
+        if LVB_TRANSFER[lock.granted][mode] is Transfer.WRITE:
+            self.world.checker.may_write(lock.name, value)
+        self._start(Change(lock, mode, flags, value))
+        if flags & _NODLCKWT or pick.random() < 0.1:
+            self.world.after(self.world.around(0.02), lambda: self._lose_patience(lock))
+
+    def _start(self, event: Acquire | Change) -> None:
+        self.outstanding = True
+        if not self.world.act(self.machine, event):
+            raise Violation(("refused", event))
+        if isinstance(event, Acquire) and self.world.random.random() < 0.1:
+            lock = event.lock
+            self.world.after(self.world.around(0.005), lambda: self._lose_patience(lock))
+
+    def _lose_patience(self, lock: Lock) -> None:
+        if self.outstanding and self.lock is lock:
+            self.world.act(self.machine, Withdraw(lock))
+            if lock.flags & _NODLCKWT:  # it may have been the patience with an earlier one
+                self.world.after(self.world.around(0.02), lambda: self._lose_patience(lock))
+
+    def _yield(self) -> None:
+        lock = self.lock
+        if lock is None or self.outstanding or not self.machine.alive or lock.blocked_for is None:
+            return
+        assert lock.granted is not None
+        fitting = [
+            mode
+            for mode in Mode
+            if mode.compatible(lock.blocked_for) and is_down(lock.granted, mode)
+        ]
+        if fitting and self.world.random.random() < 0.6:
+            self._weaken(lock, self.world.random.choice(fitting))
+        else:
+            self._release(lock)
+
+    def _weaken(self, lock: Lock, mode: Mode) -> None:
+        assert lock.granted is not None
+        if not is_down(lock.granted, mode):
+            self.rest()
+            return
+        flags, value = self._writing()
+        if LVB_TRANSFER[lock.granted][mode] is Transfer.WRITE:
+            self._wrote(lock, flags, value)
+        self._before = lock.granted
+        self.outstanding = True
+        self.world.act(self.machine, Change(lock, mode, flags, value))
+
+    def _release(self, lock: Lock) -> None:
+        flags, value = self._writing()
+        assert lock.granted is not None
+        if lock.granted >= Mode.PW:
+            self._wrote(lock, flags, value)
+        self.lock = None
+        self.world.act(self.machine, Release(lock, flags, value))
+        self.rest()
+
+    def _writing(self) -> tuple[int, bytes | None]:
+        chance = self.world.random.random()
+        if chance < 0.1:
+            return _VALBLK | _IVVALBLK, None
+        return (_VALBLK, self._new_value()) if chance < 0.8 else (0, None)
+
+    def _wrote(self, lock: Lock, flags: int, value: bytes | None) -> None:
+        if flags & _IVVALBLK:
+            self.world.checker.wrote(lock.name, None)
+        elif flags & _VALBLK:
+            self.world.checker.wrote(lock.name, value)
+
+    def _new_value(self) -> bytes:
+        self.load.values_written += 1
+        return self.load.values_written.to_bytes(8, "big")
+
+    def _check_value(self, lock: Lock) -> None:
+        """Compare what a grant read; note what it wrote."""
+        before, now = self._before, lock.granted
+        assert now is not None
+        if not lock.flags & _VALBLK or now <= Mode.CR:
+            return
+        transfer = Transfer.READ if before is None else LVB_TRANSFER[before][now]
+        if lock.demoted:
+            return
+        if transfer is Transfer.READ:
+            self.world.checker.was_granted(lock)
+        elif transfer is Transfer.WRITE and before is not None and not is_down(before, now):
+            assert lock.lvb is not None
+            self.world.checker.wrote(lock.name, lock.lvb)
