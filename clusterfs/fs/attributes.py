@@ -1,0 +1,97 @@
+"""The inode record: what stat shows, plus where a file's data and a directory's parent are. PURE.
+
+The record is the value of the key `a` of an inode object: a format number, then fixed big-endian
+fields (docs/formats/inode.md). Fields are only appended: a reader takes the prefix that it knows,
+and gives fields that an older record lacks their defaults.
+
+`size` in a stored record never covers data that is not in the store yet, so `encode` takes it
+apart from the record in memory, whose size is the true one.
+"""
+
+import stat
+import struct
+
+import msgspec
+
+from clusterfs.errors import FilesystemError
+from clusterfs.store.objects import BLOCK_BYTES
+
+FORMAT = 1
+MAXIMUM_SIZE = 16 << 40
+MAXIMUM_LINKS = 2**31 - 1
+
+_FIELDS = struct.Struct(">BIIIIIQqqqqQQQ")
+_NS_LIMIT = 2**63 - 1
+
+
+class Record(msgspec.Struct, gc=False):
+    """One inode's attributes, in memory. Times are nanoseconds since 1970; mutable on purpose."""
+
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    seed: int  # placement of stripes above 0
+    blocks: int  # 4 KiB blocks written, an upper bound of those allocated
+    parent: int  # of a directory: the directory it is in; 0 otherwise
+
+    @property
+    def is_directory(self) -> bool:
+        """Tell whether this is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_regular(self) -> bool:
+        """Tell whether this is a regular file."""
+        return stat.S_ISREG(self.mode)
+
+    def touch(self, now_ns: int) -> None:
+        """Note that the contents changed."""
+        self.mtime_ns = self.ctime_ns = now_ns
+
+    def changed(self, **fields: int) -> "Record":
+        """Return a copy with some fields replaced."""
+        return msgspec.structs.replace(self, **fields)
+
+
+def fresh(mode: int, uid: int, gid: int, now_ns: int, **fields: int) -> Record:
+    """Return the record of an inode made now."""
+    nlink = 2 if stat.S_ISDIR(mode) else 1
+    empty = Record(mode, nlink, uid, gid, 0, 0, now_ns, now_ns, now_ns, now_ns, 0, 0, 0)
+    return empty.changed(**fields)
+
+
+def encode(record: Record, size: int) -> bytes:
+    """Return the stored form, with `size` in place of the record's."""
+    times = (record.atime_ns, record.mtime_ns, record.ctime_ns, record.btime_ns)
+    return _FIELDS.pack(
+        FORMAT,
+        record.mode,
+        record.nlink,
+        record.uid,
+        record.gid,
+        record.rdev,
+        size,
+        *(max(-_NS_LIMIT, min(_NS_LIMIT, time)) for time in times),
+        record.seed,
+        record.blocks,
+        record.parent,
+    )
+
+
+def decode(stored: bytes) -> Record:
+    """Return the record that `encode` stored; raises FilesystemError for a foreign format."""
+    if len(stored) < _FIELDS.size or stored[0] < FORMAT:
+        raise FilesystemError(f"inode record of {len(stored)} bytes, format {stored[:1]!r}")
+    return Record(*_FIELDS.unpack_from(stored)[1:])
+
+
+def blocks_of(size: int) -> int:
+    """Return how many blocks hold `size` bytes."""
+    return -(-size // BLOCK_BYTES)

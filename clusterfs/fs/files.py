@@ -1,0 +1,439 @@
+"""Open files: open, read, write, fsync, release.
+
+With the lock held, read and write do not await: two comparisons for the lock, then the dirty blocks
+and the local store. Everything else is the slow path, inside the gate and run again if this node
+was lost meanwhile.
+
+Handles opened for writing are direct_io, so the kernel's page cache is filled by read-only handles
+and by mmap. A READ that fills it (`page_io`) has its pages locked by the kernel until it is
+answered: while it waits it is registered (`parking`), so that giving up the lock works around it.
+While this node has a writable handle, shared writable mappings may store into cached pages without
+a word, so cached READs then take EX.
+"""
+
+import os
+from functools import partial
+from typing import NamedTuple
+
+import trio
+import trio.lowlevel
+
+from clusterfs.errors import (
+    FileTooLarge,
+    InvalidArgument,
+    IsADirectory,
+    NotSupported,
+    StaleHandle,
+    Unavailable,
+    WouldBlock,
+)
+from clusterfs.fs.attributes import MAXIMUM_SIZE, Record
+from clusterfs.fs.handles import Handles, OpenFile
+from clusterfs.fs.inodes import Inode
+from clusterfs.fs.locks import EX, PR
+from clusterfs.fs.parts import Parts
+from clusterfs.fs.permissions import has_privileges, without_privileges
+from clusterfs.fs.results import Caller, Opened
+from clusterfs.fs.truncation import Truncation
+from clusterfs.fs.writeback import Block
+from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId
+from dlm.errors import LockLost
+
+_SHIFT = BLOCK_BYTES.bit_length() - 1
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # of fallocate(2)
+
+
+class Files:
+    """What can be done with files that have a handle."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.handles = Handles()
+        self.truncation = Truncation(parts.volume, parts.transactions, parts.writeback)
+        self.fast_reads = self.slow_reads = 0
+        self.fast_writes = self.slow_writes = 0
+        self._volume = parts.volume
+        self._gate = parts.gate
+        self._inodes = parts.inodes
+        self._transactions = parts.transactions
+        self._writeback = parts.writeback
+        self._coherence = parts.coherence
+        self._now_ns = parts.now_ns
+
+    # -- open, release
+
+    async def hold_open(self, inode: Inode) -> None:
+        """Share the open lock: while anybody does, the inode is not reclaimed."""
+        if not inode.open_lock.join_nowait():
+            await inode.open_lock.wait_shared()
+
+    async def open(self, number: int, flags: int, caller: Caller) -> Opened:
+        """Open a file that exists."""
+        inode = self._inodes.get(number)
+        await self.hold_open(inode)
+        try:
+            await self._check_openable(inode)
+            if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+                await self._truncate_opened(inode, caller)
+            return await self.opened(inode, flags, caller)
+        except BaseException:
+            inode.open_lock.release()
+            raise
+
+    async def _check_openable(self, inode: Inode) -> None:
+        async with inode.lock.sharing():
+            record = await self._transactions.load(inode)
+            if record.is_directory:
+                raise IsADirectory
+
+    async def opened(self, inode: Inode, flags: int, caller: Caller) -> Opened:
+        """Make a handle for an inode whose open lock is shared for it."""
+        opened = self.handles.open_file(inode, flags, privileged=caller.uid == 0)
+        try:
+            if opened.writable and inode.pages_possible:
+                async with inode.lock.excluding():
+                    await self._coherence.drop_pages(inode)
+        except BaseException:
+            self.handles.close(opened.handle)
+            raise
+        keep = not opened.writable and inode.pages_possible
+        return Opened(opened.handle, direct_io=opened.direct_io, keep_cache=keep)
+
+    async def release(self, handle: int) -> Inode | None:
+        """Close a handle."""
+        opened = self.handles.close(handle)
+        if not isinstance(opened, OpenFile):
+            return None
+        opened.inode.open_lock.release()
+        return opened.inode
+
+    # -- read
+
+    def read_nowait(self, handle: int, offset: int, size: int, *, page_io: bool = False) -> bytes:
+        """Read if that needs no waiting. Raises WouldBlock."""
+        inode = self.handles.file(handle).inode
+        lock = inode.lock
+        if (page_io and inode.writers) or not self._gate.passable() or not lock.shared_nowait():
+            raise WouldBlock
+        try:
+            if inode.record is None:
+                raise WouldBlock
+            data = self._read_nowait(inode, inode.record, offset, size)
+            inode.pages_possible |= page_io
+        finally:
+            lock.release()
+        self.fast_reads += 1
+        return data
+
+    async def read(self, handle: int, offset: int, size: int, *, page_io: bool = False) -> bytes:
+        """Return what is at `offset`: `size` bytes, or fewer at the end of the file.
+
+        `page_io`: it fills the page cache.
+        """
+        inode = self.handles.file(handle).inode
+        self.slow_reads += 1
+        operation = partial(self._read, inode, offset, size, cached=page_io)
+        if not page_io:
+            return await self._gate.run(operation, rerun=True)
+        with inode.parking(offset, size):
+            return await self._gate.run(operation, rerun=True)
+
+    async def _read(self, inode: Inode, offset: int, size: int, *, cached: bool) -> bytes:
+        lock = inode.lock
+        while True:
+            level = EX if cached and inode.writers else PR
+            await lock.wait_shared(level)
+            try:
+                if cached and inode.writers and level < EX:
+                    continue
+                record = await self._transactions.load(inode)
+                stamp = lock.stamp
+                data = await self._read_waiting(inode, record, offset, size)
+                if lock.stamp != stamp:
+                    raise LockLost
+                inode.pages_possible |= cached
+                return data
+            finally:
+                lock.release()
+
+    def _read_nowait(self, inode: Inode, record: Record, offset: int, size: int) -> bytes:
+        end = min(offset + size, record.size)
+        if offset >= end:
+            return b""
+        pieces = [
+            piece.newer or self._volume.read_nowait(*piece.place(inode))
+            for piece in self._pieces(inode, offset >> _SHIFT, (end + BLOCK_BYTES - 1) >> _SHIFT)
+        ]
+        return _cut(pieces, offset % BLOCK_BYTES, end - offset)
+
+    async def _read_waiting(self, inode: Inode, record: Record, offset: int, size: int) -> bytes:
+        end = min(offset + size, record.size)
+        if offset >= end:
+            return b""
+        pieces: list[Block] = []
+        for piece in self._pieces(inode, offset >> _SHIFT, (end + BLOCK_BYTES - 1) >> _SHIFT):
+            try:
+                pieces.append(piece.newer or self._volume.read_nowait(*piece.place(inode)))
+            except WouldBlock:
+                pieces.append(await self._volume.read(*piece.place(inode)))
+        return _cut(pieces, offset % BLOCK_BYTES, end - offset)
+
+    def _pieces(self, inode: Inode, first: int, beyond: int) -> list["_Piece"]:
+        """Cut blocks into what one read of one stripe gives, and what is newer here."""
+        limit = (first // STRIPE_BLOCKS + 1) * STRIPE_BLOCKS
+        if not inode.dirty and not inode.flushing and beyond <= limit:
+            return [_Piece(first, beyond - first)]
+        pieces: list[_Piece] = []
+        start = first
+        for index in range(first, beyond):
+            block = self._writeback.overlay(inode, index)
+            if start < index and (block is not None or index % STRIPE_BLOCKS == 0):
+                pieces.append(_Piece(start, index - start))
+                start = index
+            if block is not None:
+                pieces.append(_Piece(index, 1, block))
+                start = index + 1
+        if start < beyond:
+            pieces.append(_Piece(start, beyond - start))
+        return pieces
+
+    # -- write
+
+    def write_nowait(self, handle: int, offset: int, data: bytes, *, page_io: bool = False) -> int:
+        """Write if that needs no waiting. Raises WouldBlock, with nothing done."""
+        opened = self.handles.file(handle)
+        opened.require_alive()
+        inode = opened.inode
+        if (
+            page_io
+            or inode.pages_possible
+            or self._writeback.pressed
+            or not self._gate.passable()
+            or not data
+            or not self._write_nowait(opened, offset, data)
+        ):
+            raise WouldBlock
+        return len(data)
+
+    async def write(self, handle: int, offset: int, data: bytes, *, page_io: bool = False) -> int:
+        """Write; O_APPEND handles write at the true end. Returns len(data).
+
+        `page_io`: it is writeback of the page cache, which never waits for a lock to come back.
+        """
+        opened = self.handles.file(handle)
+        opened.require_alive()
+        if not data:
+            return 0
+        inode = opened.inode
+        self.slow_writes += 1
+        if page_io:
+            await self._write_pages(opened, offset, data)
+        else:
+            await self._gate.run(partial(self._write, opened, offset, data))
+        if self._writeback.pressed:
+            await self._relieve(inode)
+        if inode.pages_possible and not page_io:
+            # A cached read may have filled a page with the old data just before this write.
+            await self._coherence.drop_range(inode, offset, len(data))
+        return len(data)
+
+    def _write_nowait(self, opened: OpenFile, offset: int, data: bytes) -> bool:
+        inode = opened.inode
+        lock = inode.lock
+        if not lock.exclusive_nowait():
+            return False
+        try:
+            if inode.record is None or inode.mark is not None:
+                return False
+            self._accept(opened, offset, data, {})
+            self.fast_writes += 1
+        except WouldBlock:
+            return False
+        finally:
+            lock.release()
+        return True
+
+    async def _write(self, opened: OpenFile, offset: int, data: bytes) -> None:
+        inode = opened.inode
+        async with inode.lock.excluding():
+            opened.require_alive()
+            await self.load_for_change(inode)
+            await self._accept_waiting(opened, offset, data)
+
+    async def _write_pages(self, opened: OpenFile, offset: int, data: bytes) -> None:
+        """Take page writeback: whoever drops these pages waits for it, so it never stalls."""
+        inode = opened.inode
+        while True:
+            if self._gate.closed:
+                if inode.kept is None:
+                    raise StaleHandle("page writeback without a lock")
+                self._writeback.accept_aside(inode, offset, data)
+                return
+            try:
+                await inode.lock.wait_writeback()
+            except LockLost:
+                await trio.lowlevel.checkpoint()
+                continue
+            try:
+                record = await self.load_for_change(inode)
+                clipped = data[: max(0, record.size - offset)]
+                if clipped:
+                    await self._accept_waiting(opened, offset, clipped, append=False)
+            except LockLost:
+                continue
+            finally:
+                inode.lock.release()
+            return
+
+    async def load_for_change(self, inode: Inode) -> Record:
+        """Load the record of an exclusively used inode; finish what its last user left undone."""
+        record = await self._transactions.load(inode)
+        if inode.mark is not None:
+            await self.truncation.finish(inode)
+            record = await self._transactions.load(inode)
+        return record
+
+    async def _accept_waiting(
+        self, opened: OpenFile, offset: int, data: bytes, *, append: bool = True
+    ) -> None:
+        inode = opened.inode
+        old: dict[int, bytes] = {}
+        while True:
+            try:
+                self._accept(opened, offset, data, old, append=append)
+            except WouldBlock:
+                await self._make_way(opened, offset, len(data), old)
+                inode.lock.require(EX)
+            else:
+                return
+
+    async def _make_way(
+        self, opened: OpenFile, offset: int, length: int, old: dict[int, bytes]
+    ) -> None:
+        """Read the edge blocks that a write needs; else wait for space credits."""
+        inode = opened.inode
+        assert inode.record is not None
+        start = inode.record.size if opened.append else offset
+        missing = [
+            index
+            for index in self._writeback.missing_edges(inode, start, length)
+            if index not in old
+        ]
+        for index in missing:
+            stripe = inode.stripe(index // STRIPE_BLOCKS)
+            place = (stripe.object_id, stripe.group, index % STRIPE_BLOCKS, 1)
+            old[index] = await self._volume.read(*place)
+        if not missing:
+            await self._writeback.flush(inode)
+            room = (length + 2 * BLOCK_BYTES) & -BLOCK_BYTES
+            await self._volume.reserve(room)
+            self._volume.unreserve(room)  # taken again, to the block, without an await between
+
+    def _accept(
+        self,
+        opened: OpenFile,
+        offset: int,
+        data: bytes,
+        old: dict[int, bytes],
+        *,
+        append: bool = True,
+    ) -> None:
+        inode = opened.inode
+        record = inode.record
+        assert record is not None
+        if append and opened.append:
+            offset = record.size
+        if offset < 0:
+            raise InvalidArgument
+        if offset + len(data) > MAXIMUM_SIZE:
+            raise FileTooLarge
+        self._writeback.accept_nowait(inode, offset, data, old, self._now_ns())
+        if has_privileges(record.mode) and not opened.privileged:
+            record.mode = without_privileges(record.mode)
+
+    async def _relieve(self, inode: Inode) -> None:
+        """Too much is dirty: whoever writes helps to write back."""
+        if inode.lock.pin_nowait():
+            try:
+                await self._writeback.flush_quietly(inode)
+            except (LockLost, Unavailable):
+                pass  # it is kept aside until readmission
+            finally:
+                inode.lock.unpin()
+
+    # -- fsync, fallocate
+
+    async def fsync(self, handle: int) -> None:
+        """Make what was written durable. Raises what went wrong with it since the last time."""
+        opened = self.handles.file(handle)
+        opened.require_alive()
+        await self._gate.run(partial(self.sync_inode, opened.inode))
+        opened.require_alive()
+        failure, opened.inode.write_error = opened.inode.write_error, None
+        if failure is not None:
+            raise failure
+
+    async def sync_inode(self, inode: Inode) -> None:
+        """Write back what is dirty, and wait for the disks."""
+        await self.write_back(inode)
+        await self._volume.sync()
+
+    async def write_back(self, inode: Inode) -> None:
+        """Commit what is dirty now to the replicas' memory."""
+        while inode.needs_flush:
+            inode.lock.require(EX)
+            if inode.lock.pin_nowait():
+                try:
+                    await self._writeback.flush(inode)
+                finally:
+                    inode.lock.unpin()
+                return
+            await inode.lock.wait_settled()
+
+    async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
+        """Grow the file, or (PUNCH_HOLE, ZERO_RANGE) make a range read as zeros."""
+        opened = self.handles.file(handle)
+        opened.require_alive()
+        if offset < 0 or length <= 0:
+            raise InvalidArgument
+        if mode & ~(_KEEP_SIZE | _PUNCH_HOLE | _ZERO_RANGE):
+            raise NotSupported
+        if offset + length > MAXIMUM_SIZE:
+            raise FileTooLarge
+        await self._gate.run(partial(self._fallocate, opened.inode, offset, length, mode))
+
+    async def _fallocate(self, inode: Inode, offset: int, length: int, mode: int) -> None:
+        async with inode.lock.excluding():
+            record = await self.load_for_change(inode)
+            end = offset + length
+            if mode & (_PUNCH_HOLE | _ZERO_RANGE):
+                await self.truncation.zero(inode, offset, end, self._now_ns())
+            if not mode & _KEEP_SIZE and end > record.size:
+                await self.truncation.truncate(inode, end, self._now_ns())
+        if inode.pages_possible:
+            await self._coherence.drop_range(inode, offset, length)
+
+    async def _truncate_opened(self, inode: Inode, caller: Caller) -> None:
+        async with inode.lock.excluding():
+            record = await self.load_for_change(inode)
+            mode = record.mode if caller.uid == 0 else without_privileges(record.mode)
+            await self.truncation.truncate(inode, 0, self._now_ns(), mode=mode)
+
+
+class _Piece(NamedTuple):
+    """Blocks of one stripe: in the store, or one that is newer here."""
+
+    first: int
+    blocks: int
+    newer: Block | None = None
+
+    def place(self, inode: Inode) -> tuple[ObjectId, int, int, int]:
+        """Return where they are in the store."""
+        stripe = inode.stripe(self.first // STRIPE_BLOCKS)
+        return stripe.object_id, stripe.group, self.first % STRIPE_BLOCKS, self.blocks
+
+
+def _cut(pieces: list[Block], skip: int, length: int) -> bytes:
+    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    if skip or len(data) != length:
+        data = data[skip : skip + length]
+    return data if isinstance(data, bytes) else bytes(data)

@@ -1,0 +1,103 @@
+"""The one gate that every operation passes: open while this node is a member and its lease holds.
+
+While the node is out, operations stall here (or fail, with on_lost=eio). An operation that was
+under way when its locks were lost ends with LockLost inside and is run again from the start after
+readmission, so callers never see it. What must not happen twice (create, rename, ...) carries an
+Attempt: the second run looks whether the first one's transaction took place after all.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from clusterfs.errors import Unavailable
+from dlm.errors import LockLost
+
+_RETRY_S = 0.02
+
+Result = TypeVar("Result")
+
+
+class Attempt:
+    """What one request has tried so far: its outcome may be unknown after the node was lost."""
+
+    __slots__ = ("inode", "tried")
+
+    def __init__(self) -> None:
+        self.tried = False  # a transaction was sent
+        self.inode = 0  # the inode that it made, moved or unlinked
+
+
+class Gate:
+    """Open, or stalling. `generation` counts the losses."""
+
+    def __init__(self, lease_left_s: Callable[[], float], *, fail_when_lost: bool = False) -> None:
+        self.closed = False
+        self.generation = 0
+        self.stalled = 0  # operations that wait here now
+        self._lease_left_s = lease_left_s
+        self._fail_when_lost = fail_when_lost
+        self._opened = trio.Event()
+        self._opened.set()
+
+    def passable(self) -> bool:
+        """Tell whether an operation may be served this very moment."""
+        return not self.closed and self._lease_left_s() > 0
+
+    def lease_left_s(self) -> float:
+        """Return how long what is cached may still be believed."""
+        return self._lease_left_s()
+
+    def close(self) -> None:
+        """Stall what comes: this node's locks are void."""
+        self.generation += 1
+        if not self.closed:
+            self.closed = True
+            self._opened = trio.Event()
+
+    def open(self) -> None:
+        """Let the stalled go on."""
+        self.closed = False
+        self._opened.set()
+
+    async def run(
+        self, operation: Callable[[], Awaitable[Result]], *, rerun: bool = False
+    ) -> Result:
+        """Run an operation inside the gate, again if this node was lost meanwhile.
+
+        `rerun`: the answer may have come from a cache, so it only counts if the lease still holds.
+        """
+        while True:
+            if not self.passable():
+                await self._wait()
+            generation = self.generation
+            try:
+                result = await operation()
+            except (LockLost, Unavailable):
+                await self._wait_lost(generation)
+                continue
+            if not rerun or self.passable():
+                return result
+
+    async def _wait(self) -> None:
+        self.stalled += 1
+        try:
+            while not self.passable():
+                if self._fail_when_lost:
+                    raise Unavailable("this node is out of the cluster")
+                if self.closed:
+                    await self._opened.wait()
+                else:
+                    await trio.sleep(_RETRY_S)
+        finally:
+            self.stalled -= 1
+
+    async def _wait_lost(self, generation: int) -> None:
+        """Wait for the loss to be told to us: the locks may hear of it before we do."""
+        while self.generation == generation and not self._fail_when_lost:
+            await trio.sleep(_RETRY_S)
+            if self.passable():
+                return
+        if self._fail_when_lost:
+            raise Unavailable("this node is out of the cluster")

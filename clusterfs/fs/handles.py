@@ -1,0 +1,103 @@
+"""Open files and directories of this mount, by the handle that the kernel carries for us."""
+
+import os
+from collections.abc import Iterator
+from typing import TypeVar
+
+from clusterfs.errors import InvalidArgument, StaleHandle
+from clusterfs.fs.inodes import Inode
+from clusterfs.fs.keys import Entry
+
+Kind = TypeVar("Kind", bound="OpenFile | OpenDirectory")
+
+
+class OpenFile:
+    """One open file."""
+
+    __slots__ = ("append", "dead", "direct_io", "handle", "inode", "privileged", "writable")
+
+    def __init__(self, handle: int, inode: Inode, flags: int, *, privileged: bool) -> None:
+        self.handle = handle
+        self.inode = inode
+        self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self.append = bool(flags & os.O_APPEND)
+        self.direct_io = self.writable
+        self.privileged = privileged  # its writes keep setuid and setgid bits
+        self.dead = False  # this node was lost, and the file changed elsewhere meanwhile
+
+    def require_alive(self) -> None:
+        """Raise StaleHandle if what was written through this handle is lost."""
+        if self.dead:
+            raise StaleHandle("the file changed while this node was out of the cluster")
+
+
+class OpenDirectory:
+    """One open directory: the names listed so far, so that cookies stay put while it changes."""
+
+    __slots__ = ("complete", "handle", "inode", "names")
+
+    def __init__(self, handle: int, inode: Inode) -> None:
+        self.handle = handle
+        self.inode = inode
+        self.names: list[tuple[bytes, Entry]] = []
+        self.complete = False
+
+    def rewind(self) -> None:
+        """List anew."""
+        self.names = []
+        self.complete = False
+
+
+class Handles:
+    """The table of handles; a number is never used twice."""
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._table: dict[int, OpenFile | OpenDirectory] = {}
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def files(self) -> Iterator[OpenFile]:
+        """Return the open files."""
+        return (opened for opened in list(self._table.values()) if isinstance(opened, OpenFile))
+
+    def open_file(self, inode: Inode, flags: int, *, privileged: bool) -> OpenFile:
+        """Make a handle for a file."""
+        opened = OpenFile(self._next, inode, flags, privileged=privileged)
+        self._next += 1
+        self._table[opened.handle] = opened
+        inode.opened.add(opened)
+        inode.writers += opened.writable
+        return opened
+
+    def open_directory(self, inode: Inode) -> OpenDirectory:
+        """Make a handle for a directory."""
+        opened = OpenDirectory(self._next, inode)
+        self._next += 1
+        self._table[opened.handle] = opened
+        return opened
+
+    def file(self, handle: int) -> OpenFile:
+        """Return an open file."""
+        opened = self._table.get(handle)
+        if not isinstance(opened, OpenFile):
+            raise InvalidArgument(f"no open file {handle}")
+        return opened
+
+    def directory(self, handle: int) -> OpenDirectory:
+        """Return an open directory."""
+        opened = self._table.get(handle)
+        if not isinstance(opened, OpenDirectory):
+            raise InvalidArgument(f"no open directory {handle}")
+        return opened
+
+    def close(self, handle: int) -> OpenFile | OpenDirectory:
+        """Forget a handle."""
+        opened = self._table.pop(handle, None)
+        if opened is None:
+            raise InvalidArgument(f"no handle {handle}")
+        if isinstance(opened, OpenFile):
+            opened.inode.opened.discard(opened)
+            opened.inode.writers -= opened.writable
+        return opened

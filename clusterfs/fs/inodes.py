@@ -1,0 +1,285 @@
+"""The inodes that this node knows: what is cached of each while its lock is held, and the LRU.
+
+What an Inode caches (record, entries, xattrs, versions) is true as long as its lock is held at PR;
+`void` drops it when the lock goes. Dirty data and `record_dirty` exist only under EX, or, set aside
+in `kept`, while this node is out of the cluster.
+
+Invariants (`validate`):
+  * committed_size <= record.size; equal when nothing is dirty;
+  * a block is in `dirty`, in `flushing` (on its way to the replicas), in both, or in the store;
+  * stored bytes beyond the committed size are zeros, or the inode is marked TRUNCATING.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from clusterfs.fs.attributes import Record
+from clusterfs.fs.keys import Entry
+from clusterfs.fs.locks import EX, NL, CachedLock, LockCache
+from clusterfs.fs.ports import Name, Volume
+from clusterfs.store.objects import ABSENT, ObjectId, Version, inode_object, stripe_object
+from dlm.modes import Mode
+
+if TYPE_CHECKING:
+    from clusterfs.fs.handles import OpenFile
+
+GiveUp = Callable[["Inode", Mode], Awaitable[None]]
+
+
+class Stripe(msgspec.Struct):
+    """One stripe of a file; `version` None: not known."""
+
+    number: int
+    object_id: ObjectId
+    group: int
+    version: Version | None = None
+
+
+class Kept(msgspec.Struct):
+    """What an inode was like when this node was lost: later dirty data is judged against it."""
+
+    version: Version
+    stripes: dict[int, Version]
+    record: Record
+    committed_size: int
+
+
+class Inode:
+    """One inode as this node knows it."""
+
+    __slots__ = (
+        "_volume",
+        "attempted",
+        "attributes_until_s",
+        "committed_size",
+        "committing",
+        "dirty",
+        "dirty_since_s",
+        "entries",
+        "entries_until_s",
+        "flushing",
+        "group",
+        "holds",
+        "kept",
+        "lock",
+        "lookups",
+        "mark",
+        "number",
+        "object_id",
+        "on_parked",
+        "open_lock",
+        "opened",
+        "pages_possible",
+        "parked",
+        "record",
+        "record_dirty",
+        "stripes",
+        "target",
+        "version",
+        "write_error",
+        "writers",
+        "xattrs",
+    )
+
+    def __init__(self, number: int, volume: Volume, locks: LockCache, give_up: GiveUp) -> None:
+        self.number = number
+        self.group = volume.group_of_inode(number)
+        self.object_id = inode_object(number)
+        root = number.to_bytes(8, "big")
+
+        async def give_up_inode(target: Mode) -> None:
+            await give_up(self, target)
+
+        self.lock: CachedLock = locks.lock(Name(root, b""), give_up_inode)
+        self.open_lock: CachedLock = locks.lock(Name(root, b"o"))
+        self.committing = trio.Lock()  # one transaction at a time, in the order of versions
+        self.holds = 0  # operations that refer to this while they wait for another lock
+        self._volume = volume
+        # what the lock lets us cache
+        self.record: Record | None = None
+        self.version = ABSENT
+        self.committed_size = 0
+        self.mark: bytes | None = None
+        self.entries: dict[bytes, Entry | None] = {}
+        self.xattrs: dict[bytes, bytes | None] = {}
+        self.target: bytes | None = None
+        self.stripes: dict[int, Stripe] = {}
+        # what is newer here than in the store
+        self.record_dirty = False
+        self.dirty: dict[int, bytes | bytearray | memoryview] = {}
+        self.flushing: dict[int, bytes | bytearray | memoryview] = {}
+        self.dirty_since_s = 0.0
+        self.write_error: Exception | None = None
+        self.kept: Kept | None = None
+        self.attempted: set[tuple[ObjectId, Version]] = set()
+        # what the kernel has
+        self.lookups = 0
+        self.opened: set[OpenFile] = set()
+        self.writers = 0
+        self.pages_possible = False
+        self.attributes_until_s = float("-inf")
+        self.entries_until_s = float("-inf")
+        self.parked: Counter[tuple[int, int]] = Counter()  # READs of cached pages not answered yet
+        self.on_parked: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"Inode({self.number:#x}, {self.lock.level.name})"
+
+    @property
+    def needs_flush(self) -> bool:
+        """Whether the store lacks something that is here."""
+        return self.record_dirty or bool(self.dirty) or bool(self.flushing)
+
+    @property
+    def removable(self) -> bool:
+        """Whether nothing would be missed if this was forgotten."""
+        return not (
+            self.lookups
+            or self.opened
+            or self.needs_flush
+            or self.kept
+            or self.holds
+            or self.parked
+            or not self.lock.idle
+            or not self.open_lock.idle
+            or self.committing.locked()
+        )
+
+    def stripe(self, number: int) -> Stripe:
+        """Return one stripe; its version may not be known yet."""
+        stripe = self.stripes.get(number)
+        if stripe is None:
+            seed = self.record.seed if self.record else 0
+            group = (
+                self._volume.group_of_stripe(self.number, seed, number) if number else self.group
+            )
+            stripe = Stripe(number, stripe_object(self.number, number), group)
+            self.stripes[number] = stripe
+        return stripe
+
+    def void(self) -> None:
+        """Forget what the lock allowed to cache; what is dirty stays."""
+        self.record = None
+        self.mark = None
+        self.entries.clear()
+        self.xattrs.clear()
+        self.target = None
+        self.stripes.clear()
+
+    def set_aside(self) -> None:
+        """Keep what dirty data is based on: this node is lost."""
+        if self.record is not None and (self.needs_flush or self.writers) and not self.kept:
+            versions = {s.number: s.version for s in self.stripes.values() if s.version}
+            self.kept = Kept(self.version, versions, self.record, self.committed_size)
+        self.void()
+
+    def parking(self, offset: int, length: int) -> "_Parking":
+        """Return a context in which a READ of cached pages waits: its pages are locked."""
+        return _Parking(self, (offset, length))
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        self.lock.validate()
+        self.open_lock.validate()
+        if self.record is not None:
+            assert self.committed_size <= self.record.size
+            assert self.needs_flush or self.committed_size == self.record.size
+            assert self.lock.level > NL
+        if self.needs_flush and self.kept is None and not self.lock.revoking:
+            assert self.lock.level == EX
+        assert self.lookups >= 0
+        assert self.writers == sum(opened.writable for opened in self.opened)
+
+
+async def exclude_all(stack: AsyncExitStack, inodes: Iterable[Inode]) -> None:
+    """Take the locks of several inodes exclusively, in number order, until the stack unwinds."""
+    chosen = sorted(set(inodes), key=lambda inode: inode.number)
+    for inode in chosen:
+        inode.holds += 1
+        stack.callback(_unhold, inode)
+    for inode in chosen:
+        await stack.enter_async_context(inode.lock.excluding())
+
+
+def _unhold(inode: Inode) -> None:
+    inode.holds -= 1
+
+
+class _Parking:
+    __slots__ = ("_inode", "_span")
+
+    def __init__(self, inode: Inode, span: tuple[int, int]) -> None:
+        self._inode = inode
+        self._span = span
+
+    def __enter__(self) -> None:
+        self._inode.parked[self._span] += 1
+        if self._inode.on_parked is not None:
+            self._inode.on_parked()
+
+    def __exit__(self, *_: object) -> None:
+        parked = self._inode.parked
+        parked[self._span] -= 1
+        if not parked[self._span]:
+            del parked[self._span]
+
+
+class Inodes:
+    """The table of inodes; beyond `limit` the idle ones go, with their locks, the oldest first."""
+
+    def __init__(self, volume: Volume, locks: LockCache, give_up: GiveUp, limit: int) -> None:
+        self._volume = volume
+        self._locks = locks
+        self._give_up = give_up
+        self._limit = limit
+        self._table: OrderedDict[int, Inode] = OrderedDict()
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(list(self._table.values()))
+
+    def get(self, number: int) -> Inode:
+        """Return the inode of that number, known before or not."""
+        inode = self._table.get(number)
+        if inode is None:
+            if len(self._table) >= self._limit:
+                self._evict()
+            inode = Inode(number, self._volume, self._locks, self._give_up)
+            self._table[number] = inode
+        else:
+            self._table.move_to_end(number)
+        return inode
+
+    def known(self, number: int) -> Inode | None:
+        """Return the inode if it is in the table."""
+        return self._table.get(number)
+
+    def forget(self, inode: Inode) -> None:
+        """Drop an inode that is gone, unless somebody still refers to it."""
+        if inode.removable and self._table.get(inode.number) is inode:
+            del self._table[inode.number]
+            self._drop(inode)
+
+    def _drop(self, inode: Inode) -> None:
+        inode.void()
+        self._locks.discard(inode.lock)
+        self._locks.discard(inode.open_lock)
+
+    def _evict(self) -> None:
+        """Make room: look at a few of the oldest, so that one call stays short."""
+        for number in [n for n, _ in zip(self._table, range(16), strict=False)]:
+            inode = self._table[number]
+            if inode.removable:
+                del self._table[number]
+                self._drop(inode)
+                self.evicted += 1
+            else:
+                self._table.move_to_end(number)

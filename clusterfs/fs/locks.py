@@ -1,0 +1,459 @@
+"""The lock cache: cluster locks that stay here until another node wants them, with local users.
+
+A CachedLock is one cluster lock (NL, PR or EX held here) and a local read-write lock in one:
+shared users run together, an exclusive one alone, so an operation that awaits inside still has a
+consistent inode. Pins are writeback: they run beside users, but the lock stays. As long as the
+held level suffices a use costs two comparisons and no await.
+
+When another node wants the lock (a BAST), new users wait, running ones finish, `give_up` drops what
+the lock allowed to cache and writes back, then the lock is converted down or released. Waiters that
+were queued when the lock was granted get a turn before that, else two busy nodes would only pass it
+to and fro.
+
+Invariants (`validate`):
+  * users > 0 need level >= PR, users == -1 and pins need EX, unless the node was lost meanwhile;
+  * `_ready` > NL only while nobody is queued, nobody asked for the lock, and it is not given up;
+  * one task at most works on a lock (acquires or gives up).
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final
+
+import trio
+
+from clusterfs.fs.ports import Lock, Lockspace, Name
+from dlm.errors import DeadlockVictim, LockLost
+from dlm.modes import Mode
+
+NL: Final = Mode.NL
+PR: Final = Mode.PR
+EX: Final = Mode.EX
+
+_TURN = 16  # waiters served after a grant although another node asks already
+
+GiveUp = Callable[[Mode], Awaitable[None]]
+
+
+class _Waiter:
+    __slots__ = ("event", "exclusive", "level", "lost", "served")
+
+    def __init__(self, level: Mode, *, exclusive: bool) -> None:
+        self.level = level
+        self.exclusive = exclusive
+        self.event = trio.Event()
+        self.served = False
+        self.lost = False
+
+
+class CachedLock:
+    """One cluster lock as this node keeps it."""
+
+    __slots__ = (
+        "_acquiring",
+        "_attention",
+        "_blocking",
+        "_cache",
+        "_give_up",
+        "_lock",
+        "_ready",
+        "_settled",
+        "_turn",
+        "_urgent",
+        "_users",
+        "_waiters",
+        "_working",
+        "level",
+        "name",
+        "pins",
+        "revoked_at_s",
+        "revoking",
+        "stamp",
+    )
+
+    def __init__(self, cache: "LockCache", name: Name, give_up: GiveUp | None = None) -> None:
+        self.name = name
+        self.level = NL
+        self.stamp = 0  # counts what was given up: equal stamps, nothing was missed
+        self.pins = 0
+        self.revoking = False
+        self.revoked_at_s = float("-inf")
+        self._cache = cache
+        self._give_up = give_up
+        self._lock: Lock | None = None
+        self._users = 0
+        self._waiters: deque[_Waiter] = deque()
+        self._urgent: deque[_Waiter] = deque()  # page writeback: served before all others
+        self._blocking = NL  # what other nodes want
+        self._turn = 0
+        self._ready = NL
+        self._attention = False
+        self._acquiring = False
+        self._working = False
+        self._settled: trio.Event | None = None
+
+    # -- users
+
+    def shared_nowait(self, level: Mode = PR) -> bool:
+        """Become a shared user if that needs no waiting."""
+        if self._ready >= level and self._users >= 0:
+            self._users += 1
+            return True
+        return False
+
+    def exclusive_nowait(self) -> bool:
+        """Become the exclusive user if that needs no waiting."""
+        if self._ready == EX and self._users == 0:
+            self._users = -1
+            return True
+        return False
+
+    def join_nowait(self) -> bool:
+        """Become a shared user beside others although somebody waits for their end."""
+        if self.level >= PR and self._users > 0:
+            self._users += 1
+            return True
+        return False
+
+    async def wait_shared(self, level: Mode = PR) -> None:
+        """Become a shared user; `level` EX: others may not even read. Raises LockLost."""
+        if not self.shared_nowait(level):
+            await self._wait(_Waiter(level, exclusive=False))
+
+    async def wait_exclusive(self) -> None:
+        """Become the exclusive user. Raises LockLost."""
+        if not self.exclusive_nowait():
+            await self._wait(_Waiter(EX, exclusive=True))
+
+    def release(self) -> None:
+        """End one use."""
+        assert self._users, "released more often than taken"
+        self._users = self._users - 1 if self._users > 0 else 0
+        if self._attention:
+            self._advance()
+
+    def sharing(self) -> "_Use":
+        """Return a context in which this is shared."""
+        return _Use(self.wait_shared, self.release)
+
+    def excluding(self) -> "_Use":
+        """Return a context in which this is exclusive."""
+        return _Use(self.wait_exclusive, self.release)
+
+    def require(self, level: Mode) -> None:
+        """Raise LockLost if the lock was lost while its user awaited something."""
+        if self.level < level:
+            raise LockLost
+
+    # -- writeback beside users, even while the lock is being given up
+
+    def pin_nowait(self) -> bool:
+        """Keep EX here until `unpin`; False if it is not held or is on its way out."""
+        if self.level < EX or (self._blocking and self._users == 0):
+            return False
+        self.pins += 1
+        return True
+
+    async def wait_writeback(self) -> None:
+        """Become the exclusive user for page writeback, ahead of all others.
+
+        It is served even while the lock is being given up, for that waits for it.
+        """
+        if self.level == EX and self._users == 0:
+            self._users = -1
+        else:
+            await self._wait(_Waiter(EX, exclusive=True), self._urgent)
+
+    def unpin(self) -> None:
+        """End one pin."""
+        assert self.pins
+        self.pins -= 1
+        if not self.pins:
+            self._settle()
+        if self._attention:
+            self._advance()
+
+    async def wait_settled(self) -> None:
+        """Wait until a running `give_up`, or all pins, have ended."""
+        if self.revoking or self.pins:
+            if self._settled is None:
+                self._settled = trio.Event()
+            await self._settled.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    # -- state
+
+    @property
+    def contended(self) -> bool:
+        """Whether another node asks for the lock right now."""
+        return self._blocking > NL
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses, waits for or works on the lock."""
+        return not (self._users or self.pins or self._waiters or self._urgent or self._working)
+
+    @property
+    def users(self) -> int:
+        """How many shared users there are; -1: one exclusive user."""
+        return self._users
+
+    def drop_idle(self) -> None:
+        """Release an unused lock whose caches are gone."""
+        assert self.idle
+        if self._lock is not None:
+            with suppress(LockLost):  # as good as released
+                self._cache.lockspace.unlock_nowait(self._lock)
+        self._void()
+
+    def lose(self) -> None:
+        """Forget a lock that this node has no more."""
+        self._void()
+        waiters = [*self._urgent, *self._waiters]
+        self._urgent.clear()
+        self._waiters.clear()
+        for waiter in waiters:
+            waiter.lost = True
+            waiter.event.set()
+        self._settle()
+
+    def validate(self) -> None:
+        """Check the invariants."""
+        assert self._ready in (NL, self.level)
+        assert not self._ready or not (self._attention or self.revoking)
+        assert self._users >= -1
+        assert self.pins >= 0
+        assert (self._lock is None) == (self.level == NL) or self._acquiring
+        assert self._attention or not (self._waiters or self._urgent or self._blocking)
+
+    # -- work
+
+    async def _wait(self, waiter: _Waiter, queue: deque[_Waiter] | None = None) -> None:
+        if self._cache.lost:
+            raise LockLost
+        queue = self._waiters if queue is None else queue
+        queue.append(waiter)
+        self._advance()
+        if waiter.served:
+            return
+        try:
+            await waiter.event.wait()
+        except trio.Cancelled:
+            self._withdraw(waiter, queue)
+            raise
+        if waiter.lost:
+            raise LockLost
+
+    def _withdraw(self, waiter: _Waiter, queue: deque[_Waiter]) -> None:
+        if waiter in queue:
+            queue.remove(waiter)
+        elif waiter.served:
+            self.release()
+        self._advance()
+
+    def _advance(self) -> None:
+        """Serve whom the held level allows; start the work that the others need."""
+        while self._urgent and self.level == EX and self._users == 0:
+            self._serve(self._urgent.popleft())
+        while self._waiters and self._may_serve(self._waiters[0]):
+            self._turn = max(0, self._turn - 1)
+            self._serve(self._waiters.popleft())
+        self._attention = bool(self._waiters or self._urgent or self._blocking)
+        self._ready = NL if self._attention or self.revoking else self.level
+        if self.revoking and not self._used():
+            self._settle()
+        if not self._working and self._next_work():
+            self._working = True
+            self._cache.start(self._work)
+
+    def _serve(self, waiter: _Waiter) -> None:
+        self._users = -1 if waiter.exclusive else self._users + 1
+        waiter.served = True
+        waiter.event.set()
+
+    def _used(self) -> bool:
+        return bool(self._users or self.pins or self._urgent)
+
+    def _may_serve(self, waiter: _Waiter) -> bool:
+        if self.level < waiter.level or self.revoking:
+            return False
+        if self._blocking and not self._turn:
+            return False
+        return self._users == 0 if waiter.exclusive else self._users >= 0
+
+    def _next_work(self) -> Callable[[], Awaitable[None]] | None:
+        queue = self._urgent or self._waiters
+        head = queue[0] if queue else None
+        if self._blocking:
+            served_first = self._turn and head is not None and head.level <= self.level
+            return None if self._used() or served_first else self._release
+        return self._acquire if head is not None and head.level > self.level else None
+
+    async def _work(self) -> None:
+        lockspace = self._cache.lockspace
+        try:
+            while (work := self._next_work()) and not self._cache.lost:
+                await work()
+                self._advance()
+        except LockLost:
+            if lockspace is self._cache.lockspace:
+                self.lose()
+        finally:
+            self._working = False
+        if self._cache.lost:
+            self.lose()
+        else:
+            self._advance()
+
+    def _wanted(self) -> Mode:
+        return (self._urgent or self._waiters)[0].level
+
+    async def _acquire(self) -> None:
+        lockspace, wanted = self._cache.lockspace, self._wanted()
+        self._acquiring = True
+        try:
+            if self._lock is None:
+                lock = await lockspace.lock(
+                    self.name, wanted, owner="clusterfs", blocking=self._blocked
+                )
+            else:
+                lock = self._lock
+                await lockspace.convert(lock, wanted)
+        except DeadlockVictim:
+            self._blocking = EX  # both of us hold PR and want EX: give way, then queue anew
+            return
+        finally:
+            self._acquiring = False
+        if lockspace is not self._cache.lockspace:
+            raise LockLost
+        self._lock = lock
+        self.level = wanted
+        self._turn = min(max(1, len(self._waiters)), _TURN)
+        self._cache.grants += 1
+        if self._blocking.compatible(wanted):
+            self._blocking = NL
+
+    def _blocked(self, lock: Lock, mode: Mode) -> None:
+        """Hear that another node wants `mode`."""
+        if (lock is not self._lock and not self._acquiring) or self._cache.lost:
+            return
+        if self._acquiring or not mode.compatible(self.level):
+            self._blocking = max(self._blocking, mode)
+            self._advance()
+
+    async def _release(self) -> None:
+        """Give up as much as the other nodes ask for."""
+        lockspace = self._cache.lockspace
+        self.revoking = True
+        try:
+            while self.level > NL:
+                blocking = self._blocking
+                target = PR if self.level == EX and blocking.compatible(PR) else NL
+                if self._give_up is not None:
+                    await self._give_up(target)
+                if lockspace is not self._cache.lockspace or self._cache.lost:
+                    raise LockLost
+                if self._used():
+                    self._settled = self._settled or trio.Event()
+                    await self._settled.wait()
+                elif self._blocking == blocking:
+                    self._lower(target)
+                    break
+        finally:
+            self.revoking = False
+            self._settle()
+        self._blocking = NL
+
+    def _lower(self, target: Mode) -> None:
+        assert self._lock is not None
+        lock = self._lock
+        self.stamp += 1
+        self.level = target
+        self.revoked_at_s = trio.current_time()
+        self._cache.revokes += 1
+        if target == NL:
+            self._lock = None
+            self._cache.lockspace.unlock_nowait(lock)
+        else:
+            self._cache.lockspace.convert_down_nowait(lock, target)
+
+    def _void(self) -> None:
+        self.stamp += 1
+        self.level = self._ready = self._blocking = NL
+        self._lock = None
+        self._turn = 0
+        self._attention = bool(self._waiters or self._urgent)
+
+    def _settle(self) -> None:
+        if self._settled is not None:
+            self._settled.set()
+            self._settled = None
+
+
+class _Use:
+    __slots__ = ("_enter", "_leave")
+
+    def __init__(self, enter: Callable[[], Awaitable[None]], leave: Callable[[], None]) -> None:
+        self._enter = enter
+        self._leave = leave
+
+    async def __aenter__(self) -> None:
+        await self._enter()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leave()
+
+
+class LockCache:
+    """All cached locks of this node, and the lockspace they are in."""
+
+    def __init__(self, lockspace: Lockspace) -> None:
+        self.lockspace = lockspace
+        self.lost = False
+        self.grants = 0
+        self.revokes = 0
+        self._nursery: trio.Nursery | None = None
+        self._locks: set[CachedLock] = set()
+
+    def use(self, nursery: trio.Nursery) -> None:
+        """Run the work on locks in this nursery."""
+        self._nursery = nursery
+
+    def start(self, work: Callable[[], Awaitable[Any]]) -> None:
+        """Run work on a lock beside its callers."""
+        assert self._nursery is not None, "the filesystem does not run"
+        self._nursery.start_soon(work)
+
+    def lock(self, name: Name, give_up: GiveUp | None = None) -> CachedLock:
+        """Return a new cached lock, not held yet. One for each name, please."""
+        lock = CachedLock(self, name, give_up)
+        self._locks.add(lock)
+        return lock
+
+    def discard(self, lock: CachedLock) -> None:
+        """Release and forget an idle lock."""
+        lock.drop_idle()
+        self._locks.discard(lock)
+
+    def lose(self) -> None:
+        """Void every lock: this node was removed."""
+        self.lost = True
+        for lock in self._locks:
+            lock.lose()
+
+    def readmit(self, lockspace: Lockspace) -> None:
+        """Take locks in the lockspace of a new incarnation from now on."""
+        self.lockspace = lockspace
+        self.lost = False
+
+    def held(self) -> int:
+        """Return how many locks this node keeps."""
+        return sum(lock.level > NL for lock in self._locks)

@@ -1,0 +1,67 @@
+"""Attributes changed on request: setattr, access."""
+
+from clusterfs.errors import InvalidArgument, IsADirectory
+from clusterfs.fs.attributes import Record
+from clusterfs.fs.files import Files
+from clusterfs.fs.inodes import Inode
+from clusterfs.fs.parts import Parts
+from clusterfs.fs.permissions import check_access, without_privileges
+from clusterfs.fs.results import Caller, Changes, Status
+from clusterfs.fs.transactions import Edit
+
+_TYPE = 0o170000
+
+
+class Metadata:
+    """Changes attributes."""
+
+    def __init__(self, parts: Parts, files: Files) -> None:
+        self._inodes = parts.inodes
+        self._files = files
+        self._transactions = parts.transactions
+        self._coherence = parts.coherence
+        self._now_ns = parts.now_ns
+
+    async def change(self, number: int, changes: Changes, caller: Caller) -> Status:
+        """Apply changes of attributes, the size first among them, and return the result."""
+        inode = self._inodes.get(number)
+        async with inode.lock.excluding():
+            record = await self._files.load_for_change(inode)
+            fields = _fields(record, changes, caller, self._now_ns())
+            if changes.size is not None:
+                await self._resize(inode, changes.size, fields)
+            else:
+                await self._transactions.commit(Edit(inode, record.changed(**fields)))
+            return self._coherence.status(inode)
+
+    async def access(self, number: int, mask: int, caller: Caller) -> None:
+        """Raise PermissionDenied unless the caller may."""
+        inode = self._inodes.get(number)
+        async with inode.lock.sharing():
+            check_access(await self._transactions.load(inode), mask, caller)
+
+    async def _resize(self, inode: Inode, size: int, fields: dict[str, int]) -> None:
+        assert inode.record is not None
+        if inode.record.is_directory:
+            raise IsADirectory
+        if not inode.record.is_regular:
+            raise InvalidArgument
+        await self._files.truncation.truncate(inode, size, self._now_ns(), **fields)
+
+
+def _fields(record: Record, changes: Changes, caller: Caller, now_ns: int) -> dict[str, int]:
+    """Return the fields of the record to replace."""
+    fields = {"ctime_ns": now_ns if changes.ctime_ns is None else changes.ctime_ns}
+    for name in ("uid", "gid", "atime_ns", "mtime_ns"):
+        value = getattr(changes, name)
+        if value is not None:
+            fields[name] = value
+    mode = record.mode
+    owner_changes = changes.uid is not None or changes.gid is not None
+    if owner_changes or (changes.size is not None and caller.uid != 0):
+        mode = without_privileges(mode)
+    if changes.mode is not None:
+        mode = record.mode & _TYPE | changes.mode & ~_TYPE
+    if mode != record.mode:
+        fields["mode"] = mode
+    return fields

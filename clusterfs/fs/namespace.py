@@ -1,0 +1,286 @@
+"""Names: lookup, create, mkdir, mknod, symlink, link, unlink, rmdir; renames.py has rename.
+
+Every change is one transaction over the directory's object and the child's. Names are looked up
+first, then all inode locks are taken in number order, and what was looked up is checked again;
+if it changed, everything is dropped and done over.
+
+A request that may run twice carries an Attempt: if its first transaction took place after all,
+the second run finds the result and says so instead of EEXIST or ENOENT.
+"""
+
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from clusterfs.errors import (
+    EntryExists,
+    FilesystemError,
+    InvalidArgument,
+    IsADirectory,
+    NameTooLong,
+    NoSuchEntry,
+    NotADirectory,
+    OperationNotPermitted,
+    TooManyLinks,
+)
+from clusterfs.fs import keys
+from clusterfs.fs.attributes import MAXIMUM_LINKS, Record, fresh
+from clusterfs.fs.directories import Directories
+from clusterfs.fs.gate import Attempt
+from clusterfs.fs.inodes import Inode, exclude_all
+from clusterfs.fs.keys import ENTRY, TARGET, check_name, encode_entry
+from clusterfs.fs.parts import Parts
+from clusterfs.fs.permissions import check_sticky, inherited
+from clusterfs.fs.results import Caller, Entry, Status, attributes_of
+from clusterfs.fs.transactions import Edit
+from clusterfs.store.objects import Put, Remove
+
+
+class Newborn(msgspec.Struct, frozen=True):
+    """What is to be made, by whom."""
+
+    mode: int
+    caller: Caller
+    rdev: int = 0
+    target: bytes | None = None  # of a symlink
+
+
+class Namespace:
+    """What can be done with names."""
+
+    def __init__(self, parts: Parts, directories: Directories) -> None:
+        self._volume = parts.volume
+        self._inodes = parts.inodes
+        self._transactions = parts.transactions
+        self._directories = directories
+        self._coherence = parts.coherence
+        self._now_ns = parts.now_ns
+
+    # -- looking
+
+    async def lookup(self, number: int, name: bytes) -> Entry:
+        """Return what a name leads to; no attributes: the name does not exist."""
+        directory = self._inodes.get(number)
+        gone = None
+        while True:
+            found, stamp = await self._find(directory, name)
+            if found is None:
+                return self._coherence.absent(directory, stamp)
+            if found == gone:
+                raise FilesystemError(f"{name!r} leads to inode {found.inode:#x}, which is gone")
+            gone = found  # if it is: numbers are never reused, so the name must be gone too
+            inode = self._inodes.get(found.inode)
+            if inode is directory:
+                return await self._entry_of_itself(directory, stamp)
+            async with inode.lock.sharing():
+                try:
+                    record = await self._transactions.load(inode)
+                except NoSuchEntry:
+                    continue  # unlinked since; look again
+                if record.nlink:
+                    return self._coherence.entry(directory, stamp, inode)
+
+    async def find(self, number: int, name: bytes) -> keys.Entry:
+        """Return where a name leads now. Raises NoSuchEntry."""
+        found, _ = await self._find(self._inodes.get(number), name)
+        if found is None:
+            raise NoSuchEntry
+        return found
+
+    async def _find(self, directory: Inode, name: bytes) -> tuple[keys.Entry | None, int]:
+        if len(name) > keys.NAME_BYTES:
+            raise NameTooLong
+        async with directory.lock.sharing():
+            record = await self._transactions.load_directory(directory)
+            if name == b".":
+                return keys.Entry(directory.number, keys.DIRECTORY), directory.lock.stamp
+            if name == b"..":
+                parent = record.parent or directory.number
+                return keys.Entry(parent, keys.DIRECTORY), directory.lock.stamp
+            return await self._directories.find(directory, name), directory.lock.stamp
+
+    async def _entry_of_itself(self, directory: Inode, stamp: int) -> Entry:
+        async with directory.lock.sharing():
+            await self._transactions.load_directory(directory)
+            return self._coherence.entry(directory, stamp, directory)
+
+    async def status(self, number: int) -> Status:
+        """Return an inode's attributes."""
+        inode = self._inodes.get(number)
+        async with inode.lock.sharing():
+            await self._transactions.load(inode)
+            return self._coherence.status(inode)
+
+    async def readlink(self, number: int) -> bytes:
+        """Return a symlink's target."""
+        inode = self._inodes.get(number)
+        async with inode.lock.sharing():
+            record = await self._transactions.load(inode)
+            if not stat.S_ISLNK(record.mode):
+                raise InvalidArgument
+            if inode.target is None:
+                _, (inode.target,) = await self._transactions.fetch(inode, (TARGET,))
+            return inode.target or b""
+
+    # -- making
+
+    async def make(
+        self,
+        attempt: Attempt,
+        number: int,
+        name: bytes,
+        newborn: Newborn,
+        hold: Callable[[Inode], Awaitable[None]] | None = None,
+    ) -> tuple[Inode, Entry]:
+        """Make what does not exist yet; `hold` is told of the inode before others can see it.
+
+        The new inode's lock is not taken, so the kernel may not cache the attributes.
+        """
+        check_name(name)
+        directory = self._inodes.get(number)
+        async with directory.lock.excluding():
+            record = await self._transactions.load_directory(directory)
+            found = await self._directories.find(directory, name)
+            if found is not None:
+                if attempt.tried and found.inode == attempt.inode:
+                    return await self._made_before(attempt, directory)
+                raise EntryExists
+            child = self._new_child(attempt, directory, newborn)
+            if hold is not None:
+                await hold(child)
+            made = self._child_record(record, directory, child, newborn)
+            entry = keys.Entry(child.number, newborn.mode >> 12)
+            parent_edit = self._entering(directory, record, made, name, entry)
+            child_edit = Edit(child, made)
+            child_edit.creates = True
+            if newborn.target is not None:
+                child_edit.operations.append(Put(TARGET, newborn.target))
+            attempt.tried = True
+            await self._transactions.commit(parent_edit, child_edit)
+            self._directories.remember(directory, name, entry)
+            timeout_s = self._coherence.entry_timeout_s(directory, directory.lock.stamp)
+            return child, Entry(attributes_of(child.number, made), timeout_s, 0.0)
+
+    async def _made_before(self, attempt: Attempt, directory: Inode) -> tuple[Inode, Entry]:
+        child = self._inodes.get(attempt.inode)
+        record = await self._transactions.peek(child)
+        timeout_s = self._coherence.entry_timeout_s(directory, directory.lock.stamp)
+        return child, Entry(attributes_of(child.number, record), timeout_s, 0.0)
+
+    def _new_child(self, attempt: Attempt, directory: Inode, newborn: Newborn) -> Inode:
+        group = None if stat.S_ISDIR(newborn.mode) else directory.group
+        attempt.inode = self._volume.new_inode(group)
+        return self._inodes.get(attempt.inode)
+
+    def _child_record(
+        self, parent: Record, directory: Inode, child: Inode, newborn: Newborn
+    ) -> Record:
+        mode, gid = inherited(parent, newborn.mode, newborn.caller)
+        record = fresh(mode, newborn.caller.uid, gid, self._now_ns(), seed=child.number)
+        record.rdev = newborn.rdev
+        record.size = len(newborn.target or b"")
+        if record.is_directory:
+            record.parent = directory.number
+        return record
+
+    def _entering(
+        self, directory: Inode, record: Record, made: Record, name: bytes, entry: keys.Entry
+    ) -> Edit:
+        if made.is_directory and record.nlink >= MAXIMUM_LINKS:
+            raise TooManyLinks
+        changed = record.changed(nlink=record.nlink + made.is_directory)
+        changed.touch(made.btime_ns)
+        return Edit(directory, changed, Put(ENTRY + name, encode_entry(entry)))
+
+    async def link(self, attempt: Attempt, number: int, parent: int, name: bytes) -> Entry:
+        """Give an inode one more name."""
+        check_name(name)
+        inode, directory = self._inodes.get(number), self._inodes.get(parent)
+        async with AsyncExitStack() as stack:
+            await exclude_all(stack, [inode, directory])
+            found = await self._check_new_link(directory, name)
+            record = await self._transactions.load(inode)
+            if found is not None:
+                if attempt.tried and found.inode == number:
+                    return self._coherence.entry(directory, directory.lock.stamp, inode)
+                raise EntryExists
+            if record.is_directory:
+                raise OperationNotPermitted
+            if not record.nlink:
+                raise NoSuchEntry
+            if record.nlink >= MAXIMUM_LINKS:
+                raise TooManyLinks
+            now_ns = self._now_ns()
+            assert directory.record is not None
+            changed = directory.record.changed(mtime_ns=now_ns, ctime_ns=now_ns)
+            entry = keys.Entry(number, record.mode >> 12)
+            attempt.tried = True
+            await self._transactions.commit(
+                Edit(directory, changed, Put(ENTRY + name, encode_entry(entry))),
+                Edit(inode, record.changed(nlink=record.nlink + 1, ctime_ns=now_ns)),
+            )
+            self._directories.remember(directory, name, entry)
+            return self._coherence.entry(directory, directory.lock.stamp, inode)
+
+    async def _check_new_link(self, directory: Inode, name: bytes) -> keys.Entry | None:
+        await self._transactions.load_directory(directory)
+        return await self._directories.find(directory, name)
+
+    # -- removing
+
+    async def unlink(
+        self, attempt: Attempt, number: int, name: bytes, caller: Caller, *, is_directory: bool
+    ) -> Inode | None:
+        """Take a name away. Returns the inode if that was its last name."""
+        if name in (b".", b".."):
+            check_name(name)
+        directory = self._inodes.get(number)
+        while True:
+            found, _ = await self._find(directory, name)
+            if found is None or (attempt.tried and found.inode != attempt.inode):
+                if attempt.tried:
+                    return self._inodes.get(attempt.inode)
+                raise NoSuchEntry
+            if is_directory and not found.is_directory:
+                raise NotADirectory
+            if found.is_directory and not is_directory:
+                raise IsADirectory
+            child = self._inodes.get(found.inode)
+            async with AsyncExitStack() as stack:
+                await exclude_all(stack, [directory, child])
+                await self._transactions.load_directory(directory)
+                if await self._directories.find(directory, name) == found:
+                    return await self._remove(attempt, directory, name, child, caller)
+
+    async def _remove(
+        self, attempt: Attempt, directory: Inode, name: bytes, child: Inode, caller: Caller
+    ) -> Inode | None:
+        parent, record = directory.record, await self._transactions.load(child)
+        assert parent is not None
+        check_sticky(parent, record, caller)
+        if record.is_directory:
+            await self._directories.require_empty(child)
+        now_ns = self._now_ns()
+        attempt.tried, attempt.inode = True, child.number
+        changed = parent.changed(
+            nlink=parent.nlink - record.is_directory, mtime_ns=now_ns, ctime_ns=now_ns
+        )
+        await self._transactions.commit(
+            Edit(directory, changed, Remove(ENTRY + name)), dropping(child, record, now_ns)
+        )
+        self._directories.remember(directory, name, None)
+        return child if record.nlink == 1 else None
+
+
+def dropping(inode: Inode, record: Record, now_ns: int) -> Edit:
+    """Return the edit that takes one name from an inode: the last one makes it an orphan."""
+    if record.is_directory:
+        edit = Edit(inode)
+        edit.deletes = True
+        return edit
+    edit = Edit(inode, record.changed(nlink=record.nlink - 1, ctime_ns=now_ns))
+    if record.nlink == 1:
+        edit.mark = keys.ORPHAN
+    return edit

@@ -1,0 +1,113 @@
+"""Inodes without a name are deleted when nobody has them open any more; half-done work is finished.
+
+Whoever takes the last name away marks the inode ORPHAN and queues an ordinary EX on its open lock.
+Nodes that cached the open lock drop it, real openers answer when they close, so the EX is granted
+when nobody has it open; its holder deletes the stripes, then the inode. If that node leaves first,
+`reclaim_marked` on another one finds the mark and queues likewise; several at once do no harm,
+for each looks again under the locks.
+"""
+
+from collections.abc import Sequence
+
+import structlog
+import trio
+
+from clusterfs.errors import FilesystemError, NoSuchEntry
+from clusterfs.fs.inodes import Inode
+from clusterfs.fs.keys import ORPHAN, TRUNCATING
+from clusterfs.fs.parts import Parts
+from clusterfs.fs.transactions import Edit
+from clusterfs.fs.truncation import Truncation
+from clusterfs.store.objects import split_object_id
+
+log = structlog.get_logger()
+
+_AT_ONCE = 16  # reclaims that do I/O at a time; any number may wait for files to be closed
+
+
+class Orphans:
+    """Reclaims in the background."""
+
+    def __init__(self, parts: Parts, truncation: Truncation) -> None:
+        self._volume = parts.volume
+        self._gate = parts.gate
+        self._inodes = parts.inodes
+        self._transactions = parts.transactions
+        self._writeback = parts.writeback
+        self._truncation = truncation
+        self._limiter = trio.CapacityLimiter(_AT_ONCE)
+        self._nursery: trio.Nursery | None = None
+        self._queued: set[int] = set()
+        self.reclaimed = 0
+
+    def use(self, nursery: trio.Nursery) -> None:
+        """Work in this nursery."""
+        self._nursery = nursery
+
+    def __len__(self) -> int:
+        return len(self._queued)
+
+    def queue(self, number: int) -> None:
+        """Reclaim an inode as soon as nobody has it open."""
+        assert self._nursery is not None
+        if number not in self._queued:
+            self._queued.add(number)
+            self._nursery.start_soon(self._reclaim_queued, number)
+
+    async def reclaim_marked(self, groups: Sequence[int]) -> int:
+        """Finish what clients that are gone left in these groups; returns how much was found."""
+        marked = await self._volume.marked(groups)
+        for object_id in marked:
+            number, part = split_object_id(object_id)
+            if not part:
+                self.queue(number)
+        return len(marked)
+
+    async def _reclaim_queued(self, number: int) -> None:
+        try:
+            await self._gate.run(lambda: self.reclaim(number))
+        except FilesystemError as failure:
+            log.warning("could not reclaim", inode=number, error=repr(failure))
+        finally:
+            self._queued.discard(number)
+
+    async def reclaim(self, number: int) -> None:
+        """Wait until nobody has the inode open; delete it if it has no name."""
+        inode = self._inodes.get(number)
+        inode.holds += 1
+        try:
+            if await self._finish_truncation(inode):
+                return
+            async with inode.open_lock.excluding(), self._limiter, inode.lock.excluding():
+                await self._delete(inode)
+        except NoSuchEntry:
+            pass  # somebody else was faster
+        finally:
+            inode.holds -= 1
+        self._inodes.forget(inode)
+
+    async def _finish_truncation(self, inode: Inode) -> bool:
+        """Tell whether the inode has a name; then all there is to do is done."""
+        async with inode.lock.sharing():
+            record = await self._transactions.load(inode)
+            if record.nlink and inode.mark is None:
+                return True
+            if inode.mark == ORPHAN:
+                return False
+        async with inode.lock.excluding():
+            await self._transactions.load(inode)
+            if inode.mark == TRUNCATING:
+                await self._truncation.finish(inode)
+            return inode.mark != ORPHAN
+
+    async def _delete(self, inode: Inode) -> None:
+        record = await self._transactions.load(inode)
+        if record.nlink:
+            return
+        self._writeback.abandon(inode)
+        inode.committed_size = record.size = min(inode.committed_size, record.size)
+        await self._truncation.delete_all(inode)
+        edit = Edit(inode)
+        edit.deletes = True
+        await self._transactions.commit(edit)
+        self.reclaimed += 1

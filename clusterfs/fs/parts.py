@@ -1,0 +1,26 @@
+"""What the operations of one mount work with, put together once and handed to each of them."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from clusterfs.fs.coherence import Coherence
+from clusterfs.fs.gate import Gate
+from clusterfs.fs.inodes import Inodes
+from clusterfs.fs.locks import LockCache
+from clusterfs.fs.ports import Volume
+from clusterfs.fs.transactions import Transactions
+from clusterfs.fs.writeback import Writeback
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """One mount's machinery."""
+
+    volume: Volume
+    gate: Gate
+    locks: LockCache
+    inodes: Inodes
+    transactions: Transactions
+    writeback: Writeback
+    coherence: Coherence
+    now_ns: Callable[[], int]

@@ -1,0 +1,60 @@
+"""Who may do what, where the kernel does not decide it for us. PURE.
+
+The mount runs with default_permissions: the kernel checks mode bits, ownership and the sticky rule
+against the attributes that it caches under our lock. What is checked here again is what depends on
+state that another node may have changed between the kernel's check and our lock.
+"""
+
+import stat
+
+from clusterfs.errors import OperationNotPermitted, PermissionDenied
+from clusterfs.fs.attributes import Record
+from clusterfs.fs.results import Caller
+
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+def check_sticky(directory: Record, victim: Record, caller: Caller) -> None:
+    """In a sticky directory only the owner of it, or of the file, removes or renames a name."""
+    if directory.mode & stat.S_ISVTX and caller.uid not in (0, directory.uid, victim.uid):
+        raise OperationNotPermitted
+
+
+def check_access(record: Record, mask: int, caller: Caller) -> None:
+    """Raise PermissionDenied unless all of `mask` (4 read, 2 write, 1 execute) is allowed."""
+    if caller.uid == 0:
+        if mask & 1 and not record.is_directory and not record.mode & 0o111:
+            raise PermissionDenied
+        return
+    if caller.uid == record.uid:
+        allowed = record.mode >> 6
+    elif record.gid == caller.gid or record.gid in caller.groups:
+        allowed = record.mode >> 3
+    else:
+        allowed = record.mode
+    if mask & ~allowed & 7:
+        raise PermissionDenied
+
+
+def without_privileges(mode: int) -> int:
+    """Return a mode as it is after somebody unprivileged changed the file's contents or owner."""
+    if not stat.S_ISREG(mode):
+        return mode
+    kept = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        kept &= ~stat.S_ISGID
+    return kept
+
+
+def has_privileges(mode: int) -> bool:
+    """Tell whether a mode has bits that `without_privileges` may take away."""
+    return bool(mode & _SET_ID)
+
+
+def inherited(directory: Record, mode: int, caller: Caller) -> tuple[int, int]:
+    """Return (mode, gid) of something made in a directory: a setgid one hands down its group."""
+    if not directory.mode & stat.S_ISGID:
+        return mode, caller.gid
+    if stat.S_ISDIR(mode):
+        mode |= stat.S_ISGID
+    return mode, directory.gid

@@ -1,0 +1,130 @@
+"""What the filesystem needs from below, as protocols: the volume, and one lockspace at a time.
+
+`clusterfs.volume` and `dlm.node` fit them; so do the small fakes of the tests. Everything here is
+called on the one trio thread.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from clusterfs.store.objects import Change, ObjectId, Version
+from dlm.node import Lock, Mode, Name
+
+__all__ = ["Lock", "Lockspace", "Mode", "Name", "Space", "Volume"]
+
+Blocking = Callable[[Lock, Mode], None]
+
+
+class Lockspace(Protocol):
+    """The locks of one incarnation of this node. Waits raise LockLost once it is removed."""
+
+    async def lock(
+        self, name: Name, mode: Mode, *, owner: str = "", blocking: Blocking | None = None
+    ) -> Lock:
+        """Wait for a new lock; `blocking(lock, mode)` says later that others want `mode`."""
+        ...
+
+    async def convert(self, lock: Lock, mode: Mode) -> None:
+        """Wait for a stronger mode; DeadlockVictim: give the lock up and ask anew."""
+        ...
+
+    def convert_down_nowait(self, lock: Lock, mode: Mode) -> None:
+        """Keep a weaker mode; takes effect at once."""
+        ...
+
+    def unlock_nowait(self, lock: Lock) -> None:
+        """Give the lock up."""
+        ...
+
+
+class Space(Protocol):
+    """How much room there is, in bytes."""
+
+    @property
+    def total(self) -> int:
+        """Bytes that the volume can hold."""
+        ...
+
+    @property
+    def free(self) -> int:
+        """Bytes that it can still take."""
+        ...
+
+
+class Volume(Protocol):
+    """Replicated objects and transactions. `fetch_nowait`, `read_nowait` raise WouldBlock."""
+
+    @property
+    def epoch(self) -> int:
+        """The current view's number."""
+        ...
+
+    def new_inode(self, group: int | None = None) -> int:
+        """Return a number never used before, in a group or in a fresh one."""
+        ...
+
+    def group_of_inode(self, inode: int) -> int:
+        """Return the group of an inode object and of stripe 0."""
+        ...
+
+    def group_of_stripe(self, inode: int, seed: int, n: int) -> int:
+        """Return the group of a stripe."""
+        ...
+
+    def fetch_nowait(
+        self, object_id: ObjectId, group: int, keys: Sequence[bytes]
+    ) -> tuple[Version, list[bytes | None]]:
+        """Return an object's version and values."""
+        ...
+
+    async def fetch(
+        self, object_id: ObjectId, group: int, keys: Sequence[bytes]
+    ) -> tuple[Version, list[bytes | None]]:
+        """Return an object's version and values; ABSENT has none."""
+        ...
+
+    async def scan(
+        self, object_id: ObjectId, group: int, prefix: bytes, after: bytes, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` keys > after that start with prefix, sorted, with values."""
+        ...
+
+    def read_nowait(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
+        """Return blocks of an object; holes, and what is absent, read as zeros."""
+        ...
+
+    async def read(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
+        """Return blocks of an object."""
+        ...
+
+    async def commit(self, changes: Sequence[Change], payload: bytes = b"") -> None:
+        """Apply changes at every in-sync replica's memory, all or none."""
+        ...
+
+    async def sync(self) -> None:
+        """Wait until what was committed is on disk."""
+        ...
+
+    async def stripes(self, inode: int) -> list[tuple[int, int]]:
+        """Return (stripe, group) of the stripes that exist."""
+        ...
+
+    async def marked(self, groups: Sequence[int]) -> list[ObjectId]:
+        """Return the objects that have a MARK."""
+        ...
+
+    def reserve_nowait(self, nbytes: int) -> bool:
+        """Take space credits for data that will be committed later."""
+        ...
+
+    async def reserve(self, nbytes: int) -> None:
+        """Wait for space credits; raises OutOfSpace."""
+        ...
+
+    def unreserve(self, nbytes: int) -> None:
+        """Give credits back: the data was committed, or dropped."""
+        ...
+
+    async def statfs(self) -> Space:
+        """Return how much room there is."""
+        ...

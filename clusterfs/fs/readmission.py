@@ -1,0 +1,121 @@
+"""This node was removed from the cluster, and comes back: what survives, and what is dead.
+
+`lose` voids every lock and everything cached; what is dirty is set aside with the versions that it
+is based on. The kernel's caches are emptied meanwhile. `readmit` takes the open locks of all open
+files again and compares versions: if another node changed a file for which there is dirty data, or
+a handle that may write, those handles are dead (StaleHandle at the next write and fsync), for two
+machines must not both believe that they own an image. All else goes on.
+
+A transaction that was under way has an unknown outcome; its versions are in `attempted`, so finding
+them in the store means that it took place.
+"""
+
+import trio
+
+from clusterfs.errors import NoSuchEntry
+from clusterfs.fs.inodes import Inode, Kept
+from clusterfs.fs.parts import Parts
+from clusterfs.fs.ports import Lockspace
+from clusterfs.store.objects import ObjectId, Version, stripe_object
+from dlm.errors import LockLost
+
+
+class Readmission:
+    """Takes this node out, and in again."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._gate = parts.gate
+        self._locks = parts.locks
+        self._inodes = parts.inodes
+        self._transactions = parts.transactions
+        self._writeback = parts.writeback
+        self._coherence = parts.coherence
+        self._nursery: trio.Nursery | None = None
+        self._dropped = trio.Event()
+        self._dropped.set()
+        self.dead_handles = 0
+
+    def use(self, nursery: trio.Nursery) -> None:
+        """Work in this nursery."""
+        self._nursery = nursery
+
+    def lose(self) -> None:
+        """This node is out: stall everything, forget everything."""
+        assert self._nursery is not None
+        self._gate.close()
+        for inode in self._inodes:
+            inode.set_aside()
+        self._locks.lose()
+        if self._dropped.is_set():
+            self._dropped = trio.Event()
+            self._nursery.start_soon(self._drop, self._dropped)
+
+    async def wait_dropped(self) -> None:
+        """Wait until the kernel has nothing cached that was true only before."""
+        await self._dropped.wait()
+
+    async def readmit(self, lockspace: Lockspace) -> None:
+        """This node is a member again: take up what can be taken up, then serve.
+
+        Raises LockLost if it was lost once more meanwhile.
+        """
+        await self._dropped.wait()
+        generation = self._gate.generation
+        self._locks.readmit(lockspace)
+        for inode in self._inodes:
+            if inode.opened or inode.kept or inode.needs_flush:
+                await self._take_up(inode)
+            if self._gate.generation != generation:
+                raise LockLost
+        self._gate.open()
+
+    async def _drop(self, dropped: trio.Event) -> None:
+        await self._coherence.drop_everything(self._inodes)
+        dropped.set()
+
+    async def _take_up(self, inode: Inode) -> None:
+        if inode.opened:
+            await inode.open_lock.wait_shared()
+            inode.open_lock.release()
+        async with inode.lock.excluding(), inode.committing:
+            kept, inode.kept = inode.kept, None
+            attempted, inode.attempted = inode.attempted, set()
+            try:
+                record = await self._transactions.reload(inode)
+            except NoSuchEntry:
+                self._kill(inode, everybody=True)
+                return
+            if kept is None:
+                return
+            if not await self._unchanged(inode, kept, attempted):
+                self._kill(inode, everybody=False)
+            elif inode.needs_flush:
+                record.size = max(record.size, kept.record.size)
+                record.mtime_ns, record.ctime_ns = kept.record.mtime_ns, kept.record.ctime_ns
+                record.mode = kept.record.mode
+                record.blocks = max(record.blocks, kept.record.blocks)
+                self._writeback.mark_dirty(inode)
+
+    async def _unchanged(
+        self, inode: Inode, kept: Kept, attempted: set[tuple[ObjectId, Version]]
+    ) -> bool:
+        """Tell whether what the dirty data is based on is what the store has."""
+        if inode.version != kept.version and (inode.object_id, inode.version) not in attempted:
+            return False
+        for number, known in kept.stripes.items():
+            stripe = inode.stripe(number)
+            await self._writeback.know_version(stripe)
+            if (
+                stripe.version != known
+                and (stripe_object(inode.number, number), stripe.version) not in attempted
+            ):
+                return False
+        return True
+
+    def _kill(self, inode: Inode, *, everybody: bool) -> None:
+        """The file changed: what is dirty is lost, and its writers are told."""
+        self._writeback.abandon(inode)
+        for opened in inode.opened:
+            if (opened.writable or everybody) and not opened.dead:
+                opened.dead = True
+                self.dead_handles += 1

@@ -1,0 +1,269 @@
+"""Rename, in all its kinds: over nothing, over a file, over an empty directory, an exchange.
+
+Up to four inodes change in one transaction: both directories, what is moved, what is replaced.
+A directory that moves to another directory needs the volume's rename lock first: while it is held
+no ancestry changes, so that the walk up from the target tells for sure whether the directory would
+become its own ancestor.
+"""
+
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+from clusterfs.errors import (
+    EntryExists,
+    InvalidArgument,
+    IsADirectory,
+    NoSuchEntry,
+    NotADirectory,
+)
+from clusterfs.fs.attributes import Record
+from clusterfs.fs.directories import Directories
+from clusterfs.fs.gate import Attempt
+from clusterfs.fs.inodes import Inode, exclude_all
+from clusterfs.fs.keys import ENTRY, ROOT, Entry, check_name, encode_entry
+from clusterfs.fs.locks import CachedLock
+from clusterfs.fs.namespace import Namespace, dropping
+from clusterfs.fs.parts import Parts
+from clusterfs.fs.permissions import check_sticky
+from clusterfs.fs.results import Caller
+from clusterfs.fs.transactions import Edit
+from clusterfs.store.objects import Put, Remove
+
+NOREPLACE = 1
+EXCHANGE = 2
+
+
+class Place(NamedTuple):
+    """A name in a directory."""
+
+    directory: Inode
+    name: bytes
+
+
+class Renames:
+    """Moves names."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        directories: Directories,
+        namespace: Namespace,
+        rename_lock: CachedLock,
+    ) -> None:
+        self._inodes = parts.inodes
+        self._transactions = parts.transactions
+        self._directories = directories
+        self._namespace = namespace
+        self._rename_lock = rename_lock
+        self._now_ns = parts.now_ns
+
+    async def rename(
+        self,
+        attempt: Attempt,
+        source: tuple[int, bytes],
+        target: tuple[int, bytes],
+        flags: int,
+        caller: Caller,
+    ) -> Inode | None:
+        """Move a name. Returns an inode whose last name was replaced."""
+        for _, name in (source, target):
+            check_name(name)
+        if flags & ~(NOREPLACE | EXCHANGE) or flags == NOREPLACE | EXCHANGE:
+            raise InvalidArgument
+        places = [Place(self._inodes.get(number), name) for number, name in (source, target)]
+        while True:
+            moved, replaced = [await self._look(place) for place in places]
+            if self._done_before(attempt, moved, replaced):
+                return None
+            if moved is None or (flags & EXCHANGE and replaced is None):
+                raise NoSuchEntry
+            if flags & NOREPLACE and replaced is not None:
+                raise EntryExists
+            async with AsyncExitStack() as stack:
+                await self._exclude(stack, places, moved, replaced, flags)
+                again = [await self._look_held(place) for place in places]
+                if again == [moved, replaced]:
+                    mover = _Move(self, attempt, places, moved, replaced, caller)
+                    return await mover.run(exchange=bool(flags & EXCHANGE))
+
+    def _done_before(self, attempt: Attempt, moved: Entry | None, replaced: Entry | None) -> bool:
+        return (
+            attempt.tried
+            and replaced is not None
+            and replaced.inode == attempt.inode
+            and (moved is None or moved.inode != attempt.inode)
+        )
+
+    async def _look(self, place: Place) -> Entry | None:
+        try:
+            return await self._namespace.find(place.directory.number, place.name)
+        except NoSuchEntry:
+            async with place.directory.lock.sharing():
+                await self._transactions.load_directory(place.directory)
+            return None
+
+    async def _look_held(self, place: Place) -> Entry | None:
+        await self._transactions.load_directory(place.directory)
+        return await self._directories.find(place.directory, place.name)
+
+    async def _exclude(
+        self,
+        stack: AsyncExitStack,
+        places: list[Place],
+        moved: Entry,
+        replaced: Entry | None,
+        flags: int,
+    ) -> None:
+        """Take every lock that the rename needs."""
+        source, target = (place.directory for place in places)
+        if source is not target:
+            if moved.is_directory or (flags & EXCHANGE and replaced and replaced.is_directory):
+                await stack.enter_async_context(self._rename_lock.excluding())
+            if moved.is_directory:
+                await self._refuse_loop(moved.inode, target.number)
+            if flags & EXCHANGE and replaced is not None and replaced.is_directory:
+                await self._refuse_loop(replaced.inode, source.number)
+        touched = [source, target, self._inodes.get(moved.inode)]
+        if replaced is not None:
+            touched.append(self._inodes.get(replaced.inode))
+        await exclude_all(stack, touched)
+
+    async def _refuse_loop(self, moved: int, directory: int) -> None:
+        """Raise InvalidArgument if `moved` is `directory` or above it."""
+        number = directory
+        while number not in (0, ROOT):
+            if number == moved:
+                raise InvalidArgument("a directory cannot be moved into itself")
+            inode = self._inodes.get(number)
+            async with inode.lock.sharing():
+                record = await self._transactions.load_directory(inode)
+                number = record.parent
+
+    async def commit(self, attempt: Attempt, moved: int, edits: list[Edit]) -> None:
+        """Send the transaction."""
+        attempt.tried, attempt.inode = True, moved
+        await self._transactions.commit(*edits)
+
+    # for _Move
+    def inode(self, number: int) -> Inode:
+        """Return an inode."""
+        return self._inodes.get(number)
+
+    async def load(self, inode: Inode) -> Record:
+        """Return an inode's record."""
+        return await self._transactions.load(inode)
+
+    def now_ns(self) -> int:
+        """Return the time."""
+        return self._now_ns()
+
+    async def require_empty(self, directory: Inode) -> None:
+        """Raise DirectoryNotEmpty."""
+        await self._directories.require_empty(directory)
+
+    def remember(self, place: Place, entry: Entry | None) -> None:
+        """Cache where a name leads now."""
+        self._directories.remember(place.directory, place.name, entry)
+
+
+class _Move:
+    """One rename, with all locks held and all names checked."""
+
+    def __init__(
+        self,
+        renames: Renames,
+        attempt: Attempt,
+        places: list[Place],
+        moved: Entry,
+        replaced: Entry | None,
+        caller: Caller,
+    ) -> None:
+        self._renames = renames
+        self._attempt = attempt
+        self._source, self._target = places
+        self._moved = moved
+        self._replaced = replaced
+        self._caller = caller
+        self._now_ns = renames.now_ns()
+        self._edits: dict[int, Edit] = {}
+
+    async def run(self, *, exchange: bool) -> Inode | None:
+        """Do it."""
+        if self._replaced is not None and self._replaced.inode == self._moved.inode:
+            return None  # two names of one file: nothing happens, says POSIX
+        await self._check_sticky()
+        return await (self._exchange() if exchange else self._move())
+
+    async def _move(self) -> Inode | None:
+        orphan = await self._take_replaced()
+        await self._put(self._target, self._moved)
+        directory_edit = await self._edit(self._source.directory)
+        directory_edit.operations.append(Remove(ENTRY + self._source.name))
+        await self._reparent(self._moved, self._source, self._target)
+        await self._renames.commit(self._attempt, self._moved.inode, list(self._edits.values()))
+        self._renames.remember(self._source, None)
+        self._renames.remember(self._target, self._moved)
+        return orphan
+
+    async def _exchange(self) -> None:
+        assert self._replaced is not None
+        await self._put(self._target, self._moved)
+        await self._put(self._source, self._replaced)
+        await self._reparent(self._moved, self._source, self._target)
+        await self._reparent(self._replaced, self._target, self._source)
+        await self._renames.commit(self._attempt, self._moved.inode, list(self._edits.values()))
+        self._renames.remember(self._source, self._replaced)
+        self._renames.remember(self._target, self._moved)
+
+    async def _check_sticky(self) -> None:
+        for place, entry in ((self._source, self._moved), (self._target, self._replaced)):
+            if entry is not None:
+                directory = await self._renames.load(place.directory)
+                victim = await self._renames.load(self._renames.inode(entry.inode))
+                check_sticky(directory, victim, self._caller)
+
+    async def _take_replaced(self) -> Inode | None:
+        """Drop the name that is overwritten."""
+        if self._replaced is None:
+            return None
+        if self._replaced.is_directory and not self._moved.is_directory:
+            raise IsADirectory
+        if self._moved.is_directory and not self._replaced.is_directory:
+            raise NotADirectory
+        inode = self._renames.inode(self._replaced.inode)
+        record = await self._renames.load(inode)
+        if record.is_directory:
+            await self._renames.require_empty(inode)
+            parent = (await self._edit(self._target.directory)).record
+            assert parent is not None
+            parent.nlink -= 1
+        self._edits[inode.number] = dropping(inode, record, self._now_ns)
+        return inode if record.nlink == 1 and not record.is_directory else None
+
+    async def _put(self, place: Place, entry: Entry) -> None:
+        edit = await self._edit(place.directory)
+        edit.operations.append(Put(ENTRY + place.name, encode_entry(entry)))
+
+    async def _reparent(self, entry: Entry, source: Place, target: Place) -> None:
+        """Note the move in the moved inode, and in both directories if it is a directory."""
+        edit = await self._edit(self._renames.inode(entry.inode), contents=False)
+        if entry.is_directory and source.directory is not target.directory:
+            left = (await self._edit(source.directory)).record
+            entered = (await self._edit(target.directory)).record
+            assert edit.record is not None
+            assert left is not None
+            assert entered is not None
+            edit.record.parent = target.directory.number
+            left.nlink -= 1
+            entered.nlink += 1
+
+    async def _edit(self, inode: Inode, *, contents: bool = True) -> Edit:
+        """Return the edit of one inode, made at first use."""
+        edit = self._edits.get(inode.number)
+        if edit is None:
+            record = await self._renames.load(inode)
+            edit = Edit(inode, record.changed(ctime_ns=self._now_ns))
+            self._edits[inode.number] = edit
+        if contents and edit.record is not None:
+            edit.record.touch(self._now_ns)
+        return edit

@@ -1,0 +1,185 @@
+"""Inode records read from the volume and changed in it: one transaction for each operation.
+
+The caller holds the inodes' locks (PR to load, exclusive use to commit). An Edit says what happens
+to one inode object; `commit` turns edits into changes with expected versions, waits for the
+replicas, and only then lets the cached inode follow. While a transaction is under way the inode's
+`committing` is held: writeback runs beside users, and the versions must not cross.
+
+If a commit fails, what is cached is dropped, except when it is known that nothing happened.
+"""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import trio
+
+from clusterfs.errors import NoSuchEntry, NotADirectory, OutOfSpace, Unavailable, WouldBlock
+from clusterfs.fs.attributes import Record, decode, encode
+from clusterfs.fs.inodes import Inode
+from clusterfs.fs.keys import RECORD
+from clusterfs.fs.locks import PR
+from clusterfs.fs.ports import Volume
+from clusterfs.store.objects import (
+    ABSENT,
+    MARK,
+    Change,
+    Delete,
+    Operation,
+    Put,
+    Remove,
+    Version,
+)
+from dlm.errors import LockLost
+
+_LOADED = (RECORD, MARK)
+
+
+class Edit:
+    """What one transaction does to one inode object."""
+
+    __slots__ = ("creates", "deletes", "inode", "mark", "operations", "record", "size")
+
+    def __init__(self, inode: Inode, record: Record | None = None, *operations: Operation) -> None:
+        self.inode = inode
+        self.record = record
+        self.operations: list[Operation] = list(operations)
+        self.mark = inode.mark
+        self.size: int | None = None  # the committed size from now on; None: as it was
+        self.creates = False
+        self.deletes = False
+
+    def change(self, epoch: int) -> Change:
+        """Return the change to send in view `epoch`."""
+        inode = self.inode
+        expected = ABSENT if self.creates else inode.version
+        operations = list(self.operations)
+        if self.record is not None:
+            operations.append(Put(RECORD, encode(self.record, self.committed_size())))
+        if self.mark != inode.mark:
+            operations.append(Remove(MARK) if self.mark is None else Put(MARK, self.mark))
+        if self.deletes:
+            operations = [Delete()]
+        return Change(
+            inode.object_id, inode.group, expected, expected.after(epoch), tuple(operations)
+        )
+
+    def committed_size(self) -> int:
+        """Return the size that the stored record will have."""
+        assert self.record is not None
+        size = self.inode.committed_size if self.size is None else self.size
+        return self.record.size if self.creates else min(size, self.record.size)
+
+
+class Transactions:
+    """Loads inode records, commits edits of them."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.commits = 0
+
+    async def load(self, inode: Inode) -> Record:
+        """Return the record; needs the lock. Raises NoSuchEntry if there is no such inode."""
+        record = inode.record
+        return record if record is not None else await self.reload(inode)
+
+    async def load_directory(self, inode: Inode) -> Record:
+        """Return the record of a directory that has a name still."""
+        record = await self.load(inode)
+        if not record.is_directory:
+            raise NotADirectory
+        if not record.nlink:
+            raise NoSuchEntry
+        return record
+
+    async def reload(self, inode: Inode) -> Record:
+        """Read the record anew."""
+        stamp = inode.lock.stamp
+        version, (stored, mark) = await self.fetch(inode, _LOADED)
+        if inode.lock.stamp != stamp:
+            raise LockLost  # it was given up or lost while we waited: start again
+        if inode.record is not None:
+            return inode.record  # another user was faster
+        if stored is None:
+            raise NoSuchEntry
+        inode.record = decode(stored)
+        inode.committed_size = inode.record.size
+        inode.version = version
+        inode.mark = mark
+        return inode.record
+
+    async def peek(self, inode: Inode) -> Record:
+        """Return what the store has of an inode whose lock is not held: nothing is cached."""
+        _, (stored,) = await self.fetch(inode, (RECORD,))
+        if stored is None:
+            raise NoSuchEntry
+        return decode(stored)
+
+    async def fetch(
+        self, inode: Inode, keys: Sequence[bytes]
+    ) -> tuple[Version, list[bytes | None]]:
+        """Return the version and values of an inode object."""
+        try:
+            return self._volume.fetch_nowait(inode.object_id, inode.group, keys)
+        except WouldBlock:
+            return await self._volume.fetch(inode.object_id, inode.group, keys)
+
+    async def commit(self, *edits: Edit) -> None:
+        """Make edits of exclusively used inodes happen together."""
+        async with AsyncExitStack() as stack:
+            for edit in sorted(edits, key=lambda edit: edit.inode.number):
+                await stack.enter_async_context(edit.inode.committing)
+            await self.commit_holding(edits)
+
+    async def commit_holding(
+        self, edits: Sequence[Edit], changes: Sequence[Change] = (), payload: bytes = b""
+    ) -> None:
+        """Commit edits, and changes of stripes, of inodes whose `committing` the caller holds."""
+        for edit in edits:
+            if not edit.creates:
+                edit.inode.lock.require(PR)
+        epoch = self._volume.epoch
+        sent = [*changes, *(edit.change(epoch) for edit in edits)]
+        sizes = [edit.committed_size() if edit.record else 0 for edit in edits]
+        self._note(edits, sent)
+        stale = [edit.inode for edit in edits if edit.inode.record_dirty and edit.record]
+        for inode in stale:
+            inode.record_dirty = False  # what is written from now on is not in `sent`
+        try:
+            with trio.CancelScope(shield=True):
+                await self._volume.commit(sent, payload)
+        except BaseException as failure:
+            for inode in stale:
+                inode.record_dirty = True
+            if not isinstance(failure, (OutOfSpace, LockLost, Unavailable)):
+                for edit in edits:
+                    self._distrust(edit.inode)
+            raise
+        self.commits += 1
+        for edit, change, size in zip(edits, sent[len(changes) :], sizes, strict=True):
+            self._follow(edit, change.version, size)
+
+    def _note(self, edits: Sequence[Edit], sent: Sequence[Change]) -> None:
+        """Remember the versions that this gives: after a loss they tell what took place."""
+        versions = {(change.object_id, change.version) for change in sent}
+        for edit in edits:
+            edit.inode.attempted = versions
+
+    def _follow(self, edit: Edit, version: Version, size: int) -> None:
+        inode = edit.inode
+        if edit.creates or inode.lock.level < PR:
+            return
+        inode.attempted = set()
+        if edit.deletes:
+            inode.void()
+            return
+        inode.version = version
+        inode.mark = edit.mark
+        if edit.record is not None:
+            inode.committed_size = size
+            inode.record = edit.record
+            inode.record_dirty |= inode.committed_size != edit.record.size
+
+    def _distrust(self, inode: Inode) -> None:
+        """Drop what is cached after a failure that should not be."""
+        if not inode.needs_flush:
+            inode.void()

@@ -1,0 +1,239 @@
+"""A file's size changed: shorter, longer, or with a hole punched.
+
+Shrinking discards blocks and zeroes the rest of the last block, in the transaction that makes the
+size smaller. When whole stripes go, the inode is marked TRUNCATING in that transaction and the
+stripes are deleted afterwards; whoever next changes the inode finishes that first, so nothing comes
+back when the file grows again. Only stripes that exist are looked at: a sparse file of 16 TiB costs
+no more than what was written to it.
+
+The caller uses the inode exclusively and has loaded its record.
+"""
+
+from collections.abc import Sequence
+
+from clusterfs.errors import FileTooLarge, InvalidArgument, WouldBlock
+from clusterfs.fs.attributes import MAXIMUM_SIZE, blocks_of
+from clusterfs.fs.inodes import Inode
+from clusterfs.fs.keys import ORPHAN, TRUNCATING
+from clusterfs.fs.ports import Volume
+from clusterfs.fs.transactions import Edit, Transactions
+from clusterfs.fs.writeback import Writeback
+from clusterfs.store.objects import (
+    ABSENT,
+    BLOCK_BYTES,
+    STRIPE_BLOCKS,
+    Change,
+    Delete,
+    Discard,
+    Operation,
+    Write,
+)
+
+_AT_ONCE = 32  # stripes deleted by one transaction
+
+
+class Truncation:
+    """Changes sizes."""
+
+    def __init__(self, volume: Volume, transactions: Transactions, writeback: Writeback) -> None:
+        self._volume = volume
+        self._transactions = transactions
+        self._writeback = writeback
+
+    async def truncate(self, inode: Inode, size: int, now_ns: int, **fields: int) -> None:
+        """Give the file a size; `fields` of the record change with it."""
+        record = inode.record
+        assert record is not None
+        if size < 0:
+            raise InvalidArgument
+        if size > MAXIMUM_SIZE:
+            raise FileTooLarge
+        fields = {"mtime_ns": now_ns, "ctime_ns": now_ns, **fields}
+        if size >= record.size:
+            await self._grow(inode, size, fields)
+        else:
+            await self._shrink(inode, size, fields)
+
+    async def finish(self, inode: Inode) -> None:
+        """Delete the stripes beyond the size of an inode that is marked TRUNCATING."""
+        if inode.mark == TRUNCATING:
+            async with inode.committing:
+                await self._delete_stripes(inode, stripes_of(inode.committed_size))
+                edit = Edit(inode)
+                edit.mark = None
+                await self._transactions.commit_holding([edit])
+
+    async def delete_all(self, inode: Inode) -> None:
+        """Delete all stripes of an orphan."""
+        async with inode.committing:
+            await self._delete_stripes(inode, 0)
+
+    async def zero(self, inode: Inode, offset: int, end: int, now_ns: int) -> None:
+        """Make bytes [offset, end) read as zeros and free the blocks; the size stays."""
+        record = inode.record
+        assert record is not None
+        end = min(end, record.size)
+        if offset >= end:
+            return
+        first, beyond = -(-offset // BLOCK_BYTES), end // BLOCK_BYTES
+        if end == record.size:
+            beyond = blocks_of(end)
+        edges = [(offset, min(end, first * BLOCK_BYTES)), (max(offset, beyond * BLOCK_BYTES), end)]
+        if first > beyond:
+            edges = [(offset, end)]
+        for start, stop in edges:
+            if start < stop:
+                await self._zero_edge(inode, start, stop, now_ns)
+        await self._writeback.flush(inode)
+        if first < beyond:
+            await self._discard(inode, first, beyond)
+        record.touch(now_ns)
+        self._writeback.mark_dirty(inode)
+
+    # -- longer
+
+    async def _grow(self, inode: Inode, size: int, fields: dict[str, int]) -> None:
+        if inode.dirty or inode.flushing:
+            await self._writeback.flush(inode)
+        assert inode.record is not None
+        edit = Edit(inode, inode.record.changed(size=size, **fields))
+        edit.size = size
+        await self._transactions.commit(edit)
+
+    # -- shorter
+
+    async def _shrink(self, inode: Inode, size: int, fields: dict[str, int]) -> None:
+        async with inode.committing:
+            record = inode.record
+            assert record is not None
+            blocks = blocks_of(size)
+            edit = Edit(inode)
+            edit.record = record.changed(size=size, blocks=min(record.blocks, blocks), **fields)
+            tail = await self._tail(inode, size)
+            changes: list[Change] = []
+            if inode.committed_size > size:
+                edit.size = size
+                changes = await self._cut(inode, size, tail, edit)
+            written = any(isinstance(change.operations[-1], Write) for change in changes)
+            leftover = edit.size is not None and stripes_of(inode.committed_size) > stripes_of(size)
+            await self._transactions.commit_holding([edit], changes, tail if written else b"")
+            self._writeback.drop(inode, blocks)
+            if written:
+                self._writeback.take(inode, size // BLOCK_BYTES)
+            elif tail and size // BLOCK_BYTES in inode.dirty:
+                inode.dirty[size // BLOCK_BYTES] = tail
+            for change in changes:
+                self._follow(inode, change)
+            if leftover and inode.mark == ORPHAN:
+                await self._delete_stripes(inode, stripes_of(size))
+        await self.finish(inode)
+
+    async def _tail(self, inode: Inode, size: int) -> bytes:
+        """Return what the last block must hold, if the size ends within it."""
+        within = size % BLOCK_BYTES
+        if not within:
+            return b""
+        index = size // BLOCK_BYTES
+        block = self._writeback.overlay(inode, index)
+        if block is None:
+            block = await self._read_block(inode, index)
+        return bytes(block[:within]) + bytes(BLOCK_BYTES - within)
+
+    async def _cut(self, inode: Inode, size: int, tail: bytes, edit: Edit) -> list[Change]:
+        """Return the changes of stripes that belong into the transaction."""
+        kept, had = stripes_of(size), stripes_of(inode.committed_size)
+        changes = []
+        within = blocks_of(size) % STRIPE_BLOCKS
+        if kept and (within or tail):
+            stripe = inode.stripe(kept - 1)
+            await self._writeback.know_version(stripe)
+            operations: list[Operation] = []
+            if within:
+                operations.append(Discard(within, STRIPE_BLOCKS - within))
+            if tail:
+                operations.append(Write(_within(size), 1))
+            if stripe.version != ABSENT or any(tail):
+                changes.append(self._writeback.change(stripe, operations))
+        if had == kept + 1:
+            stripe = inode.stripe(kept)
+            await self._writeback.know_version(stripe)
+            if stripe.version != ABSENT:
+                changes.append(self._writeback.change(stripe, [Delete()]))
+        elif had > kept:
+            edit.mark = edit.mark or TRUNCATING
+        return changes
+
+    def _follow(self, inode: Inode, change: Change) -> None:
+        gone = isinstance(change.operations[-1], Delete)
+        for stripe in inode.stripes.values():
+            if stripe.object_id == change.object_id:
+                stripe.version = ABSENT if gone else change.version
+
+    async def _delete_stripes(self, inode: Inode, kept: int) -> None:
+        numbers = [n for n, _ in await self._volume.stripes(inode.number) if n >= kept]
+        for start in range(0, len(numbers), _AT_ONCE):
+            changes = []
+            for number in numbers[start : start + _AT_ONCE]:
+                stripe = inode.stripe(number)
+                stripe.version = None
+                await self._writeback.know_version(stripe)
+                if stripe.version != ABSENT:
+                    changes.append(self._writeback.change(stripe, [Delete()]))
+            await self._commit_stripes(inode, changes)
+
+    async def _commit_stripes(self, inode: Inode, changes: Sequence[Change]) -> None:
+        if changes:
+            await self._transactions.commit_holding([], changes)
+            for change in changes:
+                self._follow(inode, change)
+
+    # -- holes
+
+    async def _zero_edge(self, inode: Inode, start: int, stop: int, now_ns: int) -> None:
+        index = start // BLOCK_BYTES
+        old = {}
+        for missing in self._writeback.missing_edges(inode, start, stop - start):
+            old[missing] = await self._read_block(inode, missing)
+        zeros = bytes(stop - start)
+        if (
+            index not in inode.dirty
+            and index not in inode.flushing
+            and not any(old.get(index, b""))
+        ):
+            return  # a hole already
+        try:
+            self._writeback.accept_nowait(inode, start, zeros, old, now_ns)
+        except WouldBlock:
+            await self._volume.reserve(BLOCK_BYTES)
+            self._volume.unreserve(BLOCK_BYTES)
+            self._writeback.accept_nowait(inode, start, zeros, old, now_ns)
+
+    async def _discard(self, inode: Inode, first: int, beyond: int) -> None:
+        async with inode.committing:
+            there = {n for n, _ in await self._volume.stripes(inode.number)}
+            for number in sorted(there):
+                base = number * STRIPE_BLOCKS
+                start, stop = max(first, base), min(beyond, base + STRIPE_BLOCKS)
+                if start < stop:
+                    stripe = inode.stripe(number)
+                    await self._writeback.know_version(stripe)
+                    operation = Discard(start - base, stop - start)
+                    await self._commit_stripes(inode, [self._writeback.change(stripe, [operation])])
+
+    async def _read_block(self, inode: Inode, index: int) -> bytes:
+        stripe = inode.stripe(index // STRIPE_BLOCKS)
+        place = (stripe.object_id, stripe.group, index % STRIPE_BLOCKS, 1)
+        try:
+            return self._volume.read_nowait(*place)
+        except WouldBlock:
+            return await self._volume.read(*place)
+
+
+def stripes_of(size: int) -> int:
+    """Return how many stripes a file of that size spans."""
+    return -(-blocks_of(size) // STRIPE_BLOCKS)
+
+
+def _within(size: int) -> int:
+    """Return the block of its stripe in which byte `size` is."""
+    return size // BLOCK_BYTES % STRIPE_BLOCKS

@@ -1,0 +1,327 @@
+"""Dirty data: accepted into memory against space credits, committed to the replicas later.
+
+Dirty data is kept as whole 4 KiB blocks: the edges of a write that fill no block are merged with
+the old block when the write is accepted, so a flush only joins blocks. A flush takes the lowest
+dirty blocks of one stripe, at most BATCH_BLOCKS, moves them to `flushing` (reads still see them),
+and commits them. A transaction that makes the file longer, or whose stripe is in the inode's group,
+carries the inode record too, so no committed size ever covers data that is not committed, and bytes
+beyond the committed size are zeros. The record's size follows the data batch by batch.
+
+Flushes run at fsync, when the lock is given up, when too much is dirty, and after MAXIMUM_AGE_S.
+They pin the lock and run beside its users.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from clusterfs.errors import FilesystemError, OutOfSpace, Unavailable, WouldBlock
+from clusterfs.fs.attributes import MAXIMUM_SIZE
+from clusterfs.fs.inodes import Inode, Stripe
+from clusterfs.fs.ports import Volume
+from clusterfs.fs.transactions import Edit, Transactions
+from clusterfs.store.objects import (
+    BLOCK_BYTES,
+    STRIPE_BLOCKS,
+    Change,
+    Operation,
+    Version,
+    Write,
+)
+from dlm.errors import LockLost
+
+BATCH_BLOCKS = 512
+MAXIMUM_AGE_S = 1.0
+_ROUND_S = 0.25
+_MASK = BLOCK_BYTES - 1
+_SHIFT = BLOCK_BYTES.bit_length() - 1
+
+Block = bytes | bytearray | memoryview
+
+
+class Writeback:
+    """All dirty data of this node."""
+
+    def __init__(self, volume: Volume, transactions: Transactions, limit_bytes: int) -> None:
+        self._volume = volume
+        self._transactions = transactions
+        self._limit_blocks = limit_bytes >> _SHIFT
+        self.dirty: dict[Inode, None] = {}  # inodes, the one that is dirty longest first
+        self.dirty_blocks = 0
+        self.flushed_blocks = 0
+
+    # -- accepting
+
+    def accept_nowait(
+        self, inode: Inode, offset: int, data: bytes, old: dict[int, bytes], now_ns: int
+    ) -> None:
+        """Take a write into memory; `old` holds edge blocks read before.
+
+        Raises WouldBlock, with nothing changed, if an edge block must be read or credits lack.
+        """
+        record = inode.record
+        assert record is not None
+        end = offset + len(data)
+        first, last = offset >> _SHIFT, (end - 1) >> _SHIFT
+        dirty = inode.dirty
+        edges: dict[int, bytearray] = {}
+        if (offset | end) & _MASK:
+            for index in {first, last}:
+                if index << _SHIFT < offset or (index + 1) << _SHIFT > end:
+                    edges[index] = self._edge(inode, index, record.size, old)
+        fresh = 0 if first == last and first in dirty else self._fresh(dirty, first, last)
+        if fresh and not self._volume.reserve_nowait(fresh << _SHIFT):
+            raise WouldBlock
+        self._place(dirty, offset, memoryview(data), edges)
+        self.dirty_blocks += fresh
+        record.size = max(record.size, end)
+        record.mtime_ns = record.ctime_ns = now_ns
+        record.blocks = min(record.blocks + fresh, (record.size + _MASK) >> _SHIFT)
+        self.mark_dirty(inode)
+
+    def accept_aside(self, inode: Inode, offset: int, data: bytes) -> None:
+        """Keep page writeback that comes while this node is out; it is judged at readmission."""
+        assert inode.kept is not None
+        assert not offset & _MASK
+        padded = memoryview(data + bytes(-len(data) & _MASK))
+        for position in range(0, len(padded), BLOCK_BYTES):
+            index = (offset + position) >> _SHIFT
+            if index not in inode.dirty and self._volume.reserve_nowait(BLOCK_BYTES):
+                self.dirty_blocks += 1
+                inode.dirty[index] = padded[position : position + BLOCK_BYTES]
+            elif index in inode.dirty:
+                inode.dirty[index] = padded[position : position + BLOCK_BYTES]
+            else:
+                raise OutOfSpace
+        inode.record_dirty = True
+        self.dirty.setdefault(inode)
+
+    def mark_dirty(self, inode: Inode) -> None:
+        """Note that the record, at least, must be written back."""
+        inode.record_dirty = True
+        if inode not in self.dirty:
+            inode.dirty_since_s = trio.current_time()
+            self.dirty[inode] = None
+
+    def missing_edges(self, inode: Inode, offset: int, length: int) -> list[int]:
+        """Return the blocks whose old content a write needs from the store."""
+        assert inode.record is not None
+        end, size = offset + length, inode.record.size
+        edges = {offset >> _SHIFT} if offset & _MASK else set()
+        if end & _MASK:
+            edges.add(end >> _SHIFT)
+        return [
+            index
+            for index in edges
+            if index << _SHIFT < size and index not in inode.dirty and index not in inode.flushing
+        ]
+
+    @property
+    def pressed(self) -> bool:
+        """Whether so much is dirty that writers must wait."""
+        return self.dirty_blocks > self._limit_blocks
+
+    def _fresh(self, dirty: dict[int, Block], first: int, last: int) -> int:
+        if not dirty:
+            return last - first + 1
+        return sum(index not in dirty for index in range(first, last + 1))
+
+    def _edge(self, inode: Inode, index: int, size: int, old: dict[int, bytes]) -> bytearray:
+        block = inode.dirty.get(index)
+        if block is None:
+            block = inode.flushing.get(index)
+        if block is None:
+            if index << _SHIFT >= size:
+                return bytearray(BLOCK_BYTES)
+            block = old.get(index)
+        if block is None:
+            stripe, within = divmod(index, STRIPE_BLOCKS)
+            place = inode.stripe(stripe)
+            block = self._volume.read_nowait(place.object_id, place.group, within, 1)
+        return bytearray(block)
+
+    def _place(
+        self, dirty: dict[int, Block], offset: int, view: memoryview, edges: dict[int, bytearray]
+    ) -> None:
+        position = 0
+        for index in range(offset >> _SHIFT, ((offset + len(view) - 1) >> _SHIFT) + 1):
+            edge = edges.get(index)
+            if edge is None:
+                dirty[index] = view[position : position + BLOCK_BYTES]
+                position += BLOCK_BYTES
+                continue
+            start = (offset + position) & _MASK
+            taken = min(BLOCK_BYTES - start, len(view) - position)
+            edge[start : start + taken] = view[position : position + taken]
+            dirty[index] = edge
+            position += taken
+
+    # -- reading over it
+
+    def overlay(self, inode: Inode, index: int) -> Block | None:
+        """Return a block that is newer here than in the store, or None."""
+        block = inode.dirty.get(index)
+        return block if block is not None else inode.flushing.get(index)
+
+    # -- dropping
+
+    def drop(self, inode: Inode, first: int = 0) -> None:
+        """Forget dirty blocks from `first` on; they were truncated, or are lost."""
+        gone = [index for index in inode.dirty if index >= first]
+        for index in gone:
+            del inode.dirty[index]
+        self._give_back(len(gone))
+        if not inode.dirty and not inode.record_dirty:
+            self.dirty.pop(inode, None)
+
+    def take(self, inode: Inode, index: int) -> Block | None:
+        """Remove one dirty block and return it: its caller commits it."""
+        block = inode.dirty.pop(index, None)
+        if block is not None:
+            self._give_back(1)
+        return block
+
+    def abandon(self, inode: Inode) -> None:
+        """Drop everything that is dirty."""
+        inode.record_dirty = False
+        self.drop(inode)
+        self.dirty.pop(inode, None)
+
+    def _give_back(self, blocks: int) -> None:
+        self.dirty_blocks -= blocks
+        if blocks:
+            self._volume.unreserve(blocks << _SHIFT)
+
+    # -- flushing
+
+    async def flush(self, inode: Inode) -> None:
+        """Commit what was dirty when this was called; the lock is used, pinned or given up."""
+        async with inode.committing:
+            await self.flush_holding(inode)
+
+    async def flush_holding(self, inode: Inode) -> None:
+        """Flush; the caller holds `committing`."""
+        waiting = sorted(inode.dirty)
+        position = 0
+        while position < len(waiting):
+            batch = self._batch(waiting, position)
+            position += len(batch)
+            await self._commit_batch(inode, [index for index in batch if index in inode.dirty])
+        if inode.record_dirty and inode.record is not None and not inode.dirty:
+            edit = Edit(inode, inode.record)
+            edit.size = inode.record.size
+            await self._transactions.commit_holding([edit])
+        if not inode.needs_flush:
+            self.dirty.pop(inode, None)
+
+    async def flush_quietly(self, inode: Inode) -> None:
+        """Flush without a caller to tell: a failure is kept for the next fsync."""
+        try:
+            await self.flush(inode)
+        except (LockLost, Unavailable):
+            raise
+        except FilesystemError as failure:
+            inode.write_error = failure
+
+    async def run(self) -> None:
+        """Flush what is old, for ever."""
+        while True:
+            await trio.sleep(_ROUND_S)
+            await self.flush_old(trio.current_time() - MAXIMUM_AGE_S)
+
+    async def flush_old(self, until_s: float) -> None:
+        """Flush what is dirty since `until_s` or longer."""
+        for inode in list(self.dirty):
+            if inode.dirty_since_s <= until_s and inode.kept is None and inode.lock.pin_nowait():
+                try:
+                    self.dirty.pop(inode, None)
+                    await self.flush_quietly(inode)
+                except (LockLost, Unavailable):
+                    return
+                finally:
+                    if inode.needs_flush:
+                        self.mark_dirty(inode)
+                    inode.lock.unpin()
+
+    def _batch(self, waiting: Sequence[int], position: int) -> list[int]:
+        limit = (waiting[position] // STRIPE_BLOCKS + 1) * STRIPE_BLOCKS
+        batch = waiting[position : position + BATCH_BLOCKS]
+        return [index for index in batch if index < limit]
+
+    async def _commit_batch(self, inode: Inode, batch: Sequence[int]) -> None:
+        if not batch:
+            return
+        stripe = inode.stripe(batch[0] // STRIPE_BLOCKS)
+        await self.know_version(stripe)
+        moved = {index: inode.dirty[index] for index in batch if index in inode.dirty}
+        if not moved:
+            return
+        assert not inode.flushing
+        for index in moved:
+            del inode.dirty[index]
+        inode.flushing = moved
+        try:
+            await self._commit_blocks(inode, stripe, moved)
+        except BaseException:
+            self._put_back(inode)
+            raise
+        inode.flushing = {}
+        self.flushed_blocks += len(moved)
+        self._give_back(len(moved))
+
+    def _put_back(self, inode: Inode) -> None:
+        """A commit failed: its blocks are dirty again, where nothing newer is."""
+        flushing, inode.flushing = inode.flushing, {}
+        twice = 0
+        for index, block in flushing.items():
+            twice += index in inode.dirty
+            inode.dirty.setdefault(index, block)
+        self._give_back(twice)
+
+    async def _commit_blocks(self, inode: Inode, stripe: Stripe, moved: dict[int, Block]) -> None:
+        record = inode.record
+        if record is None:
+            raise LockLost
+        base = stripe.number * STRIPE_BLOCKS
+        operations: list[Operation] = [
+            Write(first - base, count) for first, count in runs(sorted(moved))
+        ]
+        change = self.change(stripe, operations)
+        covered = min(record.size, (max(moved) + 1) << _SHIFT) if inode.dirty else record.size
+        edits = []
+        if covered > inode.committed_size or (stripe.group == inode.group and not inode.dirty):
+            edits.append(Edit(inode, record))
+            edits[0].size = max(covered, inode.committed_size)
+        payload = b"".join([moved[index] for index in sorted(moved)])
+        inode.attempted = {(change.object_id, change.version)}
+        await self._transactions.commit_holding(edits, [change], payload)
+        stripe.version = change.version
+
+    def change(self, stripe: Stripe, operations: Iterable[Operation]) -> Change:
+        """Return a change of a stripe whose version is known."""
+        assert stripe.version is not None
+        version: Version = stripe.version.after(self._volume.epoch)
+        return Change(stripe.object_id, stripe.group, stripe.version, version, tuple(operations))
+
+    async def know_version(self, stripe: Stripe) -> None:
+        """Learn a stripe's version."""
+        if stripe.version is None:
+            try:
+                version, _ = self._volume.fetch_nowait(stripe.object_id, stripe.group, ())
+            except WouldBlock:
+                version, _ = await self._volume.fetch(stripe.object_id, stripe.group, ())
+            stripe.version = version
+
+
+def runs(indexes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (first, count) of the stretches in sorted block numbers."""
+    found: list[tuple[int, int]] = []
+    for index in indexes:
+        if found and sum(found[-1]) == index:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((index, 1))
+    return found
+
+
+assert MAXIMUM_SIZE % BLOCK_BYTES == 0
