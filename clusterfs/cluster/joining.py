@@ -26,7 +26,7 @@ class Applicant(NamedTuple):
     cluster: str = ""  # the cluster that its brick belongs to; "" for a fresh brick
     store_epoch: int = 0  # the highest epoch that its brick has seen
     groups: int = 256
-    replicas: int = 3
+    replicas: int = 3  # of the cluster, if this node founds it
 
 
 class Admission(NamedTuple):
@@ -102,12 +102,11 @@ def _check_view(view: View, applicant: Applicant) -> None:
             f"cluster is at epoch {view.epoch}, but the brick of {applicant.name} has seen "
             f"{applicant.store_epoch}: the cluster's file is an old copy; restore the newest"
         )
-    for key, here, there in (
-        ("groups", applicant.groups, len(view.in_sync)),
-        ("replicas", applicant.replicas, view.replicas),
-    ):
-        if here != there:
-            raise SetupError(f"{key} is {here} here, but {there} in the cluster: make them equal")
+    if applicant.groups != len(view.in_sync):
+        raise SetupError(
+            f"groups is {applicant.groups} here, but the cluster was founded with "
+            f"{len(view.in_sync)}: make them equal"
+        )
 
 
 def _check_store_unused(view: View, node: int, applicant: Applicant) -> None:

@@ -205,9 +205,15 @@ class Membership:
         await self.propose(lambda view: membership.replica_dropped(view, node, incarnation, wanted))
 
     async def caches_dropped(self) -> None:
-        """Tell the others that this lost incarnation serves nothing, nor does its kernel."""
+        """Tell the others that this lost incarnation serves nothing, nor does its kernel.
+
+        With the provider away they are not told, and wait for the end of the lease instead.
+        """
         assert self.lost.is_set(), "a serving node has caches"
-        await self._provider.caches_dropped(self.node, self.incarnation)
+        try:
+            await self._provider.caches_dropped(self.node, self.incarnation)
+        except ProviderAway as error:
+            self._me.failed(error)
 
     async def leave(self) -> None:
         """Leave cleanly; this node must have stopped serving and dropped its caches before.
@@ -224,7 +230,9 @@ class Membership:
     async def rejoin(self) -> None:
         """Join again as a new incarnation after `lost`; waits while the provider is away.
 
-        The caller has stopped serving and has dropped its kernel's caches. Raises SetupError.
+        The caller has stopped serving and has dropped its kernel's caches. `announce` is called
+        with the new numbers first; subscribers are called with the first view of the new
+        incarnation before this returns. Raises SetupError.
         """
         assert self.lost.is_set(), "rejoin is for incarnations that are over"
         self._applicant = self._applicant._replace(store_epoch=self.view.epoch)

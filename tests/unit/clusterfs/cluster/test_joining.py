@@ -94,8 +94,8 @@ def test_a_client_without_a_brick_lock_must_be_silent_before_its_name_is_taken_o
 @pytest.mark.parametrize(
     ("applicant", "message"),
     [
-        (N1._replace(groups=8), "groups is 8 here, but 4"),
-        (N1._replace(replicas=2), "replicas is 2 here, but 3"),
+        (N1._replace(groups=8), "groups is 8 here, but the cluster was founded with 4"),
+        (N1._replace(replicas=2), None),
         (N1._replace(store_epoch=4), "epoch 3, but the brick of n1 has seen 4"),
         (N1._replace(store_id="s2"), "in use as that of node n2"),
         (N1._replace(store_id="new"), None),

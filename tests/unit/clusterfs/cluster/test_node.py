@@ -318,3 +318,18 @@ async def test_an_old_copy_of_the_store_and_a_running_double_are_refused(world: 
         await world.start("a", store=False)
     assert not a.lost.is_set()
     assert a.view.has(1, a.incarnation)
+
+
+@in_a_world
+async def test_a_lost_node_whose_provider_is_away_waits_for_it(world: World) -> None:
+    a = await world.start("a")
+    world.links["a"].cut = True
+    await a.lost.wait()
+    await a.caches_dropped()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.rejoin)
+        await trio.sleep(100)
+        assert a.lost.is_set()
+        world.links["a"].cut = False
+    assert not a.lost.is_set()
+    assert a.view.has(1, a.incarnation)
