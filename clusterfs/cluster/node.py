@@ -22,6 +22,7 @@ import trio
 from clusterfs.cluster import membership
 from clusterfs.cluster.incarnation import Incarnation
 from clusterfs.cluster.joining import Applicant, Application, admit, check_identity
+from clusterfs.cluster.latest import Latest, Subscriber
 from clusterfs.cluster.lease import Heartbeats, judge, undecided
 from clusterfs.cluster.providers import Identity, Provider, Registration, Snapshot
 from clusterfs.cluster.views import View
@@ -29,7 +30,6 @@ from clusterfs.errors import ProviderAway, SetupError, Unavailable
 
 T = TypeVar("T")
 Change = Callable[[View], View | None]
-Subscriber = Callable[[View, View], None]
 # Called with each new incarnation before it joins; returns the host:port where it can be reached.
 Announce = Callable[[Registration], Awaitable[str]]
 
@@ -60,12 +60,10 @@ class Membership:
         self._log = structlog.get_logger(package="cluster", name=applicant.name)
         self._tick_s = min(0.1, identity.lease_s / 20)
         self._current: Incarnation | None = None
-        self._view: View | None = None
+        self._latest = Latest()
         self._heartbeats = Heartbeats(identity.lease_s)
         self._caches_dropped: frozenset[int] = frozenset()
         self._accused: set[int] = set()
-        self._subscribers: list[Subscriber] = []
-        self._adopted = trio.Event()
         self._poked = trio.Event()
         self._begun = trio.Event()
         self._proposals = self._conflicts = 0
@@ -122,8 +120,8 @@ class Membership:
     @property
     def view(self) -> View:
         """The latest view in which this incarnation is UP."""
-        assert self._view is not None
-        return self._view
+        assert self._latest.view is not None, "not joined yet"
+        return self._latest.view
 
     def lease_left_s(self) -> float:
         """Return for how long this node may still serve; not positive: stop at once."""
@@ -133,11 +131,11 @@ class Membership:
         """Wait until the view is at `epoch` or later."""
         while self.view.epoch < epoch:
             self._poked.set()
-            await self._adopted.wait()
+            await self._latest.wait_later()
 
     def subscribe(self, callback: Subscriber) -> None:
         """Call back with (old, new) at each change of the view."""
-        self._subscribers.append(callback)
+        self._latest.subscribe(callback)
 
     async def propose(self, change: Change) -> View:
         """Apply a change to the current view until it is agreed; returns the view it led to.
@@ -406,17 +404,12 @@ class Membership:
 
     def _adopt(self, view: View) -> None:
         me = self._current
-        if me is None or not me.serving or (self._view and view.epoch <= self._view.epoch):
+        if me is None or not me.serving or not self._latest.newer(view):
             return
-        if not view.has(me.node, me.number):
+        if view.has(me.node, me.number):
+            self._latest.adopt(view)
+        else:
             me.lose("the others have removed it from the view")
-            return
-        old, self._view = self._view, view
-        if old is not None:
-            for callback in self._subscribers:
-                callback(old, view)
-        adopted, self._adopted = self._adopted, trio.Event()
-        adopted.set()
 
 
 async def _insist(call: Callable[[], Awaitable[T]], patience_s: float) -> T:

@@ -55,6 +55,7 @@ class LocalFile:
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._seen: int | None = None
+        self._view: View | None = None  # as read last; an epoch has one view
 
     def create(self, *, found: bool = True) -> None:
         """Make the file if there is none, and check that it is one of ours. Raises SetupError."""
@@ -97,10 +98,9 @@ class LocalFile:
     def read(self) -> Snapshot:
         """Return view, beats and reports as of one instant."""
         with self._transaction("DEFERRED") as db:
-            row = db.execute("SELECT body FROM view").fetchone()
+            view = self._read_view(db)
             beats = dict(db.execute("SELECT incarnation, beat FROM members").fetchall())
             dropped = db.execute("SELECT incarnation FROM caches_dropped").fetchall()
-        view = None if row is None else self._decoded(row[0])
         return Snapshot(view, beats, frozenset(incarnation for (incarnation,) in dropped))
 
     def propose(self, view: View, beats: Mapping[int, int]) -> bool:
@@ -137,6 +137,7 @@ class LocalFile:
         if self._db is not None:
             self._db.close()
             self._db = None
+            self._view = None
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
@@ -207,11 +208,15 @@ class LocalFile:
         elif version != _FORMAT:
             raise SetupError(f"cluster file {self._path} has format {version}, not {_FORMAT}")
 
-    def _decoded(self, body: bytes) -> View:
-        try:
-            return decode_view(body)
-        except ValueError as error:
-            raise ProviderAway(f"cluster file {self._path}: {error}") from error
+    def _read_view(self, db: sqlite3.Connection) -> View | None:
+        row = db.execute("SELECT max(epoch) FROM view").fetchone()
+        if row[0] is not None and (self._view is None or self._view.epoch != row[0]):
+            (body,) = db.execute("SELECT body FROM view").fetchone()
+            try:
+                self._view = decode_view(body)
+            except ValueError as error:
+                raise ProviderAway(f"cluster file {self._path}: {error}") from error
+        return self._view
 
 
 def report_caches_dropped(path: Path | str, node: int, incarnation: int) -> None:

@@ -180,7 +180,7 @@ def test_a_readable_secret_a_missing_folder_and_a_missing_file_are_refused(
 def test_a_damaged_view_is_not_used(file: LocalFile, tmp_path: Path) -> None:
     first_view(file)
     with sqlite3.connect(tmp_path / "cluster.db") as vandal:
-        vandal.execute("UPDATE view SET body = x'c1'")
+        vandal.execute("UPDATE view SET epoch = 2, body = x'c1'")
     vandal.close()
     with pytest.raises(ProviderAway, match="not a sound view"):
         file.read()
