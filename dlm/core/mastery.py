@@ -77,7 +77,7 @@ class Mastery:
             tree.forwards += 1
             tree.removing = False
         if tree is None or tree.removing:
-            self._here.misdirected += 1
+            # The only lock by which the requester knew us has just been cancelled.
             self._ask_directory(request)
             return
         self.serve(tree, request)

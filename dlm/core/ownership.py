@@ -51,13 +51,14 @@ _EXPEDITE = int(Flags.EXPEDITE)
 class Root:
     """A root under which we have locks, and who masters it."""
 
-    __slots__ = ("as_of", "incarnation", "locks", "master", "next_master")
+    __slots__ = ("as_of", "incarnation", "locks", "master", "next_incarnation", "next_master")
 
     def __init__(self, master: int, incarnation: int, as_of: int) -> None:
         self.master = master
         self.incarnation = incarnation
         self.as_of = as_of  # the epoch in which we knew that and locks moved
-        self.next_master = master  # during a recovery: who will be
+        self.next_master = master  # whom our records went to last; the next thaw confirms it
+        self.next_incarnation = incarnation
         self.locks: dict[int, Lock] = {}  # those the master knows: held or queued there
 
 
@@ -207,7 +208,7 @@ class Ownership:
         here = self._here
         for root in self.roots.values():
             root.master, root.as_of = root.next_master, here.epoch
-            root.incarnation = here.members[root.master]
+            root.incarnation = root.next_incarnation
         for lock in tuple(self.pending.values()):
             if lock.granted is None and not lock.sequence:
                 self._ask(lock)
@@ -272,18 +273,14 @@ class Ownership:
     def _tell_master(self, lock: Lock, flags: int, lvb: bytes | None, mode: Mode | None) -> None:
         """Send a demotion (or, without a mode, a release) that has just taken effect.
 
-        During a recovery, before our records are out: to the old master, as a late word of the old
-        epoch. It will see that before our records, which show the new state, and needs it for the
-        LVB only. After our records are out: to the new master, who will see it after them.
+        It goes to the master whom our records went to last, in that epoch. If another recovery has
+        begun since, it arrives before our next records, which show the new state; then the master
+        needs it for the LVB only. If that master is gone, the new one will doubt the LVB.
         """
         here, root = self._here, self.roots[lock.name.root]
-        epoch, master = here.epoch, root.master
-        if here.frozen and here.reported:
-            master = root.next_master
-        elif here.frozen:
-            epoch = here.thawed_epoch
-            if not here.alive(master, root.incarnation):
-                return
+        epoch, master = here.told_epoch, root.next_master
+        if not here.alive(master, root.next_incarnation):
+            return
         if mode is None:
             here.send(master, Unlock(epoch, lock.id, flags, lvb))
         else:

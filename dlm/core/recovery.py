@@ -51,7 +51,7 @@ class Recovery:
         """Freeze, and begin the first round."""
         here = self._here
         here.epoch, here.members = epoch, dict(sorted(members.items()))
-        here.frozen, here.reported = True, False
+        here.frozen = True
         self._named = {node: [] for node in here.members}
         self._answers = {node: [] for node in here.members}
         self._reports = {node: [] for node in here.members}
@@ -127,6 +127,7 @@ class Recovery:
             for root, master in zip(roots, self._answers[node], strict=True):
                 if root in owned.roots:
                     owned.roots[root].next_master = master
+                    owned.roots[root].next_incarnation = here.members[master]
                     records[master].extend(owned.records(root))
                 else:
                     unused[master].append(root)
@@ -135,11 +136,11 @@ class Recovery:
                 here.send(node, Locks(here.epoch, (), roots_page, last=False))
             for page, last in _pages(records[node]):
                 here.send(node, Locks(here.epoch, page, (), last))
-        here.reported = True
+        here.told_epoch = here.epoch
 
     def _thaw(self) -> None:
         here, mastery = self._here, self._mastery
-        assert here.reported
+        assert here.told_epoch == here.epoch
         resources = self._rebuilt()
         trees: dict[bytes, Tree] = {}
         copies: dict[tuple[int, int], Copy] = {}
@@ -148,7 +149,7 @@ class Recovery:
             trees.setdefault(root, Tree(root)).resources[leaf] = resource
             copies.update({(copy.node, copy.lock): copy for copy in resource.copies()})
         mastery.trees, mastery.copies, mastery.directory = trees, copies, self._directory
-        here.frozen, here.thawed_epoch = False, here.epoch
+        here.frozen = False
         self._directory = {}
         unused = [root for pages in self._reports.values() for p in pages for root in p.unused]
         self._reports = {}

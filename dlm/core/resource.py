@@ -124,6 +124,8 @@ class Resource:
             self.settle(send)
         elif not flags & _NOQUEUE and self._deadlocked(copy):
             self._convert_in_deadlock(copy, send)
+        elif self._jams_the_head(copy):
+            self._refuse_in_deadlock(copy, send)
         else:
             self._queue_conversion(copy, send)
 
@@ -360,6 +362,20 @@ class Resource:
                 return True
         return False
 
+    def _jams_the_head(self, copy: Copy) -> bool:
+        """Tell whether a HEADQUE conversion would wait for one that it is about to overtake.
+
+        fs/dlm does not look for this, and lets both wait for ever.
+        """
+        if copy.flags & (_HEADQUE | _NODLCKWT | _NOQUEUE) != _HEADQUE:
+            return False
+        assert copy.requested is not None
+        for other in self.converting:
+            assert other.granted is not None
+            if not other.granted.compatible(copy.requested):
+                return True
+        return False
+
     def _convert_in_deadlock(self, copy: Copy, send: Send) -> None:
         if copy.flags & _CONVDEADLK:
             self._demote_to_null(copy)
@@ -372,8 +388,11 @@ class Resource:
         elif copy.flags & _NODLCKWT:
             self._queue_conversion(copy, send)
         else:
-            copy.requested = None
-            send(copy.node, Denied(self.epoch, copy.lock, Status.DEADLOCK, copy.granted))
+            self._refuse_in_deadlock(copy, send)
+
+    def _refuse_in_deadlock(self, copy: Copy, send: Send) -> None:
+        copy.requested = None
+        send(copy.node, Denied(self.epoch, copy.lock, Status.DEADLOCK, copy.granted))
 
     def _break_pending_deadlock(self, copy: Copy, send: Send) -> bool:
         """Tell whether the waiting conversion gave up what it held."""

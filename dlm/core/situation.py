@@ -25,18 +25,16 @@ class Situation:
         "members",
         "misdirected",
         "now_s",
-        "reported",
-        "thawed_epoch",
+        "told_epoch",
     )
 
     def __init__(self, me: int, incarnation: int) -> None:
         self.me = me
         self.incarnation = incarnation
         self.epoch = 0  # as last entered
-        self.thawed_epoch = 0  # in which locks last moved here
+        self.told_epoch = 0  # in which our records last went out
         self.members: dict[int, int] = {}  # node to incarnation
         self.frozen = True
-        self.reported = False  # frozen, but this epoch's masters already have our records
         self.now_s = 0.0
         self.effects: list[Effect] = []
         self.local: deque[Message] = deque()

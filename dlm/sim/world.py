@@ -112,6 +112,7 @@ class World:
         for effect in effects:
             self._carry_out(machine, effect)
         machine.core.validate()
+        assert not machine.core.here.misdirected, "no correct peer sends that"
         self.checker.after_event(list(self.machines.values()))
         return True
 
