@@ -24,10 +24,12 @@ FilesystemError            EIO
 |-- WouldBlock             EAGAIN    a *_nowait call would have to wait
 |-- VersionMismatch        EIO       the object is not at the expected version
 |-- ChunkCorrupted         EIO       no good copy of a chunk
+|-- NoSuchChunk            EIO       the brick has no chunk of that identity
 `-- BrickFailed            EIO       the brick refused a write or sync and is read-only now
 
 SetupError                 not a system call's failure: bad config, foreign brick, busy port.
                            Its text is one line that says what is wrong and what to do.
+`-- BrickDamaged           the medium lost what was durable: the brick must be synchronised anew
 `-- NotAnswering           a daemon's admin socket is missing, silent or refused the request
 """
 
@@ -41,6 +43,10 @@ class SetupError(Exception):
 
 class NotAnswering(SetupError):
     """A daemon's admin socket is missing, silent, or refused what was asked."""
+
+
+class BrickDamaged(SetupError):
+    """What was durable cannot be read any more; nothing was truncated. Another replica has it."""
 
 
 class FilesystemError(Exception):
@@ -175,6 +181,10 @@ class VersionMismatch(FilesystemError):
 
 class ChunkCorrupted(FilesystemError):
     """No copy of the chunk has the checksum that its record promises."""
+
+
+class NoSuchChunk(FilesystemError):
+    """The brick has no live chunk of that identity; the block must be sent."""
 
 
 class BrickFailed(FilesystemError):
