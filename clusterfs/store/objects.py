@@ -31,7 +31,7 @@ _OBJECT_ID = struct.Struct(">QQ")
 
 U16 = Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-U63 = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 def inode_object(inode: int) -> ObjectId:
