@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import msgspec
 import trio
@@ -53,6 +54,7 @@ class Inode:
     """One inode as this node knows it."""
 
     __slots__ = (
+        "__weakref__",
         "_volume",
         "attempted",
         "attributes_until_s",
@@ -64,7 +66,6 @@ class Inode:
         "entries_until_s",
         "flushing",
         "group",
-        "holds",
         "kept",
         "lock",
         "lookups",
@@ -98,7 +99,6 @@ class Inode:
         self.lock: CachedLock = locks.lock(Name(root, b""), give_up_inode)
         self.open_lock: CachedLock = locks.lock(Name(root, b"o"))
         self.committing = trio.Lock()  # one transaction at a time, in the order of versions
-        self.holds = 0  # operations that refer to this while they wait for another lock
         self._volume = volume
         # what the lock lets us cache
         self.record: Record | None = None
@@ -143,7 +143,6 @@ class Inode:
             or self.opened
             or self.needs_flush
             or self.kept
-            or self.holds
             or self.parked
             or not self.lock.idle
             or not self.open_lock.idle
@@ -198,16 +197,8 @@ class Inode:
 
 async def exclude_all(stack: AsyncExitStack, inodes: Iterable[Inode]) -> None:
     """Take the locks of several inodes exclusively, in number order, until the stack unwinds."""
-    chosen = sorted(set(inodes), key=lambda inode: inode.number)
-    for inode in chosen:
-        inode.holds += 1
-        stack.callback(_unhold, inode)
-    for inode in chosen:
+    for inode in sorted(set(inodes), key=lambda inode: inode.number):
         await stack.enter_async_context(inode.lock.excluding())
-
-
-def _unhold(inode: Inode) -> None:
-    inode.holds -= 1
 
 
 class _Parking:
@@ -230,7 +221,10 @@ class _Parking:
 
 
 class Inodes:
-    """The table of inodes; beyond `limit` the idle ones go, with their locks, the oldest first."""
+    """The table of inodes; beyond `limit` the idle ones go, with their locks, the oldest first.
+
+    An operation may still refer to one that went: `get` then finds the very same object again.
+    """
 
     def __init__(self, volume: Volume, locks: LockCache, give_up: GiveUp, limit: int) -> None:
         self._volume = volume
@@ -238,24 +232,28 @@ class Inodes:
         self._give_up = give_up
         self._limit = limit
         self._table: OrderedDict[int, Inode] = OrderedDict()
+        self._alive: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self.evicted = 0
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __iter__(self) -> Iterator[Inode]:
-        return iter(list(self._table.values()))
+        return iter(list(self._alive.values()))
 
     def get(self, number: int) -> Inode:
         """Return the inode of that number, known before or not."""
         inode = self._table.get(number)
-        if inode is None:
-            if len(self._table) >= self._limit:
-                self._evict()
-            inode = Inode(number, self._volume, self._locks, self._give_up)
-            self._table[number] = inode
-        else:
+        if inode is not None:
             self._table.move_to_end(number)
+            return inode
+        if len(self._table) >= self._limit:
+            self._evict()
+        inode = self._alive.get(number)
+        if inode is None:
+            inode = Inode(number, self._volume, self._locks, self._give_up)
+            self._alive[number] = inode
+        self._table[number] = inode
         return inode
 
     def known(self, number: int) -> Inode | None:
@@ -270,8 +268,8 @@ class Inodes:
 
     def _drop(self, inode: Inode) -> None:
         inode.void()
-        self._locks.discard(inode.lock)
-        self._locks.discard(inode.open_lock)
+        inode.lock.drop_idle()
+        inode.open_lock.drop_idle()
 
     def _evict(self) -> None:
         """Make room: look at a few of the oldest, so that one call stays short."""

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
+from weakref import WeakSet
 
 import trio
 
@@ -52,6 +53,7 @@ class CachedLock:
     """One cluster lock as this node keeps it."""
 
     __slots__ = (
+        "__weakref__",
         "_acquiring",
         "_attention",
         "_blocking",
@@ -421,7 +423,7 @@ class LockCache:
         self.grants = 0
         self.revokes = 0
         self._nursery: trio.Nursery | None = None
-        self._locks: set[CachedLock] = set()
+        self._locks: WeakSet[CachedLock] = WeakSet()
 
     def use(self, nursery: trio.Nursery) -> None:
         """Run the work on locks in this nursery."""
@@ -438,15 +440,10 @@ class LockCache:
         self._locks.add(lock)
         return lock
 
-    def discard(self, lock: CachedLock) -> None:
-        """Release and forget an idle lock."""
-        lock.drop_idle()
-        self._locks.discard(lock)
-
     def lose(self) -> None:
         """Void every lock: this node was removed."""
         self.lost = True
-        for lock in self._locks:
+        for lock in list(self._locks):
             lock.lose()
 
     def readmit(self, lockspace: Lockspace) -> None:

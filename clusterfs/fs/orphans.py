@@ -74,7 +74,6 @@ class Orphans:
     async def reclaim(self, number: int) -> None:
         """Wait until nobody has the inode open; delete it if it has no name."""
         inode = self._inodes.get(number)
-        inode.holds += 1
         try:
             if await self._finish_truncation(inode):
                 return
@@ -82,8 +81,6 @@ class Orphans:
                 await self._delete(inode)
         except NoSuchEntry:
             pass  # somebody else was faster
-        finally:
-            inode.holds -= 1
         self._inodes.forget(inode)
 
     async def _finish_truncation(self, inode: Inode) -> bool:
