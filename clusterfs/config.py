@@ -18,7 +18,6 @@ from clusterfs.errors import SetupError
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Address = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$")]
 
-_SECRET_BYTES = 16
 _LAST_PORT = 65535
 
 
@@ -30,7 +29,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     provider: Annotated[str, msgspec.Meta(pattern=r"^local:.+$")] = (
         "local:/var/lib/clusterfs/cluster.db"
     )
-    secret_file: str = "/etc/clusterfs/secret"  # noqa: S105  (a path, not a secret)
     listen: Address = "127.0.0.1:7400"
     advertise: Address | None = None  # what peers connect to; None: `listen`
     replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3  # for a new volume only
@@ -56,20 +54,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def public_address(self) -> str:
         """Return the host:port that peers connect to."""
         return self.advertise or self.listen
-
-    def secret(self) -> bytes:
-        """Read the cluster's secret: at least 32 hexadecimal digits. Raises SetupError."""
-        try:
-            secret = bytes.fromhex(Path(self.secret_file).read_text("ascii").strip())
-        except OSError as failure:
-            raise SetupError(
-                f"secret_file: cannot read {self.secret_file}: {failure.strerror}"
-            ) from failure
-        except ValueError as failure:
-            raise SetupError(f"secret_file: {self.secret_file} is not hexadecimal") from failure
-        if len(secret) < _SECRET_BYTES:
-            raise SetupError(f"secret_file: {self.secret_file} has fewer than 32 digits")
-        return secret
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -100,7 +84,6 @@ def _absolute(config: Config, folder: Path) -> Config:
     return msgspec.structs.replace(
         config,
         brick=str(folder / config.brick),
-        secret_file=str(folder / config.secret_file),
         provider=f"local:{folder / config.provider_path}",
     )
 

@@ -1,6 +1,6 @@
 """A whole cluster on one machine, for development, tests and demonstrations.
 
-Everything is under one folder: bricks/nK, etc/nK.toml, etc/secret, cluster.db, log/nK.log,
+Everything is under one folder: bricks/nK, etc/nK.toml, cluster.db, log/nK.log,
 run/nK.pid, and the mounts n1 ... nN. The files are the truth; nothing else is remembered, so any
 command works after any crash.
 
@@ -29,7 +29,7 @@ import msgspec
 
 from clusterfs import config, control
 from clusterfs.cli import processes
-from clusterfs.cli.control import mount_at
+from clusterfs.cli.control import mount_at, synced
 from clusterfs.errors import NotAnswering, SetupError
 
 START_TIMEOUT_S = 60.0
@@ -203,10 +203,6 @@ class Cluster:
             raise SetupError(f"{self.folder} has {max(existing)} nodes already; none are removed")
         for name in ("bricks", "etc", "log"):
             _make_folder(self.folder / name)
-        secret = self.folder / "etc" / "secret"
-        if not secret.exists():
-            secret.touch(mode=0o600)
-            secret.write_text(secrets.token_hex(32) + "\n")
         missing = sorted(set(range(1, wanted + 1)) - existing)
         for number, port in zip(missing, _free_ports(len(missing), self._ports()), strict=True):
             _write_config(Node(number, self.folder), port, replicas or 3)
@@ -302,12 +298,11 @@ def clear_mount(point: Path) -> None:
 
 def _synced(node: Node) -> bool:
     try:
-        status = node.ask("status")
+        return synced(node.ask("status"))
     except NotAnswering:
         if node.state() == "gone":
             raise SetupError(f"{node.name} ended; see {node.log}") from None
         return False
-    return bool(status["synced"])
 
 
 def _describe(node: Node) -> dict[str, Any]:
@@ -318,7 +313,8 @@ def _describe(node: Node) -> dict[str, Any]:
         described["pid"] = process.pid
     if described["state"] == "running":
         with contextlib.suppress(NotAnswering):
-            described["daemon"] = node.ask("status")
+            described["daemon"] = status = node.ask("status")
+            status["synced"] = synced(status)
     return described
 
 
@@ -328,7 +324,6 @@ def _write_config(node: Node, port: int, replicas: int) -> None:
         f'name = "{node.name}"\n'
         f'brick = "../bricks/{node.name}"\n'
         'provider = "local:../cluster.db"\n'
-        'secret_file = "secret"\n'
         f'listen = "127.0.0.1:{port}"\n'
         f"replicas = {replicas}\n"
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from clusterfs import control
 from clusterfs.cli import tables
-from clusterfs.cli.control import find_socket
+from clusterfs.cli.control import find_socket, synced
 from clusterfs.cli.dev import Cluster
 from clusterfs.errors import SetupError
 
@@ -39,6 +39,7 @@ HERE = Path("clusterfs-dev")
 def status(target: Target = None, *, as_json: AsJson = False) -> None:
     """Show a running node: its cluster, its lease, its store."""
     reply = control.ask(find_socket(target), "status")
+    reply["synced"] = synced(reply)
     _show(reply, tables.status, as_json=as_json)
 
 

@@ -99,7 +99,6 @@ def mount(source: Path, directory: Path, options: Options, *, foreground: bool) 
     anything.
     """
     loaded = config.load(source, dict(options.settings))
-    loaded.secret()
     place = check_mount_point(directory)
     check_device()
 

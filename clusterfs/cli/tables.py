@@ -1,11 +1,8 @@
 """Replies of the daemon as tables for people; the JSON is for programs.
 
-Fields of a status reply (units last; groups are counts):
-  name, node, incarnation, pid, cluster, epoch, lease_left_s, mount, synced,
-  members: [{node, name, incarnation, address, state, wanted, in_sync, syncing}],
-  groups: {total, stopped}, resync: {active, objects_left},
-  space: {total, free, live}, store: {...}, locks: {...}, mesh: {...}
-`synced`: this node is a member, every group that belongs on it is in sync, none is stopped.
+A status reply: name, node, incarnation, cluster, epoch, lost, lease_left_s, mount, replicas, groups,
+stopped_groups, absent, uptime_s, members [{node, name, incarnation, state, address, in_sync, syncing}]
+(groups are counted), space {total, free}, resync {...}, store {...}; and `synced`, added by the tool.
 """
 
 from collections.abc import Mapping
@@ -19,18 +16,20 @@ from rich.table import Table
 def status(reply: Mapping[str, Any], console: Console) -> None:
     """Print one node's status."""
     facts = Table.grid(padding=(0, 2))
-    for key in ("name", "node", "incarnation", "cluster", "epoch", "mount", "pid"):
+    for key in ("name", "node", "incarnation", "cluster", "epoch", "mount"):
         if key in reply:
             facts.add_row(key, str(reply[key]))
     facts.add_row("lease left", f"{reply['lease_left_s']:.1f} s")
     facts.add_row("in sync", _yes(reply["synced"]))
     if space := reply.get("space"):
         facts.add_row("space", f"{decimal(space['free'])} free of {decimal(space['total'])}")
-    if (resync := reply.get("resync")) and resync.get("active"):
-        facts.add_row("resync", f"{resync.get('objects_left', '?')} objects left")
+    if absent := reply.get("absent"):
+        facts.add_row("absent", ", ".join(f"node {node}" for node in absent))
+    if reply["stopped_groups"]:
+        facts.add_row("stopped", f"[red]{reply['stopped_groups']} groups wait for their nodes[/]")
     console.print(facts)
-    console.print(_members(reply["members"]))
-    for title in ("store", "locks"):
+    console.print(_members(reply["members"], reply["groups"]))
+    for title in ("resync", "store"):
         if numbers := reply.get(title):
             console.print(_numbers(title, numbers))
 
@@ -55,12 +54,12 @@ def cluster(reply: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _members(members: list[Mapping[str, Any]]) -> Table:
+def _members(members: list[Mapping[str, Any]], total: int) -> Table:
     table = Table(title="members")
     for heading in ("node", "name", "incarnation", "address", "state", "groups in sync"):
         table.add_column(heading)
     for member in members:
-        groups = f"{member['in_sync']} of {member['wanted']}"
+        groups = f"{member['in_sync']} of {total}"
         if member["syncing"]:
             groups += f", {member['syncing']} syncing"
         shown = [member[key] for key in ("node", "name", "incarnation", "address", "state")]

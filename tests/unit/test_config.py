@@ -60,18 +60,3 @@ def test_mount_options_win_and_are_checked(tmp_path: Path) -> None:
     assert config.load(path, {"mmap": "relaxed"}).mmap == "relaxed"
     with pytest.raises(SetupError, match="mmap"):
         config.load(path, {"mmap": "sometimes"})
-
-
-def test_the_secret_is_hexadecimal_and_long_enough(tmp_path: Path) -> None:
-    path = written(tmp_path, 'name = "n1"\nbrick = "b"\nsecret_file = "secret"\n')
-    loaded = config.load(path)
-    with pytest.raises(SetupError, match="cannot read"):
-        loaded.secret()
-    (tmp_path / "secret").write_text("abcd\n")
-    with pytest.raises(SetupError, match="fewer"):
-        loaded.secret()
-    (tmp_path / "secret").write_text("not hexadecimal")
-    with pytest.raises(SetupError, match="hexadecimal"):
-        loaded.secret()
-    (tmp_path / "secret").write_text("ab" * 32 + "\n")
-    assert loaded.secret() == b"\xab" * 32
