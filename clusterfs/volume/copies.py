@@ -1,0 +1,208 @@
+"""Objects from replica to replica: described at one instant, then only the missing blocks.
+
+`Exporter` answers; `describe` and `Blockwise` ask. A description holds all keys and the keyed hash
+of every block as of one instant. Blocks are then fetched as they are now, each with its hash; one
+that changed since is reported as moved, and the next description brings the moved ones along.
+
+Invariant: a block is taken only with the hash that the description names.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from clusterfs.errors import FilesystemError, WouldBlock
+from clusterfs.store.objects import (
+    ABSENT,
+    BLOCK_BYTES,
+    Change,
+    Delete,
+    Discard,
+    ObjectId,
+    Operation,
+    Put,
+    Remove,
+    Version,
+    Write,
+)
+from clusterfs.volume.messages import Blocks, Contents, Copied, Describe, Described, Slice
+from clusterfs.volume.ports import LocalStore
+from clusterfs.volume.site import Site
+from dlm.net.wire import decode, encode
+
+SLICE_BYTES = 4 << 20
+BLOCKS_PER_CALL = 256
+_ALL_KEYS = 1 << 40
+_KEPT_DESCRIPTIONS = 16
+
+
+class Moved(FilesystemError):
+    """Blocks changed between their description and their transfer."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        super().__init__(f"{len(numbers)} blocks changed meanwhile")
+        self.numbers = tuple(numbers)
+
+
+class Copy(NamedTuple):
+    """An object as another replica described it."""
+
+    version: Version
+    group: int
+    keys: dict[bytes, bytes]
+    blocks: list[tuple[int, bytes]]
+    hot: dict[int, bytes]  # data that came along, by block
+
+
+class Exporter:
+    """Describes this node's objects to others."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._described: dict[tuple[int, int], bytes] = {}
+
+    def describe(self, sender: int, request: Describe) -> tuple[bytes, bytes]:
+        """Answer Describe, from one instant."""
+        store, object_id = self._store, request.object_id
+        version = store.version(object_id)
+        if version == ABSENT:
+            return encode(Described(ABSENT, 0, 0)), b""
+        contents = Contents(
+            tuple(store.scan(object_id, b"", b"", _ALL_KEYS)), tuple(store.blocks(object_id))
+        )
+        packed = encode(contents)
+        if len(packed) > SLICE_BYTES:
+            while len(self._described) >= _KEPT_DESCRIPTIONS:
+                del self._described[next(iter(self._described))]
+            self._described[sender, request.token] = packed
+        came: list[int] = []
+        pieces = [packed[:SLICE_BYTES]]
+        for number in request.hot[:BLOCKS_PER_CALL]:
+            try:
+                pieces.append(store.read_nowait(object_id, number, 1))
+            except WouldBlock:
+                continue
+            came.append(number)
+        described = Described(version, store.group(object_id), len(packed), tuple(came))
+        return encode(described), b"".join(pieces)
+
+    def slice(self, sender: int, request: Slice) -> tuple[bytes, bytes]:
+        """Answer Slice; empty if the description is not kept any more."""
+        packed = self._described.get((sender, request.token), b"")
+        end = request.offset + SLICE_BYTES
+        if end >= len(packed):
+            self._described.pop((sender, request.token), None)
+        return b"", packed[request.offset : end]
+
+    async def blocks(self, request: Blocks) -> tuple[bytes, bytes]:
+        """Answer Blocks; a block that changed while it was read has an empty hash."""
+        numbers = request.numbers[:BLOCKS_PER_CALL]
+        before = self._identities(request.object_id, numbers)
+        pieces = [
+            await self._store.read(request.object_id, first, count)
+            for first, count in runs(numbers)
+        ]
+        after = self._identities(request.object_id, numbers)
+        stable = [a if a == b else b"" for a, b in zip(after, before, strict=True)]
+        return encode(Copied(tuple(stable))), b"".join(pieces)
+
+    def _identities(self, object_id: ObjectId, numbers: Sequence[int]) -> list[bytes]:
+        if self._store.version(object_id) == ABSENT:
+            return [b""] * len(numbers)
+        known: dict[int, bytes] = {}
+        for first, count in runs(numbers):
+            known.update(self._store.blocks(object_id, first, count))
+        return [known.get(number, b"") for number in numbers]
+
+
+async def describe(site: Site, node: int, object_id: ObjectId, hot: tuple[int, ...] = ()) -> Copy:
+    """Ask a replica what an object consists of. Raises PeerLost, Refused, Moved."""
+    epoch, token = site.view.epoch, site.internal_sequence()
+    body, payload = await site.call(node, encode(Describe(epoch, object_id, token, hot)))
+    described = decode(body, Described)
+    if described.version == ABSENT:
+        return Copy(ABSENT, 0, {}, [], {})
+    taken = min(described.length, SLICE_BYTES)
+    packed = bytearray(payload[:taken])
+    while len(packed) < described.length:
+        _, more = await site.call(node, encode(Slice(epoch, token, len(packed))))
+        if not more:
+            raise Moved(())
+        packed += more
+    contents = decode(bytes(packed), Contents)
+    data = {
+        number: bytes(payload[taken + i * BLOCK_BYTES : taken + (i + 1) * BLOCK_BYTES])
+        for i, number in enumerate(described.hot)
+    }
+    return Copy(
+        described.version, described.group, dict(contents.keys), list(contents.blocks), data
+    )
+
+
+class Blockwise:
+    """Fetches blocks of one described object; made to be handed to `LocalStore.replace`."""
+
+    def __init__(self, site: Site, node: int, object_id: ObjectId, copy: Copy) -> None:
+        self._site = site
+        self._node = node
+        self._object_id = object_id
+        self._hot = copy.hot
+        self._identities = dict(copy.blocks)
+        self.fetched = 0
+
+    async def __call__(self, numbers: Sequence[int]) -> bytes:
+        """Return the data of these blocks. Raises Moved, PeerLost, Refused."""
+        wanted = [number for number in numbers if number not in self._hot]
+        data = {number: self._hot[number] for number in numbers if number in self._hot}
+        moved: list[int] = []
+        for start in range(0, len(wanted), BLOCKS_PER_CALL):
+            some = wanted[start : start + BLOCKS_PER_CALL]
+            request = Blocks(self._site.view.epoch, self._object_id, tuple(some))
+            body, payload = await self._site.call(self._node, encode(request))
+            identities = decode(body, Copied).identities
+            for i, number in enumerate(some):
+                if identities[i] != self._identities[number]:
+                    moved.append(number)
+                data[number] = bytes(payload[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
+        if moved:
+            raise Moved(moved)
+        self.fetched += len(wanted)
+        return b"".join(data[number] for number in numbers)
+
+
+async def difference(
+    store: LocalStore, object_id: ObjectId, copy: Copy, fetch: Blockwise
+) -> tuple[Change, bytes]:
+    """Return the change, with its payload, that makes the local object equal to the copy."""
+    expected = store.version(object_id)
+    here = expected != ABSENT
+    keys = dict(store.scan(object_id, b"", b"", _ALL_KEYS)) if here else {}
+    blocks = dict(store.blocks(object_id)) if here else {}
+    operations: list[Operation] = [Remove(key) for key in keys if key not in copy.keys]
+    operations += [Put(k, v) for k, v in copy.keys.items() if keys.get(k) != v]
+    theirs = dict(copy.blocks)
+    operations += [Discard(*run) for run in runs(sorted(b for b in blocks if b not in theirs))]
+    wanted = sorted(b for b, identity in theirs.items() if blocks.get(b) != identity)
+    payload = await fetch(wanted) if wanted else b""
+    operations += [Write(*run) for run in runs(wanted)]
+    return Change(object_id, copy.group, expected, copy.version, tuple(operations)), payload
+
+
+def deletion(store: LocalStore, object_id: ObjectId, version: Version) -> Change:
+    """Return the change that deletes a local object as of a version."""
+    expected = store.version(object_id)
+    later = max(version, Version(expected.epoch, expected.counter + 1))
+    return Change(object_id, store.group(object_id), expected, later, (Delete(),))
+
+
+def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, count) of the contiguous runs in ascending numbers."""
+    first = count = 0
+    for number in numbers:
+        if count and number == first + count:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = number, 1
+    if count:
+        yield first, count

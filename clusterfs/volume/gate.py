@@ -1,0 +1,337 @@
+"""The group gate: after a client is gone, nobody serves before its last transactions are everywhere.
+
+In a view from which a client is gone since our gate was last open, or when we may have missed such
+a view, this replica answers no read, prepare or commit. It asks every other replica what it
+remembers of clients that are gone, pulls what it lacks, decides what was prepared, and waits until
+all the others have done so too. A view that comes in between starts this again.
+
+Stopped groups restart in the same way, but over all their objects: once the whole last in-sync set
+is back, each takes what another has at a higher version, and then the groups are opened.
+
+Invariants:
+  * the gate opens in epoch e only after every in-sync replica has finished its part in epoch e;
+  * objects that share a transaction come forward in one local transaction;
+  * a client is forgotten only when all have rolled forward and no group is stopped.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+import trio
+
+from clusterfs.cluster.views import View, nodes_of
+from clusterfs.errors import FilesystemError
+from clusterfs.store.objects import ABSENT, Change, ObjectId, Transaction
+from clusterfs.volume.copies import Blockwise, Copy, Moved, deletion, describe, difference
+from clusterfs.volume.memory import Memory
+from clusterfs.volume.messages import Agree, Known, List, Listing, Remembered, Unstable
+from clusterfs.volume.placement import groups_to_bitmap
+from clusterfs.volume.ports import LocalStore
+from clusterfs.volume.replica import Replica
+from clusterfs.volume.resync import START, Resync
+from clusterfs.volume.rollforward import Newest, components, lacks, union, verdict
+from clusterfs.volume.merge import newer
+from clusterfs.volume.site import INTERNAL, Site
+from dlm.errors import PeerLost
+from dlm.net.errors import Refused
+from dlm.net.wire import decode, encode
+
+_RETRY_S = 0.05
+_PAGE = 512
+
+
+class Gate:
+    """This replica's roll-forward, and the flag that lets it serve."""
+
+    def __init__(
+        self, site: Site, store: LocalStore, memory: Memory, replica: Replica, resync: Resync
+    ) -> None:
+        self._site = site
+        self._store = store
+        self._memory = memory
+        self._replica = replica
+        self._resync = resync
+        self._log = structlog.get_logger("clusterfs.volume").bind(node=site.node)
+        self._opened = trio.Event()
+        self._last_open: frozenset[int] = frozenset()  # incarnations up when the gate was open
+        self._finished: dict[str, int] = {"gate": 0, "restart": 0}
+        self._progress = trio.Event()
+        self.rounds = self.brought_forward = self.restarts = 0
+
+    # -- the flag -------------------------------------------------------------------------------
+
+    async def wait_open(self) -> None:
+        """Wait until the gate is open."""
+        await self._opened.wait()
+
+    def entered(self, old: View, new: View) -> None:
+        """Close the gate if a client is gone, or may have come and gone unseen."""
+        skipped = new.epoch > old.epoch + 1 and any(g > old.epoch for g in new.generation)
+        undecided = bool(self._site.blocked)
+        if not self._site.gate_open or skipped or undecided or self._last_open - _up(new):
+            self.close()
+        else:
+            self._last_open = _up(new)
+            self._finish("gate", new.epoch)
+
+    def close(self) -> None:
+        """Serve nothing before the next roll-forward."""
+        self._site.gate_open = False
+        if self._opened.is_set():
+            self._opened = trio.Event()
+
+    async def wait_finished(self, part: str, epoch: int) -> None:
+        """Wait until this replica has finished its part of that epoch's exchange."""
+        while self._finished[part] < epoch:
+            await self._progress.wait()
+
+    def remembered(self, request: Unstable) -> Remembered:
+        """Say what this replica knows of clients that are not up."""
+        gone = self._memory.clients() - _up(self._site.view)
+        return Remembered(
+            tuple(self._memory.traces(gone)),
+            tuple(self._replica.known(client, sequence) for client, sequence in request.asked),
+        )
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the state."""
+        return {
+            "open": self._site.gate_open,
+            "rounds": self.rounds,
+            "brought_forward": self.brought_forward,
+            "restarts": self.restarts,
+            "remembered": self._memory.count(),
+            "undecided": len(self._replica.undecided()),
+        }
+
+    # -- the rounds -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Roll forward whenever the gate is closed; restart stopped groups."""
+        while True:
+            epoch = self._site.view.epoch
+            if not self._site.gate_open or self._restartable(self._site.view):
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._until_changed, nursery.cancel_scope)
+                        await self._rounds()
+                        nursery.cancel_scope.cancel()
+                except* (PeerLost, Refused, Moved):
+                    await trio.sleep(_RETRY_S)
+                    epoch = 0
+                except* FilesystemError as errors:
+                    await self._broken(repr(errors.exceptions[0]))
+            if self._site.view.epoch == epoch:
+                await self._site.changed()
+
+    async def _until_changed(self, scope: trio.CancelScope) -> None:
+        await self._site.changed()
+        scope.cancel()
+
+    async def _broken(self, reason: str) -> None:
+        """This store cannot be brought forward: it must leave its sets."""
+        await self._site.views.drop_replica(self._site.node, None, reason)
+        await trio.sleep(_RETRY_S)
+
+    async def _rounds(self) -> None:
+        view = self._site.view
+        if not self._site.gate_open:
+            await self._roll_forward(view)
+        groups = self._restartable(view)
+        if groups:
+            await self._restart(view, groups)
+
+    async def _roll_forward(self, view: View) -> None:
+        self.rounds += 1
+        site = self._site
+        peers = site.others(_replicas(view))
+        reports = await self._ask(peers)
+        self._resolve(view, reports)
+        gone = self._memory.clients() - _up(view)
+        traces = {node: report.traces for node, report in reports.items()}
+        traces[site.node] = tuple(self._memory.traces(gone))
+        newest = union(traces, lambda node, group: bool(view.in_sync[group] >> node & 1))
+        await self._bring_forward(newest, [t for some in traces.values() for t in some])
+        self._resync.recheck(
+            (t.object_id, t.group) for some in traces.values() for r in some for t in r.objects
+        )
+        for some in traces.values():
+            for trace in some:
+                kept = tuple(t for t in trace.objects if view.in_sync[t.group] & site.bit)
+                if kept:
+                    self._memory.add(type(trace)(trace.client, trace.sequence, kept))
+        self._finish("gate", view.epoch)
+        await self._agree(peers, "gate")
+        self._open(view)
+
+    def _open(self, view: View) -> None:
+        """Every in-sync replica has what the gone clients did: serve again."""
+        pending = {transaction.client for transaction in self._replica.undecided()}
+        if not any(view.stopped):
+            for client in self._memory.clients() - _up(view) - pending:
+                self._memory.forget(client)
+                self._store.forget_client(client)
+        self._last_open = _up(view)
+        self._site.gate_open = True
+        self._opened.set()
+
+    def _finish(self, part: str, epoch: int) -> None:
+        self._finished[part] = epoch
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
+
+    # -- talking to the others ------------------------------------------------------------------
+
+    async def _ask(self, peers: Iterable[int]) -> dict[int, Remembered]:
+        asked = tuple((t.client, t.sequence) for t in self._replica.undecided())
+        request = encode(Unstable(self._site.view.epoch, asked))
+        reports: dict[int, Remembered] = {}
+
+        async def ask(node: int) -> None:
+            body, _ = await self._site.call(node, request)
+            reports[node] = decode(body, Remembered)
+
+        async with trio.open_nursery() as nursery:
+            for node in peers:
+                nursery.start_soon(ask, node)
+        return reports
+
+    async def _agree(self, peers: Iterable[int], part: str) -> None:
+        request = encode(Agree(self._site.view.epoch, part))
+        async with trio.open_nursery() as nursery:
+            for node in peers:
+                nursery.start_soon(self._site.call, node, request)
+
+    # -- bringing objects forward ---------------------------------------------------------------
+
+    async def _bring_forward(self, newest: dict[ObjectId, Newest], traces: Iterable[Any]) -> None:
+        """Pull what this replica lacks of the groups it holds; what hangs together at once."""
+        lacking = {
+            object_id: found.node
+            for object_id, found in newest.items()
+            if self._site.view.in_sync[found.touched.group] & self._site.bit
+            and lacks(
+                found.touched, self._store.version(object_id), self._memory.tombstone(object_id)
+            )
+        }
+        for component in components(traces, lacking):
+            await self._install([(object_id, lacking[object_id]) for object_id in component])
+
+    async def _install(self, objects: Iterable[tuple[ObjectId, int]]) -> None:
+        """Make local objects equal to others' copies, all in one transaction."""
+        changes: list[Change] = []
+        pieces: list[bytes] = []
+        for object_id, node in objects:
+            copy = await describe(self._site, node, object_id)
+            if copy.version == ABSENT:
+                if self._store.version(object_id) != ABSENT:
+                    changes.append(deletion(self._store, object_id, copy.version))
+            elif copy.version > self._store.version(object_id):
+                change, payload = await self._difference(node, object_id, copy)
+                changes.append(change)
+                pieces.append(payload)
+        if changes:
+            payload = b"".join(pieces)
+            await self._store.admit(len(payload))
+            sequence = self._site.internal_sequence()
+            self._store.apply(
+                Transaction(INTERNAL, sequence, self._site.view.epoch, tuple(changes)), payload
+            )
+            self._store.set_stable(INTERNAL, sequence)
+            self.brought_forward += len(changes)
+
+    async def _difference(self, node: int, object_id: ObjectId, copy: Copy) -> tuple[Change, bytes]:
+        fetch = Blockwise(self._site, node, object_id, copy)
+        return await difference(self._store, object_id, copy, fetch)
+
+    def _resolve(self, view: View, reports: dict[int, Remembered]) -> None:
+        """Decide the prepared transactions of clients that are gone; block what stays undecided."""
+        blocked: set[bytes] = set()
+        up = _up(view)
+        for position, transaction in enumerate(self._replica.undecided()):
+            if transaction.client in up:
+                continue
+            known = {node: Known(report.standings[position]) for node, report in reports.items()}
+            known[self._site.node] = Known.PREPARED
+            groups = self._replica.participants(transaction)
+            participants = [tuple(nodes_of(view.in_sync[group])) for group in groups]
+            present = all(
+                set(nodes) <= known.keys() and (not view.stopped[group] or view.present(group))
+                for group, nodes in zip(groups, participants, strict=True)
+            )
+            outcome = verdict(participants, known, all_present=present)
+            if outcome is Known.PREPARED:
+                blocked.update(change.object_id for change in transaction.changes)
+            else:
+                self._replica.resolve(transaction, committed=outcome is Known.COMMITTED)
+        self._site.blocked = blocked
+
+    # -- stopped groups -------------------------------------------------------------------------
+
+    def _restartable(self, view: View) -> frozenset[int]:
+        """Return the stopped groups with our copy whose whole last in-sync set is up."""
+        return frozenset(
+            group
+            for group, stopped in enumerate(view.stopped)
+            if stopped and view.in_sync[group] & self._site.bit and view.present(group)
+        )
+
+    async def _restart(self, view: View, groups: frozenset[int]) -> None:
+        self.restarts += 1
+        site = self._site
+        mask = 0
+        for group in groups:
+            mask |= view.in_sync[group]
+        peers = site.others(mask)
+        reports = await self._ask(peers)
+        for report in reports.values():
+            for trace in report.traces:
+                await self._delete_gone(trace.objects)
+        for peer in peers:
+            shared = frozenset(g for g in groups if view.in_sync[g] >> peer & 1)
+            await self._take_newer(peer, shared)
+        await self._store.sync()
+        self._finish("restart", view.epoch)
+        await self._agree(peers, "restart")
+        ours = [g for g in groups if next(nodes_of(view.in_sync[g])) == site.node]
+        if ours:
+            opened = await site.views.restart_groups(ours)
+            self._log.info("groups restarted", groups=len(opened))
+
+    async def _delete_gone(self, objects: Iterable[Any]) -> None:
+        """Delete what another replica deleted at a later version."""
+        for touched in objects:
+            version = self._store.version(touched.object_id)
+            if touched.deleted and ABSENT < version < touched.version:
+                sequence = self._site.internal_sequence()
+                change = deletion(self._store, touched.object_id, touched.version)
+                await self._store.admit(0)
+                self._store.apply(
+                    Transaction(INTERNAL, sequence, self._site.view.epoch, (change,)), b""
+                )
+                self._store.set_stable(INTERNAL, sequence)
+
+    async def _take_newer(self, peer: int, groups: frozenset[int]) -> None:
+        after: ObjectId | None = START
+        while after is not None:
+            request = List(self._site.view.epoch, groups_to_bitmap(groups), after, _PAGE)
+            body, _ = await self._site.call(peer, encode(request))
+            listing = decode(body, Listing)
+            theirs = {entry.object_id: (entry.group, entry.version) for entry in listing.objects}
+            mine = {o: (0, v) for o in theirs if (v := self._store.version(o)) != ABSENT}
+            tombstones = {o: v for o in theirs if (v := self._memory.tombstone(o)) is not None}
+            for object_id in newer(mine, theirs, tombstones):
+                await self._install([(object_id, peer)])
+            after = listing.end
+
+
+def _up(view: View) -> frozenset[int]:
+    return frozenset(m.incarnation for m in view.members if view.has(m.node, m.incarnation))
+
+
+def _replicas(view: View) -> int:
+    mask = 0
+    for in_sync in view.in_sync:
+        mask |= in_sync
+    return mask

@@ -1,0 +1,83 @@
+"""What a replica remembers of transactions that may not be everywhere yet. PURE.
+
+Per client the objects that each transaction touched, until the client's stable watermark passes it:
+every transaction up to the watermark is durable at every replica. When a client is gone, replicas
+compare these memories and bring each other up to the union. A deletion leaves a tombstone that
+lives as long as its transaction is remembered, so that a deleted object does not come back from a
+replica that missed the deletion.
+
+Invariant: a transaction that some replica may lack is remembered by every replica that applied it.
+"""
+
+from collections.abc import Collection, Iterable
+
+from clusterfs.store.objects import ObjectId, Transaction, Version
+from clusterfs.volume.messages import Touched, Trace, touched_by
+
+
+class Memory:
+    """One replica's remembered transactions."""
+
+    def __init__(self) -> None:
+        self._traces: dict[int, dict[int, tuple[Touched, ...]]] = {}
+        self._tombstones: dict[ObjectId, Version] = {}
+        self._stable: dict[int, int] = {}
+
+    def remember(self, transaction: Transaction) -> None:
+        """Note an applied transaction."""
+        objects = tuple([touched_by(change) for change in transaction.changes])
+        self.add(Trace(transaction.client, transaction.sequence, objects))
+
+    def add(self, trace: Trace) -> None:
+        """Note what a transaction did, unless it is stable already."""
+        if trace.sequence <= self._stable.get(trace.client, 0):
+            return
+        known = self._traces.setdefault(trace.client, {})
+        # A transaction over several groups may be known in parts: keep all of them.
+        known[trace.sequence] = tuple(
+            dict.fromkeys((*known.get(trace.sequence, ()), *trace.objects))
+        )
+        for touched in trace.objects:
+            if touched.deleted:
+                self._tombstones[touched.object_id] = touched.version
+
+    def set_stable(self, client: int, sequence: int) -> bool:
+        """Forget what is durable everywhere; tell whether the watermark moved."""
+        if sequence <= self._stable.get(client, 0):
+            return False
+        self._stable[client] = sequence
+        known = self._traces.get(client, {})
+        for old in [s for s in known if s <= sequence]:
+            self._bury(known.pop(old))
+        return True
+
+    def forget(self, client: int) -> None:
+        """Forget a client that is gone and rolled forward."""
+        for objects in self._traces.pop(client, {}).values():
+            self._bury(objects)
+        self._stable.pop(client, None)
+
+    def clients(self) -> set[int]:
+        """Return the clients of whom anything is remembered."""
+        return set(self._traces) | set(self._stable)
+
+    def traces(self, clients: Collection[int]) -> list[Trace]:
+        """Return what is remembered of these clients."""
+        return [
+            Trace(client, sequence, objects)
+            for client in clients
+            for sequence, objects in self._traces.get(client, {}).items()
+        ]
+
+    def tombstone(self, object_id: ObjectId) -> Version | None:
+        """Return the version at which the object was deleted lately."""
+        return self._tombstones.get(object_id)
+
+    def count(self) -> int:
+        """Return how many transactions are remembered."""
+        return sum(map(len, self._traces.values()))
+
+    def _bury(self, objects: Iterable[Touched]) -> None:
+        for touched in objects:
+            if self._tombstones.get(touched.object_id) == touched.version:
+                del self._tombstones[touched.object_id]

@@ -1,0 +1,329 @@
+"""The replica side of transactions: fenced where they are applied, in each sender's order.
+
+A transaction is applied only if its sender is up in our view, if no group's generation is newer
+than the transaction's epoch, if we are in the set, and if the gate is open. What is newer than our
+view waits until we have entered it. "Stale" sends the client to the newer view; it issues again.
+
+Invariants:
+  * (client, sequence) changes the store at most once;
+  * a replica answers OK only for what it has applied, or, while it syncs, noted to be pulled;
+  * what is prepared is on disk before the answer.
+"""
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import msgpack
+
+from clusterfs.errors import BrickFailed, OutOfSpace, VersionMismatch, WouldBlock
+from clusterfs.store.objects import ABSENT, Change, Transaction
+from clusterfs.volume.credits import Ledger
+from clusterfs.volume.lanes import Lane
+from clusterfs.volume.memory import Memory
+from clusterfs.volume.messages import (
+    Answered,
+    Apply,
+    Code,
+    Decide,
+    Granted,
+    Known,
+    Message,
+    Patience,
+    Prepare,
+    Stage,
+    Sync,
+    Synced,
+    Void,
+    Watermark,
+)
+from clusterfs.volume.pending import ERRORS
+from clusterfs.volume.ports import Buffer, LocalStore
+from clusterfs.volume.resync import Resync
+from clusterfs.volume.site import INTERNAL, Site, Spawn
+from dlm.net.wire import encode
+
+_CODES = {error: code for code, error in ERRORS.items()}
+
+Obstacle = Callable[[], Awaitable[None]]
+
+
+class Arrival(NamedTuple):
+    """A message, and who sent it."""
+
+    sender: int
+    incarnation: int
+    message: Apply | Prepare | Decide
+    payload: Buffer
+
+
+class Replica:
+    """Applies clients' transactions to this node's store."""
+
+    def __init__(  # noqa: PLR0913 - the parts of a volume meet here
+        self,
+        site: Site,
+        store: LocalStore,
+        memory: Memory,
+        resync: Resync,
+        spawn: Spawn,
+        answer: Callable[[int, int, Message], None],
+        wait_gate: Obstacle,
+    ) -> None:
+        self._site = site
+        self._store = store
+        self._memory = memory
+        self._resync = resync
+        self._spawn = spawn
+        self._answer = answer
+        self._wait_gate = wait_gate
+        self._lanes: dict[int, Lane[Arrival]] = {}
+        self._undecided = {(t.client, t.sequence): t for t in store.prepared()}
+        self.ledger = Ledger(store.space)
+        self.applied = self.refused = 0
+        self._serve: dict[type, Callable[[Arrival], Obstacle | None]] = {
+            Apply: self._apply,
+            Prepare: self._prepare,
+            Decide: self._decide,
+        }
+
+    def message(self, sender: int, incarnation: int, message: Message, payload: Buffer) -> None:
+        """Take a client's message."""
+        if isinstance(message, Apply | Prepare | Decide):
+            lane = self._lanes.get(sender)
+            if lane is None:
+                lane = self._lanes[sender] = Lane(self._spawn, self._attempt)
+            lane.put(Arrival(sender, incarnation, message, payload))
+        elif isinstance(message, Sync):
+            self._spawn(self._sync, sender, incarnation, message)
+        elif isinstance(message, Watermark):
+            self._set_stable(incarnation, message.stable)
+            self.ledger.returned(incarnation, message.returned)
+            self._answer(sender, incarnation, Granted(self.ledger.grant(incarnation)))
+        elif isinstance(message, Void):
+            self._resync.void(incarnation, message.sequence)
+
+    def entered(self) -> None:
+        """Forget the lanes and credits of clients that are out."""
+        view = self._site.view
+        up = {m.node for m in view.members if view.has(m.node, m.incarnation)}
+        for node in [node for node in self._lanes if node not in up]:
+            self._lanes.pop(node).close()
+        self.ledger.keep({m.incarnation for m in view.members if m.node in up})
+
+    def close(self) -> None:
+        """Forget all that waits: this node is out."""
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+
+    def reassure(self) -> None:
+        """Tell those who wait for us that we wait for others."""
+        for node, lane in self._lanes.items():
+            if len(lane) and not self._site.gate_open:
+                self._answer(node, 0, Patience())
+
+    def queued(self) -> int:
+        """Return how many messages wait."""
+        return sum(map(len, self._lanes.values()))
+
+    def known(self, client: int, sequence: int) -> Known:
+        """Say how a transaction stands here; what is unknown now will never be prepared."""
+        if (client, sequence) in self._undecided:
+            return Known.PREPARED
+        outcome = self._store.outcome(client, sequence)
+        if outcome == "committed" or self._store.applied(client, sequence):
+            return Known.COMMITTED
+        return Known.ABORTED if outcome == "aborted" else Known.UNKNOWN
+
+    def undecided(self) -> list[Transaction]:
+        """Return the prepared transactions."""
+        return list(self._undecided.values())
+
+    def participants(self, transaction: Transaction) -> tuple[int, ...]:
+        """Return the groups of all participants of a prepared transaction."""
+        packed = self._store.fact(_fact_name(transaction.client, transaction.sequence))
+        if isinstance(packed, bytes):
+            return tuple(msgpack.unpackb(packed))
+        return tuple({change.group for change in transaction.changes})
+
+    def resolve(self, transaction: Transaction, *, committed: bool) -> None:
+        """Carry out the outcome of a prepared transaction."""
+        client, sequence = transaction.client, transaction.sequence
+        if committed:
+            self._store.commit(client, sequence)
+            self._memory.remember(transaction)
+        else:
+            self._store.abort(client, sequence)
+        self._store.set_fact(_fact_name(client, sequence), None)
+        del self._undecided[client, sequence]
+
+    # -- serving --------------------------------------------------------------------------------
+
+    def _attempt(self, arrival: Arrival) -> Obstacle | None:
+        return self._serve[type(arrival.message)](arrival)
+
+    def _fence(self, arrival: Arrival, transaction: Transaction) -> Code | Obstacle:
+        """Return OK, a refusal, or what to wait for."""
+        site = self._site
+        view = site.view
+        if transaction.epoch > view.epoch:
+            return functools.partial(site.views.entered, transaction.epoch)
+        if not view.has(arrival.sender, arrival.incarnation):
+            return Code.STALE
+        if transaction.client != arrival.incarnation:
+            return Code.MALFORMED
+        for change in transaction.changes:
+            group = change.group
+            if group >= len(view.generation) or view.generation[group] > transaction.epoch:
+                return Code.STALE
+            if view.stopped[group] or not (view.in_sync[group] | view.syncing[group]) & site.bit:
+                return Code.STALE
+        if not site.gate_open:
+            return self._wait_gate
+        if site.blocked and any(c.object_id in site.blocked for c in transaction.changes):
+            return site.changed
+        return Code.OK
+
+    def _apply(self, arrival: Arrival) -> Obstacle | None:
+        message = arrival.message
+        assert isinstance(message, Apply)
+        transaction = message.transaction
+        code = self._fence(arrival, transaction)
+        if not isinstance(code, Code):
+            return code
+        if code is Code.OK:
+            self._set_stable(arrival.incarnation, message.stable)
+            try:
+                self._take(transaction, arrival.payload)
+            except WouldBlock:
+                return functools.partial(self._store.admit, len(arrival.payload))
+            except (VersionMismatch, OutOfSpace, BrickFailed) as error:
+                code = self._failed(transaction, error)
+        self._reply(arrival, transaction, Stage.APPLY, code)
+        return None
+
+    def _take(self, transaction: Transaction, payload: Buffer) -> None:
+        """Apply a transaction unless that was done before; note what a syncing group cannot take."""
+        store = self._store
+        client, sequence = transaction.client, transaction.sequence
+        if store.applied(client, sequence):
+            self._resync.missed(transaction)
+            return
+        standing = self._undecided.get((client, sequence))
+        if standing is not None:
+            self.resolve(standing, committed=True)
+            self._resync.missed(transaction)
+            return
+        if self._resync.concerns(transaction):
+            self._resync.take(transaction, payload)
+        else:
+            store.apply(transaction, payload)
+        self._memory.remember(transaction)
+        self.ledger.consumed(client, len(payload))
+        self.applied += 1
+
+    def _prepare(self, arrival: Arrival) -> Obstacle | None:
+        message = arrival.message
+        assert isinstance(message, Prepare)
+        transaction = message.transaction
+        code = self._fence(arrival, transaction)
+        if not isinstance(code, Code):
+            return code
+        if code is not Code.OK:
+            self._reply(arrival, transaction, Stage.PREPARE, code)
+            return None
+        self._set_stable(arrival.incarnation, message.stable)
+        client, sequence = transaction.client, transaction.sequence
+        try:
+            known = (client, sequence) in self._undecided or self._store.applied(client, sequence)
+            if not known:
+                self._note(transaction, arrival.payload, message.groups)
+        except WouldBlock:
+            return functools.partial(self._store.admit, len(arrival.payload))
+        except (VersionMismatch, OutOfSpace, BrickFailed) as error:
+            self._reply(arrival, transaction, Stage.PREPARE, self._failed(transaction, error))
+        else:
+            self._spawn(self._prepared, arrival, transaction)
+        return None
+
+    def _note(self, transaction: Transaction, payload: Buffer, groups: tuple[int, ...]) -> None:
+        """Prepare a transaction; a replica that syncs one of its groups only notes it there."""
+        if self._resync.concerns(transaction):
+            self._resync.hold(transaction, payload)
+            return
+        self._store.prepare(transaction, payload)
+        name = _fact_name(transaction.client, transaction.sequence)
+        self._store.set_fact(name, msgpack.packb(groups))
+        self._undecided[transaction.client, transaction.sequence] = transaction
+
+    async def _prepared(self, arrival: Arrival, transaction: Transaction) -> None:
+        code = Code.OK
+        try:
+            await self._store.sync()
+        except BrickFailed:
+            code = Code.BRICK
+        self._reply(arrival, transaction, Stage.PREPARE, code)
+
+    def _decide(self, arrival: Arrival) -> Obstacle | None:
+        message = arrival.message
+        assert isinstance(message, Decide)
+        client, sequence = arrival.incarnation, message.sequence
+        standing = self._undecided.get((client, sequence))
+        held = self._resync.held(client, sequence)
+        if not message.committed:  # its client alone decides this, in whatever epoch
+            self._abort(standing, held)
+            return None
+        changes = (standing or held or Transaction(client, sequence, 0, ())).changes
+        transaction = Transaction(client, sequence, message.epoch, changes)
+        code = self._fence(arrival, transaction)
+        if not isinstance(code, Code):
+            return code
+        if code is Code.OK:
+            if standing is not None:
+                self.resolve(standing, committed=True)
+            elif held is not None:
+                self._resync.decided(held, committed=True)
+            elif not self._store.applied(client, sequence):
+                code = Code.STALE
+        self._reply(arrival, transaction, Stage.COMMIT, code)
+        return None
+
+    def _abort(self, standing: Transaction | None, held: Transaction | None) -> None:
+        if standing is not None:
+            self.resolve(standing, committed=False)
+        if held is not None:
+            self._resync.decided(held, committed=False)
+
+    def _failed(self, transaction: Transaction, error: Exception) -> Code:
+        """An older epoch excuses a mismatch: an earlier transaction may have been refused as stale."""
+        code = _CODES[type(error)]  # type: ignore[index]
+        if code is Code.MISMATCH and transaction.epoch < self._site.view.epoch:
+            return Code.STALE
+        return code
+
+    def _reply(self, arrival: Arrival, transaction: Transaction, stage: Stage, code: Code) -> None:
+        self.refused += code is not Code.OK
+        grant = self.ledger.grant(arrival.incarnation) if arrival.payload else None
+        answer = Answered(
+            transaction.sequence, transaction.epoch, stage, code, self._site.view.epoch, grant
+        )
+        self._answer(arrival.sender, arrival.incarnation, answer)
+
+    async def _sync(self, sender: int, incarnation: int, message: Sync) -> None:
+        code = Code.OK
+        try:
+            await self._store.sync()
+        except BrickFailed:
+            code = Code.BRICK
+        self._answer(sender, incarnation, Synced(message.token, code))
+
+    def _set_stable(self, client: int, sequence: int) -> None:
+        if self._memory.set_stable(client, sequence):
+            self._store.set_stable(client, sequence)
+            self._store.forget_outcomes(client, sequence + 1)
+
+
+def _fact_name(client: int, sequence: int) -> str:
+    assert client != INTERNAL
+    return f"participants/{client}/{sequence}"

@@ -1,0 +1,232 @@
+"""What a replica answers when it is called: reads by clients, copies and agreement for replicas.
+
+A read is answered only by an in-sync replica whose gate is open, in the view that the asker named
+or a later one. What replicas ask of each other is answered with the gate closed too: that is how it
+opens. A request of a newer epoch waits until that view is in force here.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from clusterfs.errors import ChunkCorrupted, WouldBlock
+from clusterfs.store.objects import ABSENT, ObjectId, inode_object, split_object_id
+from clusterfs.volume.copies import Exporter
+from clusterfs.volume.gate import Gate
+from clusterfs.volume.messages import (
+    Agree,
+    Blocks,
+    Code,
+    Describe,
+    Fetch,
+    Fetched,
+    List,
+    Listed,
+    Listing,
+    Marked,
+    Read,
+    Request,
+    Scan,
+    Scanned,
+    Slice,
+    Stripes,
+    Unstable,
+)
+from clusterfs.volume.placement import bitmap_to_groups
+from clusterfs.volume.ports import LocalStore
+from clusterfs.volume.site import Site
+from dlm.net.errors import Refused
+from dlm.net.wire import encode
+
+Reply = tuple[bytes, bytes]
+Serving = Reply | Awaitable[Reply]
+
+_PAGE = 4096
+
+
+class Service:
+    """Answers calls from this node's store."""
+
+    def __init__(self, site: Site, store: LocalStore, gate: Gate) -> None:
+        self._site = site
+        self._store = store
+        self._gate = gate
+        self._exporter = Exporter(store)
+        self._calls: dict[type, Callable[[int, int, Request], Serving]] = {
+            Fetch: self._read,
+            Scan: self._read,
+            Read: self._read,
+            Stripes: self._stripes,
+            Marked: self._marked,
+            List: self._list,
+            Describe: self._copy,
+            Slice: self._copy,
+            Blocks: self._copy,
+            Unstable: self._unstable,
+            Agree: self._agree,
+        }
+
+    def serve(self, sender: int, incarnation: int, request: Request) -> Serving:
+        """Answer a call, at once if possible. Raises Refused."""
+        if request.epoch > self._site.view.epoch:
+            return self._later(sender, incarnation, request)
+        if not self._site.view.has(sender, incarnation):
+            raise Refused(Code.STALE)
+        return self._calls[type(request)](sender, incarnation, request)
+
+    async def _later(self, sender: int, incarnation: int, request: Request) -> Reply:
+        await self._site.views.entered(request.epoch)
+        answer = self.serve(sender, incarnation, request)
+        return answer if isinstance(answer, tuple) else await answer
+
+    # -- for clients ----------------------------------------------------------------------------
+
+    def _read(self, sender: int, incarnation: int, request: Request) -> Serving:
+        assert isinstance(request, Fetch | Scan | Read)
+        self._check_group(request.group)
+        if not self.ready(request.group, request.object_id):
+            return self._when_ready(request)
+        if isinstance(request, Fetch):
+            return fetch(self._store, request), b""
+        if isinstance(request, Scan):
+            return self._scan(request), b""
+        try:
+            return b"", read_nowait(self._store, request)
+        except WouldBlock:
+            return self._blocking_read(request)
+        except ChunkCorrupted as error:
+            raise Refused(Code.CORRUPTED) from error
+
+    def ready(self, group: int, object_id: ObjectId) -> bool:
+        """Tell whether this replica may answer a read of the object now."""
+        site = self._site
+        return site.may_serve(group) and not (site.blocked and object_id in site.blocked)
+
+    async def _when_ready(self, request: Fetch | Scan | Read) -> Reply:
+        while not self.ready(request.group, request.object_id):
+            if self._site.views.lease_left_s() <= 0:
+                raise Refused(Code.STALE)
+            if not self._site.gate_open:
+                await self._gate.wait_open()
+            elif self._site.heard > self._site.view.epoch:
+                await self._site.current()
+            else:
+                await self._site.changed()
+            self._check_group(request.group)
+        if isinstance(request, Fetch):
+            return fetch(self._store, request), b""
+        if isinstance(request, Scan):
+            return self._scan(request), b""
+        return await self._blocking_read(request)
+
+    async def _blocking_read(self, request: Read) -> Reply:
+        if self._store.version(request.object_id) == ABSENT:
+            return b"", bytes(4096 * request.count)
+        try:
+            data = await self._store.read(request.object_id, request.first, request.count)
+        except ChunkCorrupted as error:
+            raise Refused(Code.CORRUPTED) from error
+        self._check_group(request.group)
+        return b"", data
+
+    def _scan(self, request: Scan) -> bytes:
+        if self._store.version(request.object_id) == ABSENT:
+            return encode(Scanned(()))
+        limit = min(request.limit, _PAGE)
+        entries = self._store.scan(request.object_id, request.prefix, request.after, limit)
+        return encode(Scanned(tuple(entries)))
+
+    def _check_group(self, group: int) -> None:
+        view = self._site.view
+        if group >= len(view.in_sync) or not self._site.holds(group):
+            raise Refused(Code.STALE)
+
+    async def _open_gate(self) -> None:
+        while not self._site.gate_open:
+            await self._gate.wait_open()
+
+    async def _stripes(self, sender: int, incarnation: int, request: Request) -> Reply:
+        assert isinstance(request, Stripes)
+        await self._open_gate()
+        return encode(Listing(tuple(stripes(self._store, request.inode)))), b""
+
+    async def _marked(self, sender: int, incarnation: int, request: Request) -> Reply:
+        assert isinstance(request, Marked)
+        await self._open_gate()
+        return encode(Listing(tuple(marked(self._store)))), b""
+
+    # -- for replicas ---------------------------------------------------------------------------
+
+    def _list(self, sender: int, incarnation: int, request: Request) -> Serving:
+        assert isinstance(request, List)
+        groups = bitmap_to_groups(request.groups)
+        page = self._store.objects(None, request.after, min(request.limit, _PAGE))
+        listed = [Listed(o, self._store.group(o), version) for o, version in page]
+        complete = len(page) < min(request.limit, _PAGE)
+        entries = tuple(entry for entry in listed if entry.group in groups)
+        return encode(Listing(entries, None if complete else page[-1][0])), b""
+
+    def _copy(self, sender: int, incarnation: int, request: Request) -> Serving:
+        if isinstance(request, Describe):
+            return self._exporter.describe(sender, request)
+        if isinstance(request, Slice):
+            return self._exporter.slice(sender, request)
+        assert isinstance(request, Blocks)
+        return self._blocks(request)
+
+    async def _blocks(self, request: Blocks) -> Reply:
+        try:
+            return await self._exporter.blocks(request)
+        except ChunkCorrupted as error:
+            raise Refused(Code.CORRUPTED) from error
+
+    def _unstable(self, sender: int, incarnation: int, request: Request) -> Serving:
+        assert isinstance(request, Unstable)
+        self._check_epoch(request.epoch)
+        return encode(self._gate.remembered(request)), b""
+
+    async def _agree(self, sender: int, incarnation: int, request: Request) -> Reply:
+        assert isinstance(request, Agree)
+        if request.part not in {"gate", "restart"}:
+            raise Refused(Code.MALFORMED)
+        self._check_epoch(request.epoch)
+        await self._gate.wait_finished(request.part, request.epoch)
+        self._check_epoch(request.epoch)
+        return b"", b""
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch != self._site.view.epoch:
+            raise Refused(Code.STALE)
+
+
+def fetch(store: LocalStore, request: Fetch) -> bytes:
+    """Answer Fetch from a store."""
+    version = store.version(request.object_id)
+    if version == ABSENT:
+        return encode(Fetched(ABSENT, (None,) * len(request.keys)))
+    return encode(Fetched(version, tuple(store.get(request.object_id, k) for k in request.keys)))
+
+
+def read_nowait(store: LocalStore, request: Read) -> bytes:
+    """Answer Read from a store's memory; what is absent reads as zeros."""
+    if store.version(request.object_id) == ABSENT:
+        return bytes(4096 * request.count)
+    return store.read_nowait(request.object_id, request.first, request.count)
+
+
+def stripes(store: LocalStore, inode: int) -> list[Listed]:
+    """Return the stripe objects of an inode in this store."""
+    found: list[Listed] = []
+    after = inode_object(inode)
+    while True:
+        page = store.objects(None, after, 256)
+        for object_id, version in page:
+            if split_object_id(object_id)[0] != inode:
+                return found
+            found.append(Listed(object_id, store.group(object_id), version))
+        if len(page) < 256:
+            return found
+        after = page[-1][0]
+
+
+def marked(store: LocalStore) -> list[Listed]:
+    """Return the marked objects in this store."""
+    return [Listed(o, store.group(o), store.version(o)) for o in store.marked()]

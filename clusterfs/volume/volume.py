@@ -1,0 +1,445 @@
+"""Replicated objects and transactions: one per process, client side and replica side.
+
+The parts: `Writer` sends transactions, `Reader` reads, `Replica` applies what clients send,
+`Service` answers calls, `Gate` rolls forward after a client is gone, `Resync` brings this node's
+copy up to date, `Ledger` and `Purse` keep space credits. They share a `Site`. This class wires them
+to the mesh and to the views, and keeps the clock: watermarks, background syncs, slow replicas.
+
+Invariants:
+  * a view takes effect in all parts in one step, before anything of its epoch is served;
+  * `stable` passes a transaction only after every replica has it on disk.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+import trio
+
+from clusterfs.cluster.views import View, nodes_of
+from clusterfs.errors import BrickFailed, OutOfSpace, Unavailable
+from clusterfs.store.objects import Change, ObjectId, Version
+from clusterfs.volume import placement
+from clusterfs.volume.credits import Purse
+from clusterfs.volume.gate import Gate
+from clusterfs.volume.memory import Memory
+from clusterfs.volume.messages import (
+    CHANNEL,
+    Answered,
+    Code,
+    Granted,
+    Message,
+    Patience,
+    Request,
+    Sync,
+    Synced,
+    Watermark,
+)
+from clusterfs.volume.ports import Buffer, LocalStore, Mesh, Views
+from clusterfs.volume.reader import Reader
+from clusterfs.volume.replica import Replica
+from clusterfs.volume.resync import Resync
+from clusterfs.volume.service import Service
+from clusterfs.volume.site import Site
+from clusterfs.volume.syncer import Syncer
+from clusterfs.volume.writer import Writer
+from dlm.errors import LockLost
+from dlm.net.errors import Malformed, Refused
+from dlm.net.wire import decode, encode
+
+_TICK_S = 0.25
+
+
+class Space(NamedTuple):
+    """Room of the volume, in bytes of user data."""
+
+    total: int
+    free: int
+
+
+class Volume:
+    """This node's door to the replicated objects."""
+
+    def __init__(
+        self,
+        store: LocalStore | None,
+        mesh: Mesh,
+        views: Views,
+        *,
+        answer_timeout_s: float = 5.0,
+        durable_s: float = 1.0,
+    ) -> None:
+        self._site = site = Site(store, mesh, views)
+        self._store = store
+        self._views = views
+        self._durable_s = durable_s
+        self._log = structlog.get_logger("clusterfs.volume").bind(node=site.node)
+        self._nursery: trio.Nursery | None = None
+        self._counter = 0
+        self._purse = Purse()
+        self._credited = trio.Event()
+        self._writer = Writer(site, self._spawn, self._to_myself, answer_timeout_s, self._charge)
+        self._reader = Reader(site, self._spawn)
+        self._syncer = Syncer(site, self._spawn, self._to_myself)
+        self._memory = Memory()
+        self._replica: Replica | None = None
+        self._resync: Resync | None = None
+        self._gate: Gate | None = None
+        self._service: Service | None = None
+        if store is not None:
+            self._resync = Resync(site, store)
+            self._replica = Replica(
+                site, store, self._memory, self._resync, self._spawn, self._answer, self._wait_gate
+            )
+            self._gate = Gate(site, store, self._memory, self._replica, self._resync)
+            self._service = Service(site, store, self._gate)
+        mesh.register(CHANNEL, self)
+        views.subscribe(self._entered)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do the background work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._begin_views()
+            if self._gate is not None and self._resync is not None:
+                nursery.start_soon(self._gate.run)
+                nursery.start_soon(self._resync.run)
+            nursery.start_soon(self._keep_clock)
+            nursery.start_soon(self._keep_durable)
+            task_status.started()
+
+    # -- placement ------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """The view in force."""
+        return self._site.view.epoch
+
+    def new_inode(self, group: int | None = None) -> int:
+        """Return a number never used before; without a group in a fresh one, for a directory."""
+        self._counter += 1
+        if self._counter > placement.MAX_COUNTER:
+            raise OutOfSpace("this start of the node has used up its inode numbers; restart it")
+        incarnation = self._site.incarnation
+        if group is None:
+            group = placement.fresh_group(incarnation, self._counter, self._groups())
+        return placement.inode_number(group, incarnation, self._counter)
+
+    def group_of_inode(self, inode: int) -> int:
+        """Return the group of an inode object, and of stripe 0 of a file that is its own origin."""
+        return placement.group_of_inode(inode, self._groups())
+
+    def group_of_stripe(self, inode: int, seed: int, n: int) -> int:  # noqa: ARG002 - a clone's own number does not matter
+        """Return the group of a stripe; `seed` is the inode number that the data began with."""
+        return placement.group_of_stripe(seed, n, self._groups())
+
+    # -- reads ----------------------------------------------------------------------------------
+
+    def fetch_nowait(
+        self, object_id: ObjectId, group: int, keys: Sequence[bytes]
+    ) -> tuple[Version, list[bytes | None]]:
+        """Return version and values from this node; raises WouldBlock."""
+        return self._reader.fetch_nowait(object_id, group, keys)
+
+    async def fetch(
+        self, object_id: ObjectId, group: int, keys: Sequence[bytes]
+    ) -> tuple[Version, list[bytes | None]]:
+        """Return version and values; ABSENT has none. Raises LockLost."""
+        return await self._reader.fetch(object_id, group, keys)
+
+    async def scan(
+        self, object_id: ObjectId, group: int, prefix: bytes, after: bytes, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` keys > after that start with prefix, sorted. Raises LockLost."""
+        return await self._reader.scan(object_id, group, prefix, after, limit)
+
+    def read_nowait(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
+        """Return blocks from this node's memory; raises WouldBlock."""
+        return self._reader.read_nowait(object_id, group, first, count)
+
+    async def read(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
+        """Return verified blocks; zeros for holes. Raises ChunkCorrupted, LockLost."""
+        return await self._reader.read(object_id, group, first, count)
+
+    async def stripes(self, inode: int) -> list[tuple[int, int]]:
+        """Return (stripe, group) of each existing stripe."""
+        return await self._reader.stripes(inode)
+
+    async def marked(self, groups: Sequence[int]) -> list[ObjectId]:
+        """Return the objects with a MARK in these groups."""
+        return await self._reader.marked(groups)
+
+    # -- changes --------------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change], payload: Buffer = b"") -> None:
+        """Apply changes at every replica's memory, all or none; sent in the order of calls.
+
+        The payload must not change before this returns.
+
+        Raises:
+            OutOfSpace, VersionMismatch, BrickFailed: nothing happened.
+            LockLost: this incarnation is out; whether it happened is unknown.
+        """
+        await self._writer.commit(changes, payload)
+
+    async def sync(self) -> None:
+        """Wait until all that is committed is on disk at every replica. Raises BrickFailed, LockLost."""
+        stable = self._writer.oldest() - 1
+        await self._syncer.sync()
+        if not any(self._site.view.stopped):
+            self._writer.stable = max(self._writer.stable, stable)
+
+    # -- space ----------------------------------------------------------------------------------
+
+    def reserve_nowait(self, nbytes: int) -> bool:
+        """Take space credits; False if there are none right now."""
+        if self._purse.available(self._replica_incarnations()) < nbytes:
+            return False
+        self._purse.reserved += nbytes
+        return True
+
+    async def reserve(self, nbytes: int) -> None:
+        """Wait for space credits. Raises OutOfSpace when no replica round gives enough."""
+        for _ in range(3):
+            if self.reserve_nowait(nbytes):
+                return
+            await self._ask_for_credit()
+        if not self.reserve_nowait(nbytes):
+            raise OutOfSpace(f"no replica promises {nbytes} bytes")
+
+    def unreserve(self, nbytes: int) -> None:
+        """Give credits back: the data was committed, or dropped."""
+        assert self._purse.reserved >= nbytes, "more given back than taken"
+        self._purse.reserved -= nbytes
+
+    async def statfs(self) -> Space:
+        """Return the room of the volume: what one more byte on each copy's replicas allows."""
+        incarnations = self._replica_incarnations()
+        if any(self._purse.room(i) is None for i in incarnations):
+            await self._ask_for_credit()
+        rooms = [room for i in incarnations if (room := self._purse.room(i)) is not None]
+        if not rooms:
+            return Space(0, 0)
+        copies = min(self._site.view.replicas, len(rooms))
+        if copies == len(rooms):
+            return Space(min(r[0] for r in rooms), min(r[1] for r in rooms))
+        return Space(sum(r[0] for r in rooms) // copies, sum(r[1] for r in rooms) // copies)
+
+    # -- the node comes and goes ----------------------------------------------------------------
+
+    def lose(self) -> None:
+        """This incarnation is out: every wait fails with LockLost, nothing is served."""
+        self._writer.lose()
+        self._reader.lose()
+        self._syncer.lose()
+        if self._gate is not None and self._replica is not None:
+            self._gate.close()
+            self._replica.close()
+
+    def session(self, incarnation: int) -> None:
+        """Start anew after a rejoin; call it before the new incarnation does anything."""
+        assert incarnation == self._views.incarnation, "join first"
+        old = self._site.view
+        self._counter = 0
+        self._purse = Purse()
+        self._site.begin()
+        self._writer.begin()
+        self._reader.begin()
+        self._syncer.begin()
+        if self._nursery is not None:
+            self._enter_parts(old, self._site.view)
+
+    def heard(self, epoch: int) -> None:
+        """Note the epoch of a message on any channel: reads wait for at least that view."""
+        self._site.hear(epoch)
+
+    @property
+    def heard_epoch(self) -> int:
+        """The highest epoch heard of; what messages on all channels should carry."""
+        return self._site.heard
+
+    def statistics(self) -> dict[str, Any]:
+        """Return counters and the state of gate and resync."""
+        writer, reader, replica = self._writer, self._reader, self._replica
+        found: dict[str, Any] = {
+            "epoch": self.epoch,
+            "commits": writer.commits,
+            "outstanding": writer.outstanding(),
+            "reissues": writer.reissues,
+            "prepares": writer.prepares,
+            "sequence": writer.sequence,
+            "stable": writer.stable,
+            "reads_local": reader.local,
+            "reads_remote": reader.remote,
+            "repaired": reader.repaired,
+            "reserved_bytes": self._purse.reserved,
+        }
+        if replica is not None and self._gate is not None and self._resync is not None:
+            found |= {
+                "applied": replica.applied,
+                "refused": replica.refused,
+                "queued": replica.queued(),
+                "gate": self._gate.statistics(),
+                "resync": self._resync.statistics(),
+            }
+        return found
+
+    dump = statistics
+
+    # -- what the mesh calls --------------------------------------------------------------------
+
+    def message(
+        self, sender: int, incarnation: int, epoch: int, body: bytes, payload: bytes
+    ) -> None:
+        """Take a one-way message."""
+        self._site.hear(epoch)
+        try:
+            message = decode(body, Message)  # type: ignore[arg-type]
+        except Malformed as error:
+            self._log.warning("malformed message", sender=sender, error=str(error))
+            return
+        self._take(sender, incarnation, message, payload)
+
+    def begin_call(
+        self,
+        sender: int,
+        incarnation: int,
+        epoch: int,
+        body: bytes,
+        payload: bytes,  # noqa: ARG002
+    ) -> tuple[bytes, bytes] | Awaitable[tuple[bytes, bytes]]:
+        """Answer a call, at once where possible. Raises Refused."""
+        self._site.hear(epoch)
+        if self._service is None:
+            raise Refused(Code.STALE)
+        try:
+            request: Request = decode(body, Request)  # type: ignore[arg-type]
+        except Malformed as error:
+            raise Refused(Code.MALFORMED, str(error).encode()) from error
+        return self._service.serve(sender, incarnation, request)
+
+    # -- below ----------------------------------------------------------------------------------
+
+    def _take(self, sender: int, incarnation: int, message: Message, payload: Buffer) -> None:
+        if isinstance(message, Answered | Synced | Granted | Patience):
+            if self._site.view.has(sender, incarnation):
+                self._take_answer(sender, incarnation, message)
+        elif self._replica is not None and self._site.incarnation == self._views.incarnation:
+            self._replica.message(sender, incarnation, message, payload)
+
+    def _take_answer(
+        self, sender: int, incarnation: int, message: Answered | Synced | Granted | Patience
+    ) -> None:
+        if isinstance(message, Answered):
+            if message.grant is not None:
+                self._purse.granted(incarnation, message.grant)
+            self._writer.answered(sender, message)
+        elif isinstance(message, Synced):
+            self._syncer.synced(sender, message)
+        elif isinstance(message, Granted):
+            self._purse.granted(incarnation, message.grant)
+            credited, self._credited = self._credited, trio.Event()
+            credited.set()
+        else:
+            self._writer.patience(sender, trio.current_time())
+
+    def _to_myself(self, message: Message, payload: Buffer = b"") -> None:
+        """Hand a message of this node's client to this node's replica."""
+        assert self._replica is not None, "a node without a store is in no set"
+        self._replica.message(self._site.node, self._site.incarnation, message, payload)
+
+    def _answer(self, node: int, incarnation: int, message: Message) -> None:
+        """Send a replica's answer; drop it if that start of the client is gone."""
+        if node == self._site.node:
+            self._take(node, self._site.incarnation, message, b"")
+            return
+        member = self._site.view.member(node)
+        if member is not None and incarnation in {member.incarnation, 0}:
+            self._site.send(node, encode(message))
+
+    async def _wait_gate(self) -> None:
+        assert self._gate is not None
+        await self._gate.wait_open()
+
+    def _spawn(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        assert self._nursery is not None, "run first"
+        self._nursery.start_soon(self._guarded, call, *arguments)
+
+    async def _guarded(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Run a task whose purpose ends with this incarnation."""
+        try:
+            await call(*arguments)
+        except (Unavailable, LockLost) as error:
+            self._log.info("gave up", task=getattr(call, "__name__", repr(call)), error=str(error))
+
+    def _entered(self, old: View, new: View) -> None:
+        if self._nursery is None or self._site.incarnation != self._views.incarnation:
+            return  # `run`, or `session`, takes the view up
+        self._site.enter(new)
+        self._enter_parts(old, new)
+
+    def _enter_parts(self, old: View, new: View) -> None:
+        if self._replica is not None and self._gate is not None and self._resync is not None:
+            self._replica.entered()
+            self._resync.entered(old, new)
+            self._gate.entered(old, new)
+        self._writer.entered(old, new)
+        self._syncer.entered()
+
+    def _begin_views(self) -> None:
+        self._site.begin()
+        view = self._site.view
+        self._enter_parts(view, view)
+
+    def _groups(self) -> int:
+        return len(self._site.view.in_sync)
+
+    def _replica_incarnations(self) -> list[int]:
+        members = {m.node: m.incarnation for m in self._site.view.members}
+        mask = placement.replica_nodes(self._site.view)
+        return [members[node] for node in nodes_of(mask) if node in members]
+
+    def _charge(self, mask: int, nbytes: int) -> None:
+        members = {m.node: m.incarnation for m in self._site.view.members}
+        self._purse.spend([members[n] for n in nodes_of(mask) if n in members], nbytes)
+
+    async def _ask_for_credit(self) -> None:
+        self._send_watermarks()
+        with trio.move_on_after(1.0):
+            nodes = self._site.others(placement.replica_nodes(self._site.view))
+            for _ in nodes:
+                await self._credited.wait()
+
+    def _send_watermarks(self) -> None:
+        site = self._site
+        for member in site.view.members:
+            if not placement.replica_nodes(site.view) >> member.node & 1:
+                continue
+            message = Watermark(self._writer.stable, self._purse.give_back(member.incarnation))
+            if member.node == site.node:
+                self._to_myself(message)
+            else:
+                site.send(member.node, encode(message))
+
+    async def _keep_clock(self) -> None:
+        """Send watermarks, reassure who waits for us, and drop replicas that do not answer."""
+        ticks = 0
+        while True:
+            if ticks % 4 == 0:
+                self._send_watermarks()
+            ticks += 1
+            if self._replica is not None:
+                self._replica.reassure()
+            for node, reason in self._writer.overdue(trio.current_time()).items():
+                self._spawn(self._views.drop_replica, node, None, reason)
+            await trio.sleep(_TICK_S)
+
+    async def _keep_durable(self) -> None:
+        """Have what was committed on disk soon, also when nobody asks."""
+        while True:
+            await trio.sleep(self._durable_s)
+            if self._writer.stable < self._writer.oldest() - 1:
+                try:
+                    await self.sync()
+                except (BrickFailed, LockLost) as error:
+                    self._log.warning("background sync failed", error=str(error))

@@ -1,0 +1,319 @@
+"""Volumes on model stores over a simulated network: commits, reads, syncs, views that change."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from clusterfs.errors import OutOfSpace, VersionMismatch, WouldBlock
+from clusterfs.sim.volume_world import Node, World
+from clusterfs.store.objects import (
+    ABSENT,
+    BLOCK_BYTES,
+    MARK,
+    Change,
+    Delete,
+    ObjectId,
+    Put,
+    Version,
+    Write,
+    inode_object,
+    stripe_object,
+)
+from clusterfs.volume.volume import Volume
+from dlm.errors import LockLost
+
+
+@pytest.fixture(autouse=True)
+def _clock(autojump_clock: trio.testing.MockClock) -> None:
+    """Simulated time."""
+
+
+@asynccontextmanager
+async def cluster(nodes: int = 3, **options: int) -> AsyncIterator[World]:
+    async with trio.open_nursery() as nursery:
+        world = World(1, nursery, **options)
+        for number in range(1, nodes + 1):
+            await world.start(number)
+        await world.settled()
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+def put(volume: Volume, object_id: ObjectId, group: int, value: bytes, at: Version) -> Change:
+    return Change(object_id, group, at, at.after(volume.epoch), (Put(b"k", value),))
+
+
+async def write(volume: Volume, object_id: ObjectId, group: int, value: bytes) -> None:
+    version, _ = await volume.fetch(object_id, group, [])
+    await volume.commit([put(volume, object_id, group, value, version)])
+
+
+async def value(volume: Volume, object_id: ObjectId, group: int) -> bytes | None:
+    return (await volume.fetch(object_id, group, [b"k"]))[1][0]
+
+
+async def test_a_commit_is_in_every_replica_when_it_returns() -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        await volume.commit([put(volume, inode_object(7), 0, b"v", ABSENT)])
+        assert [s.get(inode_object(7), b"k") for s in world.stores.values()] == [b"v"] * 3
+        assert world.nodes[2].volume.fetch_nowait(inode_object(7), 0, [b"k"])[1] == [b"v"]
+
+
+async def test_blocks_and_holes_read_back_everywhere() -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        stripe, data = stripe_object(7, 0), bytes([5]) * BLOCK_BYTES
+        change = Change(stripe, 1, ABSENT, ABSENT.after(volume.epoch), (Write(2, 1),))
+        await volume.commit([change], data)
+        for node in world.nodes.values():
+            assert await node.volume.read(stripe, 1, 1, 3) == bytes(4096) + data + bytes(4096)
+            assert await node.volume.stripes(7) == [(0, 1)]
+
+
+async def test_pipelined_commits_of_one_object_keep_their_order() -> None:
+    async with cluster() as world:
+        volume = world.nodes[2].volume
+        async with trio.open_nursery() as nursery:
+            version = ABSENT
+            for i in range(50):
+                change = put(volume, inode_object(9), 3, b"%d" % i, version)
+                nursery.start_soon(volume.commit, [change])
+                version = change.version
+                await trio.lowlevel.checkpoint()
+        assert await value(world.nodes[3].volume, inode_object(9), 3) == b"49"
+
+
+async def test_a_wrong_expectation_fails_everywhere_and_changes_nothing() -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        await write(volume, inode_object(7), 0, b"v")
+        with pytest.raises(VersionMismatch):
+            await volume.commit([put(volume, inode_object(7), 0, b"w", ABSENT)])
+        world.assert_replicas_equal()
+        assert await value(volume, inode_object(7), 0) == b"v"
+
+
+async def test_sync_makes_it_survive_a_crash_of_all() -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        await write(volume, inode_object(7), 2, b"v")
+        await volume.sync()
+        gone = world.crash(1, 2, 3)
+        world.agreement.remove(gone)
+        for number in (1, 2, 3):
+            await world.start(number)
+        await world.settled()
+        assert await value(world.nodes[3].volume, inode_object(7), 2) == b"v"
+        world.assert_replicas_equal()
+
+
+async def test_the_loss_of_a_replica_stalls_a_commit_only_until_the_view_changes() -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        gone = world.crash(3)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, volume, inode_object(7), 0, b"v")
+            await trio.sleep(0.5)
+            assert volume.statistics()["outstanding"] == 1
+            world.agreement.expel(gone)
+        world.agreement.remove(gone)
+        await world.settled()
+        assert await value(world.nodes[2].volume, inode_object(7), 0) == b"v"
+
+
+async def test_a_returning_replica_becomes_equal_while_writes_go_on() -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        for i in range(20):
+            await write(volume, inode_object(i), i % 4, b"old")
+        gone = world.crash(3)
+        world.agreement.remove(gone)
+        for i in range(10):
+            await write(volume, inode_object(i), i % 4, b"new")
+        version, _ = await volume.fetch(inode_object(11), 3, [])
+        await volume.commit(
+            [Change(inode_object(11), 3, version, version.after(volume.epoch), (Delete(),))]
+        )
+        stop = trio.Event()
+
+        async def keep_writing() -> None:
+            i = 0
+            while not stop.is_set():
+                i += 1
+                await write(volume, inode_object(i % 20 + 100), 1, b"%d" % i)
+                await write(volume, inode_object(5), 1, b"%d" % i)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_writing)
+            await world.start(3)
+            with trio.fail_after(60):
+                while any(world.agreement.view.syncing):
+                    await trio.sleep(0.01)
+            stop.set()
+        await world.settled()
+        world.assert_replicas_equal()
+        assert world.agreement.view.in_sync == (0b1110,) * 4
+
+
+async def test_a_dead_clients_last_transaction_reaches_all_or_none() -> None:
+    for cut in ([(1, 2)], [(1, 3)], [(1, 2), (1, 3)]):
+        async with cluster() as world:
+            volume = world.nodes[1].volume
+            await write(volume, inode_object(7), 0, b"old")
+            for pair in cut:
+                world.network.cut(*pair)
+            with trio.move_on_after(0.5):
+                await write(volume, inode_object(7), 0, b"new")
+            gone = world.crash(1)
+            world.agreement.expel(gone)
+            world.agreement.remove(gone)
+            await world.settled()
+            world.assert_replicas_equal()
+            found = await value(world.nodes[2].volume, inode_object(7), 0)
+            assert found == (b"old" if len(cut) == 2 else b"new")
+
+
+async def test_reads_wait_for_the_gate() -> None:
+    async with cluster() as world:
+        await write(world.nodes[1].volume, inode_object(7), 0, b"v")
+        world.network.cut(2, 3)
+        world.agreement.remove(world.crash(1))
+        await trio.sleep(0.2)
+        with pytest.raises(WouldBlock):
+            world.nodes[2].volume.fetch_nowait(inode_object(7), 0, [b"k"])
+        with trio.move_on_after(1.0) as waited:
+            await world.nodes[2].volume.fetch(inode_object(7), 0, [b"k"])
+        assert waited.cancelled_caught
+        world.network.heal(2, 3)
+        assert await value(world.nodes[2].volume, inode_object(7), 0) == b"v"
+
+
+async def test_a_replica_that_fails_alone_leaves_the_set() -> None:
+    async with cluster() as world:
+        world.stores[3].broken = True
+        await write(world.nodes[1].volume, inode_object(7), 0, b"v")
+        assert world.agreement.view.in_sync[0] == 0b0110
+        assert await value(world.nodes[3].volume, inode_object(7), 0) == b"v"
+
+
+async def test_a_replica_that_never_answers_is_dropped() -> None:
+    async with cluster() as world:
+        world.nodes[3].mesh.paused = trio.Event()
+        await write(world.nodes[1].volume, inode_object(7), 0, b"v")
+        assert not world.agreement.view.in_sync[0] >> 3 & 1
+
+
+async def test_a_damaged_block_is_read_from_another_and_repaired() -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        stripe, data = stripe_object(7, 0), bytes([9]) * BLOCK_BYTES
+        change = Change(stripe, 1, ABSENT, ABSENT.after(volume.epoch), (Write(0, 1),))
+        await volume.commit([change], data)
+        world.stores[1].damaged.add((stripe, 0))
+        with pytest.raises(WouldBlock):
+            volume.read_nowait(stripe, 1, 0, 1)
+        assert await volume.read(stripe, 1, 0, 1) == data
+        await trio.testing.wait_all_tasks_blocked()
+        assert volume.read_nowait(stripe, 1, 0, 1) == data
+
+
+async def test_losing_the_membership_fails_waits_and_a_session_starts_anew() -> None:
+    async with cluster() as world:
+        node = world.nodes[1]
+        world.network.cut(1, 2)
+        failed = trio.Event()
+
+        async def doomed() -> None:
+            with pytest.raises(LockLost):
+                await write(node.volume, inode_object(7), 0, b"v")
+            failed.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(doomed)
+            await trio.sleep(0.1)
+            world.agreement.remove([node.incarnation])
+            await failed.wait()
+        with pytest.raises(LockLost):
+            await node.volume.sync()
+        world.network.heal(1, 2)
+        await world.settled_without(1)
+        await rejoin(world, node)
+        await world.settled()
+        await write(node.volume, inode_object(8), 0, b"v")
+        world.assert_replicas_equal()
+
+
+async def rejoin(world: World, node: Node) -> None:
+    """What the daemon does with the real membership."""
+    node.rejoin(world.agreement.join(node.number))
+    world.nursery.start_soon(node.views.run)
+
+
+async def test_credits_run_out_before_the_space_does() -> None:
+    async with cluster(total_bytes=100 << 20) as world:
+        volume = world.nodes[1].volume
+        taken = 0
+        with pytest.raises(OutOfSpace):
+            while True:
+                await volume.reserve(1 << 20)
+                taken += 1 << 20
+        assert 10 << 20 <= taken <= 95 << 20
+        other = 0
+        with pytest.raises(OutOfSpace):
+            while True:
+                await world.nodes[2].volume.reserve(1 << 20)
+                other += 1 << 20
+        assert taken + other <= 95 << 20
+        volume.unreserve(taken)
+        await volume.reserve(1 << 20)
+        assert (await volume.statfs()).total == 100 << 20
+
+
+async def test_groups_with_different_replicas_commit_together() -> None:
+    async with cluster(4, groups=8, replicas=2) as world:
+        view = world.agreement.view
+        one, other = differing_groups(view.in_sync)
+        volume = world.nodes[1].volume
+        ids = inode_object(7), inode_object(8)
+        async with trio.open_nursery() as nursery:
+            versions = [ABSENT, ABSENT]
+            for i in range(10):  # chained: each waits for the decision before it
+                changes = [
+                    put(volume, ids[0], one, b"%d" % i, versions[0]),
+                    put(volume, ids[1], other, b"%d" % i, versions[1]),
+                ]
+                versions = [change.version for change in changes]
+                nursery.start_soon(volume.commit, changes)
+                await trio.testing.wait_all_tasks_blocked()
+        assert volume.statistics()["prepares"] == 10
+        for node in world.nodes.values():
+            assert await value(node.volume, ids[0], one) == b"9"
+            assert await value(node.volume, ids[1], other) == b"9"
+        world.assert_replicas_equal()
+
+
+async def test_marked_objects_are_found_over_all_replicas() -> None:
+    async with cluster(4, groups=8, replicas=2) as world:
+        volume = world.nodes[1].volume
+        for group in range(8):
+            change = Change(
+                inode_object(group + 50),
+                group,
+                ABSENT,
+                ABSENT.after(volume.epoch),
+                (Put(MARK, b"m"),),
+            )
+            await volume.commit([change])
+        assert await volume.marked(range(8)) == [inode_object(g + 50) for g in range(8)]
+        assert await volume.marked([3]) == [inode_object(53)]
+
+
+def differing_groups(masks: tuple[int, ...]) -> tuple[int, int]:
+    for group, mask in enumerate(masks):
+        if mask != masks[0]:
+            return 0, group
+    raise AssertionError("all groups have the same replicas")
