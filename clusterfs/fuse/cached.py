@@ -34,6 +34,10 @@ class CachedInodes:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def inodes(self) -> list[int]:
+        """Return those that may have cached pages."""
+        return [*self._slots, *self._evicting.values()]
+
     def use(self, drop_pages: Callable[[int], Awaitable[None]]) -> None:
         """Drop an inode's pages in this way, where that must be done to make room."""
         self._drop_pages = drop_pages

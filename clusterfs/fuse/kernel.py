@@ -16,13 +16,18 @@ _THREADS = 256
 
 
 class SessionKernel:
-    """Implements clusterfs.fs.kernel.Kernel on a /dev/fuse descriptor."""
+    """Implements clusterfs.fs.kernel.Kernel; before `use` there is nothing that could be cached."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self) -> None:
+        self._fd = -1
         self._threads = trio.CapacityLimiter(_THREADS)
-        self.dentries_can_be_dropped = notify.increment_epoch(fd)
+        self.dentries_can_be_dropped = False
         self.invalidations = 0
+
+    def use(self, fd: int) -> None:
+        """Talk to the kernel through this /dev/fuse descriptor."""
+        self._fd = fd
+        self.dentries_can_be_dropped = notify.increment_epoch(fd)
 
     async def invalidate_pages(self, inode: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Drop (offset, length) ranges from the page cache, written back first; 0: to the end.
@@ -47,6 +52,8 @@ class SessionKernel:
         await trio.lowlevel.checkpoint()
 
     async def _invalidate(self, inode: int, offset: int, length: int) -> None:
+        if self._fd < 0:
+            return
         self.invalidations += 1
         await trio.to_thread.run_sync(
             notify.invalidate_inode,

@@ -12,6 +12,7 @@ import os
 import select
 import stat
 import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,12 @@ import structlog
 import trio
 
 from clusterfs.errors import SetupError
+from clusterfs.fuse import notify
 from clusterfs.fuse.binding import native, pyfuse3
+from clusterfs.fuse.dropping import Dropping
 from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.unmounting import (
+    abort_connection,
     connection_at,
     mounts_at,
     syncfs,
@@ -74,11 +78,12 @@ class Mount:
         self.mountpoint = os.path.realpath(mountpoint)
         self.options = options
         self.connection = -1
-        self.kernel: SessionKernel | None = None
+        self.kernel = SessionKernel()
         self._answering = False
+        self._cached_inodes: Callable[[], Iterable[int]] = tuple
 
-    def attach(self, operations: "Operations") -> SessionKernel:
-        """Mount. Requests wait from now on until `run` answers them.
+    def attach(self, operations: "Operations") -> None:
+        """Mount; `kernel` works from now on. Requests wait from now on until `run` answers them.
 
         Raises SetupError, one line for the operator.
         """
@@ -90,15 +95,14 @@ class Mount:
                 f"cannot mount at {self.mountpoint}: {failure}; libfuse's own message is above"
             ) from failure
         if not native.hooked():
-            pyfuse3.close()
+            pyfuse3.close(unmount=True)
             raise SetupError(
                 f"libfuse {native.LIBFUSE_VERSION} is not the one clusterfs was checked with "
                 f"({native.KNOWN_LIBFUSE}), or pyfuse3 does not call it dynamically"
             )
         self.connection = connection_at(self.mountpoint) or -1
-        self.kernel = SessionKernel(native.session_fd())
-        operations.use_kernel(self.kernel)
-        return self.kernel
+        self.kernel.use(native.session_fd())
+        self._cached_inodes = operations.use_kernel(self.kernel)
 
     def share_with_supervisor(self, beat: "Beat") -> None:
         """Let the supervisor drop the caches and unmount, should this process be unable to."""
@@ -141,20 +145,28 @@ class Mount:
     async def detach(self) -> None:
         """Unmount and let `run` return. Requests are answered meanwhile.
 
-        Files that are still open go on to exist for nobody: their dirty pages are written first.
+        If somebody uses the mount, dirty pages are written and caches dropped, and what is still
+        open gives errors from then on: nobody may read what this node no longer has locked.
         """
         if await trio.to_thread.run_sync(unmount, self.mountpoint, abandon_on_cancel=True):
             return
         log.warning("the mount is busy; unmounting it lazily", mountpoint=self.mountpoint)
         await trio.to_thread.run_sync(syncfs, self.mountpoint, abandon_on_cancel=True)
-        unmount_lazily(self.connection, self.mountpoint)
+        await trio.to_thread.run_sync(self._abort, abandon_on_cancel=True)
         if self._answering:
             pyfuse3.terminate()
 
+    def _abort(self) -> None:
+        abort_connection(self.connection, self.mountpoint)
+        notify.increment_epoch(native.session_fd())
+        Dropping(native.session_fd(), self._cached_inodes()).run(lambda: False)
+        unmount_lazily(self.connection, self.mountpoint)
+
     def close(self) -> None:
         """Give everything back; unmounts lazily if that has not happened. May come twice."""
-        if native.session_fd() >= 0 and self.connection >= 0:
-            pyfuse3.close(unmount=True)
+        if self.connection >= 0:
+            unmount_lazily(self.connection, self.mountpoint)
+            pyfuse3.close(unmount=False)
             self.connection = -1
 
 
@@ -190,7 +202,7 @@ def _is_dead(mountpoint: str) -> bool:
     def ask() -> None:
         nonlocal dead
         try:
-            Path(mountpoint).stat()
+            os.statvfs(mountpoint)  # unlike a stat it is never answered from a cache
         except OSError:  # ENOTCONN, or ECONNABORTED for the first to ask
             dead = True
 

@@ -9,11 +9,12 @@ Whether a READ or WRITE is the page cache's own can be asked only before the fir
 
 # ruff: noqa: D102  each method is the FUSE request of its name
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from clusterfs.errors import WouldBlock
 from clusterfs.fs.results import Attributes, Caller, Changes, Entry, Listed, Opened, Status
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
@@ -38,13 +39,14 @@ class Operations(pyfuse3.Operations):
         self._cached = cached
         self._is_page_io = native.current_is_page_io
 
-    def use_kernel(self, kernel: SessionKernel) -> None:
-        """Make room in the table of cached inodes through this kernel."""
+    def use_kernel(self, kernel: SessionKernel) -> Callable[[], list[int]]:
+        """Make room in the table of cached inodes through this kernel; returns what lists them."""
 
         async def drop_pages(inode: int) -> None:
             await kernel.invalidate_pages(inode, [(0, 0)])
 
         self._cached.use(drop_pages)
+        return self._cached.inodes
 
     # ---- names ----
 
@@ -164,11 +166,19 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def read(self, handle: int, offset: int, size: int) -> Any:
-        return await self._fs.read(handle, offset, size, cached=self._is_page_io())
+        page_io = self._is_page_io()
+        try:
+            return self._fs.read_nowait(handle, offset, size, page_io=page_io)
+        except WouldBlock:
+            return await self._fs.read(handle, offset, size, page_io=page_io)
 
     @replying
     async def write(self, handle: int, offset: int, data: bytes) -> int:
-        return await self._fs.write(handle, offset, data, cached=self._is_page_io())
+        page_io = self._is_page_io()
+        try:
+            return self._fs.write_nowait(handle, offset, data, page_io=page_io)
+        except WouldBlock:
+            return await self._fs.write(handle, offset, data, page_io=page_io)
 
     @replying
     async def flush(self, handle: int) -> None:

@@ -1,5 +1,6 @@
 """A real mount of a filesystem in memory, served by a process that obeys the test."""
 
+import contextlib
 import json
 import os
 import signal
@@ -33,10 +34,13 @@ class Served:
         self.supervisor: int = hello["supervisor"]
 
     def ask(self, do: str, **arguments: Any) -> Any:
+        self.tell(do, **arguments)
+        return self._answer()
+
+    def tell(self, do: str, **arguments: Any) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
         self.process.stdin.flush()
-        return self._answer()
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
@@ -47,13 +51,13 @@ class Served:
     def signal_daemon(self, number: int) -> None:
         os.kill(self.daemon, number)
 
+    def kill_daemon(self) -> None:
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.daemon, signal.SIGKILL)
+
     def stop(self) -> None:
-        for stop in (signal.SIGCONT, signal.SIGKILL):
-            if self.process.poll() is None:
-                try:
-                    os.kill(self.daemon, stop)
-                except ProcessLookupError:
-                    break
+        self.kill_daemon()
         subprocess.run(["umount", "-l", self.directory], check=False, capture_output=True)
         self.process.wait(PATIENCE_S)
         for pipe in (self.process.stdin, self.process.stdout):
@@ -66,9 +70,13 @@ def served(tmp_path: Path) -> Iterator[Served]:
     directory = tmp_path / "mnt"
     directory.mkdir()
     served = Served(directory, tmp_path / "report")
+    # A system call on a mount that hangs cannot be interrupted: its daemon's death ends it.
+    watchdog = threading.Timer(3 * PATIENCE_S, served.kill_daemon)
+    watchdog.start()
     try:
         yield served
     finally:
+        watchdog.cancel()
         served.stop()
 
 
@@ -100,6 +108,9 @@ class Background:
     def done(self) -> bool:
         return not self._thread.is_alive()
 
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
     def outcome(self) -> Any:
         self._thread.join(PATIENCE_S)
         assert self.done, "still hanging"
@@ -116,3 +127,19 @@ def eventually_fixture() -> Callable[[Callable[[], Any], str], Any]:
 @pytest.fixture
 def background() -> Callable[[Callable[[], Any]], Background]:
     return Background
+
+
+@pytest.fixture
+def hanging() -> Callable[[Callable[[], Any]], Background]:
+    """Repeat a call until it hangs; the one that does is returned."""
+
+    def repeat(call: Callable[[], Any]) -> Background:
+        def attempt() -> Background | None:
+            made = Background(call)
+            made.join(0.3)
+            return None if made.done else made
+
+        found: Background = eventually(attempt, "a call hangs")
+        return found
+
+    return repeat

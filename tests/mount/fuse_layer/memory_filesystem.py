@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import trio
 
-from clusterfs.errors import FilesystemError, NoSuchEntry
+from clusterfs.errors import FilesystemError, NoSuchEntry, WouldBlock
 from clusterfs.fs.results import (
     Attributes,
     Caller,
@@ -170,15 +170,29 @@ class MemoryFilesystem:
         node = self._make(parent, name, mode)
         return Created(self._looked_up(node.number), self._opened(node, flags))
 
-    async def read(self, handle: int, offset: int, size: int, *, cached: bool) -> Any:
+    def read_nowait(self, handle: int, offset: int, size: int, *, page_io: bool) -> Any:
         node, _ = self.handles[handle]
-        self.events.append(f"read {offset} {size} {'cached' if cached else 'direct'}")
-        for at in range(offset, offset + size, 4096):
-            await self._pass(f"page {at}", quietly=True)
+        if any(f"page {at}" in self.parked for at in range(offset, offset + size, 4096)):
+            raise WouldBlock
+        self.events.append(f"read {offset} {size} {'cached' if page_io else 'direct'}")
         return memoryview(bytes(node.data[offset : offset + size]))
 
-    async def write(self, handle: int, offset: int, data: bytes, *, cached: bool) -> int:
-        self.events.append(f"write {offset} {'cached' if cached else 'direct'}")
+    async def read(self, handle: int, offset: int, size: int, *, page_io: bool) -> Any:
+        for at in range(offset, offset + size, 4096):
+            await self._pass(f"page {at}", quietly=True)
+        return self.read_nowait(handle, offset, size, page_io=page_io)
+
+    def write_nowait(self, handle: int, offset: int, data: bytes, *, page_io: bool) -> int:
+        if len(data) == 1:  # as if something had to be waited for
+            raise WouldBlock
+        return self._write(handle, offset, data, page_io=page_io)
+
+    async def write(self, handle: int, offset: int, data: bytes, *, page_io: bool) -> int:
+        await trio.lowlevel.checkpoint()
+        return self._write(handle, offset, data, page_io=page_io)
+
+    def _write(self, handle: int, offset: int, data: bytes, *, page_io: bool) -> int:
+        self.events.append(f"write {offset} {'cached' if page_io else 'direct'}")
         node, _ = self.handles[handle]
         if len(node.data) < offset:
             node.data.extend(bytes(offset - len(node.data)))

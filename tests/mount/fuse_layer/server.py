@@ -23,6 +23,7 @@ def main(beat: Beat, ready: ReadyPipe) -> int:
 
 
 async def serve(directory: str, beat: Beat, ready: ReadyPipe) -> None:
+    import structlog  # noqa: PLC0415
     import trio  # noqa: PLC0415
     from memory_filesystem import MemoryFilesystem  # noqa: PLC0415
 
@@ -30,6 +31,7 @@ async def serve(directory: str, beat: Beat, ready: ReadyPipe) -> None:
     from clusterfs.fuse.mount import Mount, MountOptions  # noqa: PLC0415
     from clusterfs.fuse.operations import Operations  # noqa: PLC0415
 
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     filesystem = MemoryFilesystem()
     mount = Mount(directory, MountOptions(fsname="memory"))
     cached = CachedInodes(beat)
@@ -90,7 +92,7 @@ class Service:
     async def do_park(self, tag: str) -> None:
         self.filesystem.parked.add(tag)
 
-    async def do_release(self, tag: str) -> None:
+    async def do_unpark(self, tag: str) -> None:
         self.filesystem.unpark(tag)
 
     async def do_waiting(self, tag: str) -> int:
