@@ -37,8 +37,9 @@ def _named(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _printable(encoded: str) -> str:
     """Show a name that is text as it is, any other in hexadecimal."""
     raw = base64.b64decode(encoded)
-    text = raw.decode("ascii", "replace")
-    return text if text.isprintable() else raw.hex()
+    if raw.isascii() and (text := raw.decode("ascii")).isprintable():
+        return text
+    return raw.hex()
 
 
 def show(dump: Mapping[str, Any], console: Console, *, only_waiting: bool) -> None:

@@ -1,8 +1,9 @@
 """Replies of the daemon as tables for people; the JSON is for programs.
 
-A status reply: name, node, incarnation, cluster, epoch, lost, lease_left_s, mount, replicas, groups,
-stopped_groups, absent, uptime_s, members [{node, name, incarnation, state, address, in_sync, syncing}]
-(groups are counted), space {total, free}, resync {...}, store {...}; and `synced`, added by the tool.
+A status reply: name, node, incarnation, cluster, epoch, lost, lease_left_s, mount, replicas,
+groups, stopped_groups, absent, uptime_s, members [{node, name, incarnation, state, address,
+in_sync, syncing}] (groups are counted), space {total, free}, resync {...}, store {...}; and
+`synced`, added by the tool.
 """
 
 from collections.abc import Mapping
