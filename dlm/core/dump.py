@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from dlm.core.lockspace import LockspaceCore
+from dlm.core.master_copy import Copy
 from dlm.core.mastery import Tree
-from dlm.core.resource import Copy, Resource
+from dlm.core.resource import Resource
 from dlm.events import Lock
 from dlm.modes import Mode
 

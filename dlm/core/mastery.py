@@ -12,7 +12,8 @@ is about to see calls the removal off. Meanwhile the master's own requests go by
 Between `Enter` and the thaw, trees and copies are those of the last epoch in which locks moved.
 """
 
-from dlm.core.resource import LVB_FLAGS, Copy, Resource
+from dlm.core.master_copy import LVB_FLAGS, Copy
+from dlm.core.resource import Resource
 from dlm.core.situation import Situation
 from dlm.events import Name
 from dlm.messages import (

@@ -14,8 +14,9 @@ as doubtful. (The rules of fs/dlm's recover_lvb.)
 
 from collections.abc import Sequence
 
+from dlm.core.master_copy import Copy
 from dlm.core.mastery import loses_lvb
-from dlm.core.resource import Copy, Resource
+from dlm.core.resource import Resource
 from dlm.events import Name
 from dlm.messages import Record
 from dlm.modes import Flags, Mode, floor, is_middle

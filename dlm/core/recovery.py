@@ -18,10 +18,11 @@ owners' beliefs stay those of the last thaw until the next one.
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from dlm.core.master_copy import Copy
 from dlm.core.mastery import Entry, Mastery, Tree
 from dlm.core.ownership import Ownership
 from dlm.core.rebuild import rebuild
-from dlm.core.resource import Copy, Resource
+from dlm.core.resource import Resource
 from dlm.core.situation import Situation
 from dlm.events import Name
 from dlm.messages import Belief, Locks, Masters, Names, Record
@@ -132,8 +133,8 @@ class Recovery:
                 else:
                     unused[master].append(root)
         for node in here.members:
-            for roots_page, _ in _pages(unused[node]):
-                here.send(node, Locks(here.epoch, (), roots_page, last=False))
+            if unused[node]:
+                here.send(node, Locks(here.epoch, (), tuple(unused[node]), last=False))
             for page, last in _pages(records[node]):
                 here.send(node, Locks(here.epoch, page, (), last))
         here.told_epoch = here.epoch

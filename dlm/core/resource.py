@@ -13,6 +13,7 @@ Invariants: see `validate`.
 from collections.abc import Callable, Iterable
 from itertools import combinations
 
+from dlm.core.master_copy import LVB_FLAGS, Copy, must_be_told, place
 from dlm.events import Name
 from dlm.messages import Blocking, Denied, Granted, Message, Queued, Status
 from dlm.modes import INCOMPATIBLE, LVB_TRANSFER, Flags, Mode, Transfer, is_down
@@ -23,7 +24,6 @@ _NOQUEUE = int(Flags.NOQUEUE)
 _VALBLK = int(Flags.VALBLK)
 _QUECVT = int(Flags.QUECVT)
 _IVVALBLK = int(Flags.IVVALBLK)
-LVB_FLAGS = _VALBLK | _IVVALBLK
 _CONVDEADLK = int(Flags.CONVDEADLK)
 _NODLCKWT = int(Flags.NODLCKWT)
 _EXPEDITE = int(Flags.EXPEDITE)
@@ -32,44 +32,6 @@ _HEADQUE = int(Flags.HEADQUE)
 _NOORDER = int(Flags.NOORDER)
 
 _NEW_READS = Transfer.READ
-
-
-class Copy:
-    """The master's copy of a lock. Waiting: nothing granted; converting: both modes are set."""
-
-    __slots__ = (
-        "demoted",
-        "flags",
-        "granted",
-        "highbast",
-        "lock",
-        "lvb",
-        "node",
-        "owner",
-        "requested",
-        "resource",
-        "sequence",
-        "since_s",
-        "uses_lvb",
-    )
-
-    def __init__(self, node: int, lock: int, resource: "Resource", owner: str = "") -> None:
-        self.node = node
-        self.lock = lock
-        self.resource = resource
-        self.owner = owner
-        self.granted: Mode | None = None
-        self.requested: Mode | None = None
-        self.flags = 0
-        self.lvb: bytes | None = None  # what a conversion brings along, to be written
-        self.sequence = 0  # order within the queue it is in
-        self.highbast = Mode.NL  # strongest mode its holder was told of since its last grant
-        self.demoted = False
-        self.uses_lvb = False  # some operation had VALBLK or IVVALBLK
-        self.since_s = 0.0  # when it began to wait
-
-    def __repr__(self) -> str:
-        return f"<Copy {self.node}:{self.lock} {self.granted!r} -> {self.requested!r}>"
 
 
 class Resource:
@@ -215,8 +177,8 @@ class Resource:
                 self.waiting.append(copy)
             if copy.granted is not None:
                 self._held[copy.granted] += 1
-        self.converting.sort(key=_place)
-        self.waiting.sort(key=_place)
+        self.converting.sort(key=place)
+        self.waiting.sort(key=place)
         places = [copy.sequence for copy in (*self.converting, *self.waiting)]
         self._tail = max(places, default=0)
         self._head = min(places, default=0)
@@ -420,7 +382,7 @@ class Resource:
         wanted = blocked.requested
         assert wanted is not None
         for holder in holders:
-            if holder is not blocked and _must_be_told(holder, wanted):
+            if holder is not blocked and must_be_told(holder, wanted):
                 holder.highbast = wanted
                 send(holder.node, Blocking(self.epoch, holder.lock, wanted))
 
@@ -457,14 +419,3 @@ class Resource:
         elif flags & _VALBLK and lvb is not None:
             self.lvb, self.lvb_valid = lvb, True
             self.lvb_sequence += 1
-
-
-def _must_be_told(holder: Copy, wanted: Mode) -> bool:
-    assert holder.granted is not None
-    if holder.granted + wanted == Mode.PR + Mode.CW and holder.granted in (Mode.PR, Mode.CW):
-        return holder.highbast is not Mode.EX
-    return holder.highbast < wanted and not holder.granted.compatible(wanted)
-
-
-def _place(copy: Copy) -> int:
-    return copy.sequence

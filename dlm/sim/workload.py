@@ -86,23 +86,24 @@ class User:
     def _act(self) -> None:
         if not self.machine.alive or self.outstanding:
             return
-        lock, chance = self.lock, self.world.random.random()
+        lock = self.lock
+        deed = self.world.random.choice("rrrcccddkk")
         if lock is None:
             if not self.load.closing:
                 self._ask()
-        elif chance < 0.3:
+        elif deed == "r":
             self._release(lock)
-        elif chance < 0.6 and not self.load.closing:
+        elif deed == "c" and not self.load.closing:
             self._convert(lock)
-        elif chance < 0.8 and not self.load.closing:
+        elif deed == "d" and not self.load.closing:
             self._weaken(lock, self.world.random.choice(tuple(Mode)))
         # else: keep it until somebody wants it
 
     def _ask(self) -> None:
         pick = self.world.random
         mode = pick.choice(tuple(Mode))
-        flags = _VALBLK if pick.random() < 0.7 or mode >= Mode.PW else 0
-        if mode is Mode.NL and pick.random() < 0.3:
+        flags = _VALBLK if self.world.likely(0.7) or mode >= Mode.PW else 0
+        if mode is Mode.NL and self.world.likely(0.3):
             flags |= _EXPEDITE
         else:
             flags |= pick.choice((0, 0, 0, _NOQUEUE, _NOQUEUE | _NOQUEUEBAST, _HEADQUE))
@@ -118,21 +119,21 @@ class User:
             self._weaken(lock, mode)
             return
         flags = _VALBLK | pick.choice((0, 0, 0, _NOQUEUE, _NODLCKWT, _CONVDEADLK, _HEADQUE))
-        if pick.random() < 0.2 and may_queue_conversion(lock.granted, mode):
+        if self.world.likely(0.2) and may_queue_conversion(lock.granted, mode):
             flags |= _QUECVT
         self._before = lock.granted
         value = self._new_value()
         if LVB_TRANSFER[lock.granted][mode] is Transfer.WRITE:
             self.world.checker.may_write(lock.name, value)
         self._start(Change(lock, mode, flags, value))
-        if flags & _NODLCKWT or pick.random() < 0.1:
+        if flags & _NODLCKWT or self.world.likely(0.1):
             self.world.after(self.world.around(0.02), lambda: self._lose_patience(lock))
 
     def _start(self, event: Acquire | Change) -> None:
         self.outstanding = True
         if not self.world.act(self.machine, event):
             raise Violation(("refused", event))
-        if isinstance(event, Acquire) and self.world.random.random() < 0.1:
+        if isinstance(event, Acquire) and self.world.likely(0.1):
             lock = event.lock
             self.world.after(self.world.around(0.005), lambda: self._lose_patience(lock))
 
@@ -152,7 +153,7 @@ class User:
             for mode in Mode
             if mode.compatible(lock.blocked_for) and is_down(lock.granted, mode)
         ]
-        if fitting and self.world.random.random() < 0.6:
+        if fitting and self.world.likely(0.6):
             self._weaken(lock, self.world.random.choice(fitting))
         else:
             self._release(lock)
@@ -179,10 +180,9 @@ class User:
         self.rest()
 
     def _writing(self) -> tuple[int, bytes | None]:
-        chance = self.world.random.random()
-        if chance < 0.1:
+        if self.world.likely(0.1):
             return _VALBLK | _IVVALBLK, None
-        return (_VALBLK, self._new_value()) if chance < 0.8 else (0, None)
+        return (_VALBLK, self._new_value()) if self.world.likely(0.8) else (0, None)
 
     def _wrote(self, lock: Lock, flags: int, value: bytes | None) -> None:
         if flags & _IVVALBLK:

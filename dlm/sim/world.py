@@ -99,6 +99,10 @@ class World:
         """Return a random duration."""
         return self.random.expovariate(1 / mean_s)
 
+    def likely(self, probability: float) -> bool:
+        """Throw a biased coin."""
+        return self.random.random() < probability
+
     def act(self, machine: Machine, event: Event) -> bool:
         """Give `event` to the core and carry out what it asks for; False if it refused."""
         if not machine.alive:
@@ -148,7 +152,7 @@ class World:
     def _is_lost_in_crash(self, source: Machine, target: Machine) -> bool:
         """Let a crash cut the link at a random message: after one lost, all are lost."""
         link = source.incarnation, target.incarnation
-        if self._link_free_s[link] != float("inf") and self.random.random() < 0.5:
+        if self._link_free_s[link] != float("inf") and self.likely(0.5):
             self._link_free_s[link] = float("inf")
         return self._link_free_s[link] == float("inf")
 
@@ -177,7 +181,7 @@ class World:
     def _announce(self, machine: Machine, epoch: int, members: dict[int, int]) -> None:
         def enter() -> None:
             newest, who = epoch, members
-            if self.random.random() < 0.5 and self._view.get(machine.node) == machine.incarnation:
+            if self.likely(0.5) and self._view.get(machine.node) == machine.incarnation:
                 newest, who = self.epoch, self._view
             if machine.alive and machine.core.here.epoch < newest:
                 self.act(machine, Enter(newest, who))

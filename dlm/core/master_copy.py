@@ -1,0 +1,61 @@
+"""The master's copy of one lock, as it stands in a resource's queues. PURE."""
+
+from typing import TYPE_CHECKING
+
+from dlm.modes import Flags, Mode
+
+if TYPE_CHECKING:
+    from dlm.core.resource import Resource
+
+LVB_FLAGS = int(Flags.VALBLK | Flags.IVVALBLK)
+
+
+class Copy:
+    """The master's copy of a lock. Waiting: nothing granted; converting: both modes are set."""
+
+    __slots__ = (
+        "demoted",
+        "flags",
+        "granted",
+        "highbast",
+        "lock",
+        "lvb",
+        "node",
+        "owner",
+        "requested",
+        "resource",
+        "sequence",
+        "since_s",
+        "uses_lvb",
+    )
+
+    def __init__(self, node: int, lock: int, resource: "Resource", owner: str = "") -> None:
+        self.node = node
+        self.lock = lock
+        self.resource = resource
+        self.owner = owner
+        self.granted: Mode | None = None
+        self.requested: Mode | None = None
+        self.flags = 0
+        self.lvb: bytes | None = None  # what a conversion brings along, to be written
+        self.sequence = 0  # order within the queue it is in
+        self.highbast = Mode.NL  # strongest mode its holder was told of since its last grant
+        self.demoted = False
+        self.uses_lvb = False  # some operation had VALBLK or IVVALBLK
+        self.since_s = 0.0  # when it began to wait
+
+    def __repr__(self) -> str:
+        return f"<Copy {self.node}:{self.lock} {self.granted!r} -> {self.requested!r}>"
+
+
+def must_be_told(holder: Copy, wanted: Mode) -> bool:
+    """Tell whether a holder does not know yet that it keeps somebody from `wanted`."""
+    assert holder.granted is not None
+    if holder.granted + wanted == Mode.PR + Mode.CW and holder.granted in (Mode.PR, Mode.CW):
+        return holder.highbast is not Mode.EX
+    return holder.highbast < wanted and not holder.granted.compatible(wanted)
+
+
+def place(copy: Copy) -> int:
+    """Return the place in its queue, to sort by."""
+    return copy.sequence
