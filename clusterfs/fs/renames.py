@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from clusterfs.errors import (
+    DirectoryNotEmpty,
     EntryExists,
     InvalidArgument,
     IsADirectory,
@@ -226,6 +227,8 @@ class _Move:
         """Drop the name that is overwritten."""
         if self._replaced is None:
             return None
+        if self._replaced.inode == self._source.directory.number:
+            raise DirectoryNotEmpty  # what is moved is in it
         if self._replaced.is_directory and not self._moved.is_directory:
             raise IsADirectory
         if self._moved.is_directory and not self._replaced.is_directory:

@@ -58,6 +58,14 @@ operations = st.one_of(
 )
 programs = st.lists(st.tuples(st.integers(1, NODES), operations), max_size=40)
 
+SETUP = [
+    (1, ("mkdir", (b"a",))),
+    (2, ("create", (b"b",))),
+    (3, ("create", (b"a", b"a"))),
+    (1, ("write", (b"b",), 4095, 8192)),
+    (2, ("write", (b"a", b"a"), (64 << 20) - 3, 12289)),
+    (3, ("link", (b"b",), (b"a", b"b"))),
+]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -287,7 +295,7 @@ class Mount:
 
 async def compare(world: World, host: Host, program: Any) -> None:
     mounts = {number: Mount(node.fs) for number, node in world.nodes.items()}
-    for salt, (node, (name, *rest)) in enumerate(program):
+    for salt, (node, (name, *rest)) in enumerate([*SETUP, *program]):
         expected = host.run(salt, name, *rest)
         found = await mounts[node].run(salt, name, *rest)
         assert found == expected, (salt, node, name, rest)
@@ -324,14 +332,14 @@ def run(program: Any, *, seed: int | None, **tuned: Any) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 @given(programs, st.integers(0, 1000))
 def test_any_program(program: Any, seed: int) -> None:
     run(program, seed=seed)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_long_programs_with_few_inodes_in_memory(seed: int) -> None:
     chance = random.Random(seed)
     kinds = {
@@ -345,9 +353,13 @@ def test_long_programs_with_few_inodes_in_memory(seed: int) -> None:
         "append": [PATHS, SIZES],
         "truncate": [PATHS, OFFSETS],
         "read": [PATHS, OFFSETS, SIZES],
+        "fallocate": [PATHS, OFFSETS, SIZES, [0, 1, 3, 0x10, 0x11]],
+        "chmod": [PATHS, [0o600, 0o4755]],
     }
     program = []
-    for _ in range(400):
+    for turn in range(600):
+        if turn % 20 == 0:  # else deletions win
+            program += SETUP
         name = chance.choice(list(kinds))
         arguments = [chance.choice(choices) for choices in kinds[name]]
         program.append((chance.randint(1, NODES), (name, *arguments)))
