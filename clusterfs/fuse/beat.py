@@ -46,10 +46,11 @@ class Beat:
         self._memory = mmap.mmap(-1, (TABLE + capacity) * 8)
         self.words = memoryview(self._memory).cast("Q")
         self.words[LEASE_END] = _FOREVER
-        self.daemon_end, self.supervisor_end = socket.socketpair(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET
-        )
-        self.supervised = False
+        self._supervisor: socket.socket | None = None
+
+    def supervise_through(self, supervisor: socket.socket) -> None:
+        """Send descriptors to the supervisor at the other end of this socket."""
+        self._supervisor = supervisor
 
     def identify(self, node: int, incarnation: int) -> None:
         """Say who the daemon is now; at start and after each readmission."""
@@ -58,7 +59,7 @@ class Beat:
 
     def renew(self, lease_left_s: float) -> None:
         """Say that the event loop runs, and how long the lease still holds. Call it often."""
-        left_ns = round(min(lease_left_s, 1e9) * 1e9)
+        left_ns = round(max(-1e9, min(lease_left_s, 1e9)) * 1e9)
         self.words[LEASE_END] = max(0, boottime_ns() + left_ns)
         self.words[BEATS] += 1
 
@@ -72,15 +73,15 @@ class Beat:
 
         `connection` is the minor number of the mount's device.
         """
-        if self.supervised:
-            text = f"{connection} {mountpoint}".encode()
-            socket.send_fds(self.daemon_end, [text], [fd])
+        if self._supervisor is not None:
+            text = f"{connection} {mountpoint}".encode(errors="surrogateescape")
+            socket.send_fds(self._supervisor, [text], [fd])
 
 
-def received_attachment(beat: Beat) -> tuple[int, int, str] | None:
+def received_attachment(daemon: socket.socket) -> tuple[int, int, str] | None:
     """Return (descriptor, connection, mount point) that `attach` sent, or None at its end."""
-    text, descriptors, _flags, _address = socket.recv_fds(beat.supervisor_end, 8192, 1)
+    text, descriptors, _flags, _address = socket.recv_fds(daemon, 8192, 1)
     if not text or not descriptors:
         return None
-    connection, mountpoint = text.decode().split(" ", 1)
+    connection, mountpoint = text.decode(errors="surrogateescape").split(" ", 1)
     return descriptors[0], int(connection), mountpoint

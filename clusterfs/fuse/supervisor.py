@@ -20,6 +20,7 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -155,21 +156,23 @@ def _guarded(work: Callable[[], int]) -> int:
 
 def _supervise(main: Main, ready: ReadyPipe, report: Report | None) -> int:
     beat = Beat()
+    upper, lower = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     daemon = os.fork()
     if daemon == 0:
+        upper.close()
+        beat.supervise_through(lower)
         os._exit(_guarded(lambda: _run_daemon(main, beat, ready, parent)))
     ready.close()
-    beat.daemon_end.close()
-    return Supervisor(daemon, beat, report).run()
+    lower.close()
+    with upper:
+        return Supervisor(daemon, beat, upper, report).run()
 
 
 def _run_daemon(main: Main, beat: Beat, ready: ReadyPipe, parent: int) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         return 1  # it died before the kernel knew that we want to hear of it
-    beat.supervisor_end.close()
-    beat.supervised = True
     try:
         return main(beat, ready)
     except SetupError as wrong:
@@ -181,9 +184,9 @@ def _run_daemon(main: Main, beat: Beat, ready: ReadyPipe, parent: int) -> int:
 class Supervisor:
     """Watches one daemon until it ends."""
 
-    def __init__(self, daemon: int, beat: Beat, report: Report | None) -> None:
+    def __init__(self, daemon: int, beat: Beat, line: socket.socket, report: Report | None) -> None:
         self._daemon = daemon
-        self._beat = beat
+        self._line = line  # carries the session's descriptor
         self._words = beat.words
         self._report = report
         self._pidfd = os.pidfd_open(daemon)
@@ -199,11 +202,11 @@ class Supervisor:
         self._prepare_process()
         events = select.poll()
         events.register(self._pidfd, select.POLLIN)
-        events.register(self._beat.supervisor_end, select.POLLIN)
+        events.register(self._line, select.POLLIN)
         while True:
             ready = dict(events.poll(self._nap_ms()))
-            if self._beat.supervisor_end.fileno() in ready and not self._attach():
-                events.unregister(self._beat.supervisor_end)
+            if self._line.fileno() in ready and not self._attach():
+                events.unregister(self._line)
             if self._pidfd in ready:
                 return self._bury()
             self._check()
@@ -218,7 +221,7 @@ class Supervisor:
 
     def _attach(self) -> bool:
         """Take over the session's descriptor; False once the daemon closed its end."""
-        received = received_attachment(self._beat)
+        received = received_attachment(self._line)
         if received is None:
             return False
         if self._fd >= 0:
@@ -270,7 +273,7 @@ class Supervisor:
         _, status = os.waitpid(self._daemon, 0)
         code = os.waitstatus_to_exitcode(status)
         # A descriptor sent just before the end must not be missed.
-        self._beat.supervisor_end.setblocking(False)
+        self._line.setblocking(False)
         with contextlib.suppress(OSError):
             while self._attach():
                 pass
