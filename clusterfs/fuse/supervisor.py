@@ -4,7 +4,7 @@ The kernel answers reads and stats from its caches although the daemon is stoppe
 daemon's lease is over, other nodes change those files. The supervisor shares memory with the daemon
 (beat.py), holds a duplicate of its /dev/fuse descriptor, and
 
-  * at the end of a lease that was not renewed: drops all dentries, and attributes and pages of
+  * just before the end of a lease that was not renewed: drops all dentries, and attributes and pages of
     every inode of the table. A daemon that comes back after a gap in its beats with its lease over
     may just have answered a READ from what it knew before, so the caches are dropped once more;
   * at the daemon's death: aborts the connection, so that nothing more is served or waited for,
@@ -44,6 +44,7 @@ from clusterfs.fuse.dropping import Dropping
 from clusterfs.fuse.unmounting import abort_connection, unmount_lazily
 
 PERIOD_S = 0.25
+_EARLY_NS = 100_000_000  # dropping takes a moment, and shall be over when the lease is
 _GIVE_UP_S = 5.0
 _REPORT_S = 10
 _PR_SET_PDEATHSIG = 1
@@ -195,7 +196,7 @@ class Supervisor:
         self._mountpoint = ""
         self._beats_seen = 0
         self._missed = False
-        self._dropped_lease: int | None = None  # the lease end for which the caches were dropped
+        self._dropped = False  # since the lease is over
 
     def run(self) -> int:
         """Watch; returns the daemon's exit code, 128 + n if signal n ended it."""
@@ -233,7 +234,7 @@ class Supervisor:
 
     def _nap_ms(self) -> int:
         """Sleep to the end of the lease, at most for a period."""
-        left_ns = self._words[LEASE_END] - boottime_ns()
+        left_ns = self._words[LEASE_END] - _EARLY_NS - boottime_ns()
         if left_ns <= 0:
             return round(PERIOD_S * 1000)
         return min(round(PERIOD_S * 1000), left_ns // 1_000_000 + 1)
@@ -244,10 +245,10 @@ class Supervisor:
         returned = self._missed and beats != self._beats_seen
         self._missed = beats == self._beats_seen
         self._beats_seen = beats
-        if lease_end > boottime_ns():
-            self._dropped_lease = None
-        elif self._dropped_lease is None or returned:
-            self._dropped_lease = lease_end
+        if lease_end - _EARLY_NS > boottime_ns():
+            self._dropped = False
+        elif not self._dropped or returned:
+            self._dropped = True
             self._drop_caches(self._daemon_ended)
 
     def _daemon_ended(self) -> bool:
