@@ -122,7 +122,7 @@ class Cluster:
     def up(self, nodes: int | None = None, replicas: int | None = None) -> None:
         """Start what does not run, mount it, and wait until every node is in sync."""
         with self._locked(create=True):
-            self._configure(nodes, replicas)
+            self.configure(nodes, replicas)
             self._start([node for node in self.nodes if not self._serving(node)])
             self._wait_synced(self.nodes)
 
@@ -194,7 +194,8 @@ class Cluster:
                 raise SetupError(f"{self.folder}: another `clusterfs dev` is at work") from failure
             yield
 
-    def _configure(self, nodes: int | None, replicas: int | None) -> None:
+    def configure(self, nodes: int | None, replicas: int | None) -> None:
+        """Write what is missing: folders, and a configuration for each new node."""
         existing = {node.number for node in self.nodes}
         wanted = nodes or max(existing, default=3)
         if not 1 <= wanted <= MOST_NODES:
@@ -204,7 +205,7 @@ class Cluster:
         for name in ("bricks", "etc", "log"):
             _make_folder(self.folder / name)
         missing = sorted(set(range(1, wanted + 1)) - existing)
-        for number, port in zip(missing, _free_ports(len(missing), self._ports()), strict=True):
+        for number, port in zip(missing, free_ports(len(missing), self._ports()), strict=True):
             _write_config(Node(number, self.folder), port, replicas or 3)
         for node in self.nodes:
             _make_folder(node.brick)
@@ -330,7 +331,8 @@ def _write_config(node: Node, port: int, replicas: int) -> None:
     staged.replace(node.config)
 
 
-def _free_ports(count: int, taken: set[int]) -> list[int]:
+def free_ports(count: int, taken: set[int]) -> list[int]:
+    """Return TCP ports that nobody listens on now and that are not in `taken`."""
     ports: list[int] = []
     with contextlib.ExitStack() as held:
         while len(ports) < count:

@@ -1,0 +1,36 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clusterfs.cli.main import run
+from clusterfs.errors import SetupError
+
+
+def test_a_setup_error_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise SetupError("it is not so")
+
+    with pytest.raises(SystemExit) as caught:
+        run(command, "clusterfs")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "clusterfs: it is not so\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--help"], 0), (["dev", "kill"], 2), (["dev", "status", "--dir", "/nowhere"], 1)],
+)
+def test_exit_codes_are_as_documented(words: list[str], code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clusterfs.cli.main", *words]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False)
+    assert done.returncode == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_terminal_library_is_not_needed_to_import_the_protocol() -> None:
+    code = (
+        "import sys, clusterfs.control; sys.exit('typer' in sys.modules or 'rich' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from clusterfs.cli.mount import check_device, check_mount_point, parse_options
+from clusterfs.errors import SetupError
+
+
+def test_options_are_sorted_by_whom_they_are_for() -> None:
+    options = parse_options(["rw,_netdev,noatime", "mmap=relaxed,log=/l,pidfile=/p,x-systemd.a=b"])
+    assert options.settings == {"mmap": "relaxed"}
+    assert options.kernel == ("noatime",)
+    assert options.log == Path("/l")
+    assert options.pidfile == Path("/p")
+    assert parse_options([]).kernel == ()
+
+
+@pytest.mark.parametrize("words", ["colour=red", "rw,loud", "pidfile", "mmap"])
+def test_an_unknown_option_is_refused_by_name(words: str) -> None:
+    with pytest.raises(SetupError, match=words.rpartition(",")[2]):
+        parse_options([words])
+
+
+def test_only_a_directory_is_mounted_on(tmp_path: Path) -> None:
+    assert check_mount_point(tmp_path) == tmp_path
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match="not a directory"):
+        check_mount_point(tmp_path / "file")
+    with pytest.raises(SetupError, match="No such file"):
+        check_mount_point(tmp_path / "none")
+
+
+def test_a_missing_device_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="is missing"):
+        check_device(tmp_path / "fuse")
