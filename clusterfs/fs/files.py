@@ -30,6 +30,7 @@ from clusterfs.errors import (
 from clusterfs.fs.attributes import MAXIMUM_SIZE, Record
 from clusterfs.fs.handles import Handles, OpenFile
 from clusterfs.fs.inodes import Inode
+from clusterfs.fs.keys import ORPHAN
 from clusterfs.fs.locks import EX, PR
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import has_privileges, without_privileges
@@ -39,6 +40,7 @@ from clusterfs.fs.writeback import Block
 from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId
 from dlm.errors import LockLost
 
+_AT_REST = (None, ORPHAN)  # marks that a writer need not care about
 _SHIFT = BLOCK_BYTES.bit_length() - 1
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # of fallocate(2)
 
@@ -242,7 +244,7 @@ class Files:
         if not lock.exclusive_nowait():
             return False
         try:
-            if inode.record is None or inode.mark is not None:
+            if inode.record is None or inode.mark not in _AT_REST:
                 return False
             self._accept(opened, offset, data, {})
             self.fast_writes += 1
@@ -287,7 +289,7 @@ class Files:
     async def load_for_change(self, inode: Inode) -> Record:
         """Load the record of an exclusively used inode; finish what its last user left undone."""
         record = await self._transactions.load(inode)
-        if inode.mark is not None:
+        if inode.mark not in _AT_REST:
             await self.truncation.finish(inode)
             record = await self._transactions.load(inode)
         return record

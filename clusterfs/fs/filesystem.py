@@ -125,7 +125,7 @@ class Filesystem:
         """Write everything back and wait for the disks: the mount is gone, the node may leave."""
         for inode in list(self._writeback.dirty):
             await self._gate.run(partial(self._files.write_back, inode))
-        await self._volume.sync()
+        await self._gate.run(self._volume.sync)
 
     def lost(self) -> None:
         """This node was removed from the cluster: every lock is void."""
@@ -269,7 +269,7 @@ class Filesystem:
 
     async def statfs(self) -> Statfs:
         """Return how much room there is."""
-        space = await self._volume.statfs()
+        space = await self._gate.run(self._volume.statfs)
         blocks, free = space.total // BLOCK_BYTES, space.free // BLOCK_BYTES
         return Statfs(BLOCK_BYTES, blocks, free, _EMPTY_FILES, _EMPTY_FILES, keys.NAME_BYTES)
 
@@ -372,7 +372,7 @@ class Filesystem:
         """Make a directory's entries durable."""
         del datasync
         self._files.handles.directory(handle)
-        await self._volume.sync()
+        await self._gate.run(self._volume.sync)
 
     async def releasedir(self, handle: int) -> None:
         """Close a directory."""

@@ -21,6 +21,7 @@ TARGET = b"l"
 
 ORPHAN = b"orphan"  # no name is left; delete it when nobody has it open
 TRUNCATING = b"truncating"  # data beyond the size is being deleted
+ORPHAN_TRUNCATING = b"orphan, truncating"  # both
 
 ROOT = 1  # the inode of the root directory, as the kernel wants it
 

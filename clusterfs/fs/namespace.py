@@ -282,5 +282,5 @@ def dropping(inode: Inode, record: Record, now_ns: int) -> Edit:
         return edit
     edit = Edit(inode, record.changed(nlink=record.nlink - 1, ctime_ns=now_ns))
     if record.nlink == 1:
-        edit.mark = keys.ORPHAN
+        edit.mark = keys.ORPHAN if inode.mark is None else keys.ORPHAN_TRUNCATING
     return edit

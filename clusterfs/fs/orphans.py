@@ -8,20 +8,21 @@ for each looks again under the locks.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 import trio
 
 from clusterfs.errors import FilesystemError, NoSuchEntry
 from clusterfs.fs.inodes import Inode
-from clusterfs.fs.keys import ORPHAN, TRUNCATING
+from clusterfs.fs.keys import ORPHAN, ORPHAN_TRUNCATING, TRUNCATING
 from clusterfs.fs.parts import Parts
-from clusterfs.fs.transactions import Edit
 from clusterfs.fs.truncation import Truncation
 from clusterfs.store.objects import split_object_id
 
 log = structlog.get_logger()
 
+_ORPHANS = (ORPHAN, ORPHAN_TRUNCATING)
 _AT_ONCE = 16  # reclaims that do I/O at a time; any number may wait for files to be closed
 
 
@@ -56,7 +57,7 @@ class Orphans:
 
     async def reclaim_marked(self, groups: Sequence[int]) -> int:
         """Finish what clients that are gone left in these groups; returns how much was found."""
-        marked = await self._volume.marked(groups)
+        marked = await self._gate.run(partial(self._volume.marked, groups))
         for object_id in marked:
             number, part = split_object_id(object_id)
             if not part:
@@ -65,7 +66,7 @@ class Orphans:
 
     async def _reclaim_queued(self, number: int) -> None:
         try:
-            await self._gate.run(lambda: self.reclaim(number))
+            await self._gate.run(partial(self.reclaim, number))
         except FilesystemError as failure:
             log.warning("could not reclaim", inode=number, error=repr(failure))
         finally:
@@ -89,13 +90,13 @@ class Orphans:
             record = await self._transactions.load(inode)
             if record.nlink and inode.mark is None:
                 return True
-            if inode.mark == ORPHAN:
+            if inode.mark in _ORPHANS:
                 return False
         async with inode.lock.excluding():
             await self._transactions.load(inode)
             if inode.mark == TRUNCATING:
                 await self._truncation.finish(inode)
-            return inode.mark != ORPHAN
+            return inode.mark not in _ORPHANS
 
     async def _delete(self, inode: Inode) -> None:
         record = await self._transactions.load(inode)
@@ -103,8 +104,5 @@ class Orphans:
             return
         self._writeback.abandon(inode)
         inode.committed_size = record.size = min(inode.committed_size, record.size)
-        await self._truncation.delete_all(inode)
-        edit = Edit(inode)
-        edit.deletes = True
-        await self._transactions.commit(edit)
+        await self._truncation.delete(inode)
         self.reclaimed += 1

@@ -12,7 +12,7 @@ them in the store means that it took place.
 
 import trio
 
-from clusterfs.errors import NoSuchEntry
+from clusterfs.errors import NoSuchEntry, OutOfSpace
 from clusterfs.fs.inodes import Inode, Kept
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.ports import Lockspace
@@ -43,6 +43,7 @@ class Readmission:
         """This node is out: stall everything, forget everything."""
         assert self._nursery is not None
         self._gate.close()
+        self._writeback.lose_credits()
         for inode in self._inodes:
             inode.set_aside()
         self._locks.lose()
@@ -61,6 +62,7 @@ class Readmission:
         """
         await self._dropped.wait()
         generation = self._gate.generation
+        await self._regain_credits()
         self._locks.readmit(lockspace)
         for inode in self._inodes:
             if inode.opened or inode.kept or inode.needs_flush:
@@ -72,6 +74,16 @@ class Readmission:
     async def _drop(self, dropped: trio.Event) -> None:
         await self._coherence.drop_everything(self._inodes)
         dropped.set()
+
+    async def _regain_credits(self) -> None:
+        try:
+            await self._writeback.regain_credits()
+        except OutOfSpace:
+            for inode in self._inodes:
+                if inode.dirty or inode.flushing:
+                    async with inode.committing:
+                        self._kill(inode, everybody=False)
+            await self._writeback.regain_credits()
 
     async def _take_up(self, inode: Inode) -> None:
         if inode.opened:

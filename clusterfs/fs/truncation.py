@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from clusterfs.errors import FileTooLarge, InvalidArgument, WouldBlock
 from clusterfs.fs.attributes import MAXIMUM_SIZE, blocks_of
 from clusterfs.fs.inodes import Inode
-from clusterfs.fs.keys import ORPHAN, TRUNCATING
+from clusterfs.fs.keys import ORPHAN, ORPHAN_TRUNCATING, TRUNCATING
 from clusterfs.fs.ports import Volume
 from clusterfs.fs.transactions import Edit, Transactions
 from clusterfs.fs.writeback import Writeback
@@ -56,17 +56,26 @@ class Truncation:
 
     async def finish(self, inode: Inode) -> None:
         """Delete the stripes beyond the size of an inode that is marked TRUNCATING."""
-        if inode.mark == TRUNCATING:
+        if inode.mark in (TRUNCATING, ORPHAN_TRUNCATING):
             async with inode.committing:
                 await self._delete_stripes(inode, stripes_of(inode.committed_size))
                 edit = Edit(inode)
-                edit.mark = None
+                edit.mark = ORPHAN if inode.mark == ORPHAN_TRUNCATING else None
                 await self._transactions.commit_holding([edit])
 
-    async def delete_all(self, inode: Inode) -> None:
-        """Delete all stripes of an orphan."""
+    async def delete(self, inode: Inode) -> None:
+        """Delete an orphan and its data."""
         async with inode.committing:
-            await self._delete_stripes(inode, 0)
+            if inode.mark != ORPHAN or stripes_of(inode.committed_size) > 1:
+                await self._delete_stripes(inode, 0)
+            stripe = inode.stripe(0)
+            await self._writeback.know_version(stripe)
+            changes = []
+            if stripe.version != ABSENT:
+                changes.append(self._writeback.change(stripe, [Delete()]))
+            edit = Edit(inode)
+            edit.deletes = True
+            await self._transactions.commit_holding([edit], changes)
 
     async def zero(self, inode: Inode, offset: int, end: int, now_ns: int) -> None:
         """Make bytes [offset, end) read as zeros and free the blocks; the size stays."""
@@ -115,7 +124,6 @@ class Truncation:
                 edit.size = size
                 changes = await self._cut(inode, size, tail, edit)
             written = any(isinstance(change.operations[-1], Write) for change in changes)
-            leftover = edit.size is not None and stripes_of(inode.committed_size) > stripes_of(size)
             await self._transactions.commit_holding([edit], changes, tail if written else b"")
             self._writeback.drop(inode, blocks)
             if written:
@@ -124,8 +132,6 @@ class Truncation:
                 inode.dirty[size // BLOCK_BYTES] = tail
             for change in changes:
                 self._follow(inode, change)
-            if leftover and inode.mark == ORPHAN:
-                await self._delete_stripes(inode, stripes_of(size))
         await self.finish(inode)
 
     async def _tail(self, inode: Inode, size: int) -> bytes:
@@ -160,7 +166,7 @@ class Truncation:
             if stripe.version != ABSENT:
                 changes.append(self._writeback.change(stripe, [Delete()]))
         elif had > kept:
-            edit.mark = edit.mark or TRUNCATING
+            edit.mark = ORPHAN_TRUNCATING if inode.mark == ORPHAN else TRUNCATING
         return changes
 
     def _follow(self, inode: Inode, change: Change) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from clusterfs.errors import FilesystemError, OutOfSpace, Unavailable, WouldBlock
+from clusterfs.errors import FilesystemError, Unavailable, WouldBlock
 from clusterfs.fs.attributes import MAXIMUM_SIZE
 from clusterfs.fs.inodes import Inode, Stripe
 from clusterfs.fs.ports import Volume
@@ -49,6 +49,7 @@ class Writeback:
         self.dirty: dict[Inode, None] = {}  # inodes, the one that is dirty longest first
         self.dirty_blocks = 0
         self.flushed_blocks = 0
+        self._credited = True  # False: this node is out, and what is dirty has no credits
 
     # -- accepting
 
@@ -86,13 +87,8 @@ class Writeback:
         padded = memoryview(data + bytes(-len(data) & _MASK))
         for position in range(0, len(padded), BLOCK_BYTES):
             index = (offset + position) >> _SHIFT
-            if index not in inode.dirty and self._volume.reserve_nowait(BLOCK_BYTES):
-                self.dirty_blocks += 1
-                inode.dirty[index] = padded[position : position + BLOCK_BYTES]
-            elif index in inode.dirty:
-                inode.dirty[index] = padded[position : position + BLOCK_BYTES]
-            else:
-                raise OutOfSpace
+            self.dirty_blocks += index not in inode.dirty
+            inode.dirty[index] = padded[position : position + BLOCK_BYTES]
         inode.record_dirty = True
         self.dirty.setdefault(inode)
 
@@ -189,8 +185,23 @@ class Writeback:
 
     def _give_back(self, blocks: int) -> None:
         self.dirty_blocks -= blocks
-        if blocks:
+        if blocks and self._credited:
             self._volume.unreserve(blocks << _SHIFT)
+
+    def lose_credits(self) -> None:
+        """The incarnation that the credits were granted to is out."""
+        if self._credited:
+            self._volume.unreserve(self.dirty_blocks << _SHIFT)
+            self._credited = False
+
+    async def regain_credits(self) -> None:
+        """Take credits anew for what is dirty still. Raises OutOfSpace."""
+        while not self._credited:
+            taken = self.dirty_blocks
+            await self._volume.reserve(taken << _SHIFT)
+            self._credited = taken == self.dirty_blocks
+            if not self._credited:
+                self._volume.unreserve(taken << _SHIFT)
 
     # -- flushing
 

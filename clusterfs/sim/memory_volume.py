@@ -3,7 +3,7 @@
 One Shelf is shared by all nodes; each node's MemoryVolume is its way to it. The shelf applies a
 transaction whole or not at all and refuses one that expects another version, as stores do. A node
 that is `out` is refused, and the transaction that it was about to make may or may not have happened
-before: `outcome_unknown` says which.
+before: `applies_when_out` says which.
 
 With a `random`, whatever may wait sometimes does, and whatever may raise WouldBlock sometimes does.
 """
@@ -118,9 +118,15 @@ class MemoryVolume:
         self._reserved = 0
         self.incarnation = incarnation
         self.out = False
-        self.outcome_unknown: Callable[[], bool] = bool
+        self.applies_when_out = False
         self.syncs = 0
         self.before_commit: Callable[[], object] | None = None
+
+    def session(self, incarnation: int) -> None:
+        """Begin anew after a readmission: nothing is reserved."""
+        self.incarnation = incarnation
+        self.out = False
+        self._reserved = 0
 
     @property
     def epoch(self) -> int:
@@ -181,7 +187,7 @@ class MemoryVolume:
             self.before_commit()
         await self._may_wait(refused=False)
         if self.out:
-            if self.outcome_unknown():
+            if self.applies_when_out:
                 self._shelf.apply(changes, payload)
             raise LockLost
         self._shelf.apply(changes, payload)

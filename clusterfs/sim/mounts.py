@@ -15,8 +15,8 @@ import trio
 import trio.testing
 
 from clusterfs.fs.filesystem import Filesystem, Settings
-from clusterfs.fs.results import Attributes, Entry
 from clusterfs.fs.keys import ENTRY, ROOT, decode_entry
+from clusterfs.fs.results import Attributes, Entry
 from clusterfs.sim.memory_volume import MemoryVolume, Shelf
 from clusterfs.store.objects import BLOCK_BYTES, inode_object, split_object_id
 from dlm.node import Lockspace
@@ -230,8 +230,7 @@ class World:
         node = self.nodes[number]
         await node.fs.wait_dropped()
         node.incarnation = self.next_incarnation()
-        node.volume.incarnation = node.incarnation
-        node.volume.out = False
+        node.volume.session(node.incarnation)
         node.lockspace = self.new_lockspace(node)
         node.member = True
         self._enter()
