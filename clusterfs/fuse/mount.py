@@ -47,6 +47,7 @@ _READ_AHEAD_KIB = 1024
 _ANSWER_S = 5.0
 _WATCH_S = 1.0
 _GRACE_S = 10.0
+_PATIENCE_S = 30.0
 
 
 class MountOptions(msgspec.Struct, frozen=True):
@@ -82,7 +83,7 @@ class Mount:
         self._answering = False
         self._cached_inodes: Callable[[], Iterable[int]] = tuple
 
-    def attach(self, operations: "Operations") -> None:
+    def attach(self, operations: "Operations") -> SessionKernel:
         """Mount; `kernel` works from now on. Requests wait from now on until `run` answers them.
 
         Raises SetupError, one line for the operator.
@@ -103,6 +104,7 @@ class Mount:
         self.connection = connection_at(self.mountpoint) or -1
         self.kernel.use(native.session_fd())
         self._cached_inodes = operations.use_kernel(self.kernel)
+        return self.kernel
 
     def share_with_supervisor(self, beat: "Beat") -> None:
         """Let the supervisor drop the caches and unmount, should this process be unable to."""
@@ -142,16 +144,17 @@ class Mount:
         except OSError as failure:
             log.info("read-ahead stays at the kernel's default", reason=str(failure))
 
-    async def detach(self) -> None:
+    async def detach(self, patience_s: float = _PATIENCE_S) -> None:
         """Unmount and let `run` return. Requests are answered meanwhile.
 
-        If somebody uses the mount, dirty pages are written and caches dropped, and what is still
+        If somebody uses the mount, or it cannot be emptied in time, dirty pages are written and caches dropped, and what is still
         open gives errors from then on: nobody may read what this node no longer has locked.
         """
-        if await trio.to_thread.run_sync(unmount, self.mountpoint, abandon_on_cancel=True):
-            return
+        with trio.move_on_after(patience_s):
+            if await trio.to_thread.run_sync(unmount, self.mountpoint, abandon_on_cancel=True):
+                return
+            await trio.to_thread.run_sync(syncfs, self.mountpoint, abandon_on_cancel=True)
         log.warning("the mount is busy; unmounting it lazily", mountpoint=self.mountpoint)
-        await trio.to_thread.run_sync(syncfs, self.mountpoint, abandon_on_cancel=True)
         await trio.to_thread.run_sync(self._abort, abandon_on_cancel=True)
         if self._answering:
             pyfuse3.terminate()
