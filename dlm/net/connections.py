@@ -5,11 +5,14 @@ accepts, makes sure who it is, and waits a moment for one that proved to be genu
 listed yet: its view may be newer. A keepalive pings idle links and drops silent ones. All that a
 stranger can cause is a few bytes, a timeout and a log line now and then.
 
+A broken link alone says nothing about the peer. But when a link to it was there, and now nobody
+listens at its address, its process is gone: that is worth an accusation. The side that does not
+dial probes the address after a loss to learn the same.
+
 Invariants: no link to anybody but a listed peer in exactly the listed incarnation; at most one link
 to each, the one of its dialer's latest attempt.
 """
 
-import errno
 import secrets
 import socket
 from collections.abc import Callable, Iterable
@@ -149,7 +152,7 @@ class Connections:
             with trio.fail_after(self._timing.handshake_s):
                 sock = await connect(remote.peer.address)
         except (OSError, ValueError, trio.TooSlowError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ECONNREFUSED:
+            if isinstance(error, ConnectionRefusedError) and remote.connects:
                 self._accuse(remote)
             self.complain("cannot connect", remote, why=str(error) or "timeout")
             return False
@@ -213,7 +216,8 @@ class Connections:
                 self._complain_stranger(sock, listener.hello, str(error))
                 await self._say_no(greeting, error)
             except (OSError, trio.TooSlowError) as error:
-                self._complain_stranger(sock, listener.hello, str(error) or "timeout")
+                if listener.hello is not None or not isinstance(error, ConnectionResetError):
+                    self._complain_stranger(sock, listener.hello, str(error) or "timeout")
             else:
                 await self._run(remote, link)
 
@@ -282,7 +286,25 @@ class Connections:
             remote.last_drop = link.reason
         if not remote.closed and remote.link is None:
             self.complain("connection lost", remote, why=link.reason)
-            self._accuse(remote)
+            if self.me.node > remote.peer.node and not remote.probing and self._nursery is not None:
+                remote.probing = True
+                self._nursery.start_soon(self._probe, remote)
+
+    async def _probe(self, remote: Remote) -> None:
+        """While the dialer stays away, look whether anybody listens at its address."""
+        backoff_s, longest_s = _BACKOFF_S
+        with trio.CancelScope() as remote.dialling:
+            while remote.link is None and not (remote.given_up or remote.closed):
+                try:
+                    with trio.move_on_after(self._timing.handshake_s):
+                        (await connect(remote.peer.address)).close()
+                except ConnectionRefusedError:
+                    self._accuse(remote)
+                except (OSError, ValueError):
+                    pass  # no answer is no proof
+                await trio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, longest_s)
+        remote.probing = False
 
     @staticmethod
     async def _say_no(greeting: Greeting, error: Exception) -> None:
@@ -319,7 +341,7 @@ class Connections:
             link.push(remote.session.control(Kind.PING, self._epoch()))
 
     def _accuse(self, remote: Remote) -> None:
-        """Give the membership a hint, not too often."""
+        """Tell that the peer's process is gone, or its session beyond repair; not too often."""
         node, now_s = remote.peer.node, trio.current_time()
         if now_s >= self._accused_s.get(node, now_s):
             self._accused_s[node] = now_s + _ACCUSE_S

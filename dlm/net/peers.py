@@ -67,7 +67,9 @@ class Mesh:
         limits: Limits | None = None,
         timing: Timing | None = None,
     ) -> None:
-        self.on_lost = on_lost  # (node, incarnation): a connection broke, or a dial was refused
+        # (node, incarnation): it was connected, and now nobody listens at its address; or its
+        # session was given up. Not for a connection that merely broke. At most once a second.
+        self.on_lost = on_lost
         self._epoch = epoch
         self._handlers: dict[int, Handler] = {}
         self._nursery: trio.Nursery | None = None

@@ -71,7 +71,8 @@ class Remote:
         self.closed = False
         self.given_up = ""  # why no connection can help any more, until a new incarnation
         self.attempt = 0  # of the dialer: our latest, or the latest that was let in
-        self.dialling = trio.CancelScope()
+        self.dialling = trio.CancelScope()  # of the task that dials, or probes
+        self.probing = False
         self.connects = 0
         self.drops = 0
         self.refused = 0

@@ -120,7 +120,7 @@ async def test_a_silent_connection_is_dropped_and_dialled_again(
     await low.mesh.call(2, CHANNEL, b"x")
     between.stalled = True
     low.mesh.send(2, CHANNEL, b"swallowed")
-    await until(lambda: low.lost and high.lost)
+    await until(lambda: low.numbers(2)["drops"] and high.numbers(1)["drops"])
     assert "silent" in low.numbers(2)["last_drop"] or "silent" in high.numbers(1)["last_drop"]
     between.stalled = False
     between.cut()
@@ -137,23 +137,42 @@ async def test_pings_keep_an_idle_connection(start: Any, until: Any) -> None:
     assert low.numbers(4)["unacked"] == high.numbers(3)["unacked"] == 0  # pings acknowledge
 
 
-async def test_on_lost_tells_of_a_reset_and_of_a_refused_dial(
+async def test_on_lost_tells_both_sides_when_nobody_listens_any_more(
+    start: Any, until: Any
+) -> None:
+    low, middle, high = await start(1, 6), await start(2, 7), await start(3, 8)
+    for node, others in ((low, [middle]), (middle, [low, high]), (high, [middle])):
+        node.mesh.set_peers([other.peer for other in others])
+    await low.mesh.call(2, CHANNEL, b"x")
+    await middle.mesh.call(3, CHANNEL, b"x")
+    await middle.stop()
+    await until(lambda: low.lost and high.lost)
+    assert set(low.lost) == set(high.lost) == {(2, 7)}  # low dials it; high probes it
+
+
+async def test_a_broken_connection_to_a_live_peer_accuses_nobody(
     start: Any, proxy: Any, until: Any
 ) -> None:
-    low, high = await start(1), await start(2, 7)
+    low, high = await start(1), await start(2)
     between = await proxy(high.peer.address)
     low.mesh.set_peers([high.peer._replace(address=between.address)])
     high.mesh.set_peers([low.peer])
-    await low.mesh.call(2, CHANNEL, b"x")
-    between.cut()
-    await until(lambda: low.lost and high.lost)
-    assert (low.lost, high.lost) == ([(2, 7)], [(1, 1)])
-    await high.stop()
-    gone = await start(3)
-    gone.mesh.set_peers([Peer(5, 9, high.peer.address)])
-    await until(lambda: gone.lost)
-    assert gone.lost == [(5, 9)]
-    assert gone.log.about("cannot connect")
+    for n in range(1, 4):
+        await low.mesh.call(2, CHANNEL, b"x")
+        between.cut()
+        await until(lambda n=n: low.numbers(2)["connects"] == high.numbers(1)["connects"] == n + 1)
+    await until(lambda: not high.mesh._remotes[1].probing)
+    assert (low.lost, high.lost) == ([], [])
+    assert low.log.about("connection lost")
+    assert high.log.about("connection lost")
+
+
+async def test_who_never_connected_is_not_accused(start: Any, until: Any) -> None:
+    gone, low = await start(2), await start(1)
+    await gone.stop()
+    low.mesh.set_peers([gone.peer])
+    await until(lambda: low.mesh._remotes[2].attempt == 0 and low.log.about("cannot connect"))
+    assert low.lost == []
 
 
 async def test_a_newcomer_connects_as_soon_as_it_is_listed(start: Any, until: Any) -> None:
