@@ -14,6 +14,7 @@ Invariants:
   * an incarnation is handed out once; a name keeps its node number for ever.
 """
 
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -238,13 +239,17 @@ def report_caches_dropped(path: Path | str, node: int, incarnation: int) -> None
 def _make_private(path: str, *, found: bool) -> None:
     if path == ":memory:":
         return
-    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if found else 0)
+    # An existing file is never opened here: closing any descriptor of it would drop the locks of this
+    # process's connections, and the next to close would believe itself the last, and delete the
+    # write-ahead log that the others go on to write (sqlite.org/howtocorrupt.html, 2.2).
+    if found:
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        os.close(os.open(path, flags, 0o600))
+        mode = stat.S_IMODE(os.stat(path).st_mode)  # noqa: PTH116
     except FileNotFoundError as error:
         missing = "its folder does not exist" if found else "the brick's cluster is not there"
         raise SetupError(f"cluster file {path}: {missing}") from error
-    mode = stat.S_IMODE(os.stat(path).st_mode)  # noqa: PTH116
     if mode & 0o077:
         raise SetupError(f"cluster file {path} holds the secret but has mode {mode:04o}: chmod 600")
 

@@ -226,3 +226,23 @@ def test_processes_that_start_at_once_found_one_cluster(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len({line[0] for line in lines}) == 1
     assert sorted(int(i) for line in lines for i in line[1:]) == list(range(1, 61))
+
+
+def test_asking_twice_keeps_the_locks_that_keep_the_log(tmp_path: Path) -> None:
+    """Whoever closes must see that others have the file open, or it deletes their log."""
+    path = tmp_path / "cluster.db"
+    here = LocalFile(path)
+    here.create()
+    here.identity(5.0)
+    here.create()
+    asking = (
+        "import sys; from clusterfs.cluster.providers.local_file import LocalFile\n"
+        "there = LocalFile(sys.argv[1]); there.register('other'); there.close()"
+    )
+    subprocess.run([sys.executable, "-c", asking, str(path)], check=True)
+    here.register("here")
+    fresh = LocalFile(path)
+    assert {fresh.register("other").node, fresh.register("here").node} == {1, 2}
+    assert fresh.register("here").incarnation == here.register("here").incarnation - 1
+    fresh.close()
+    here.close()
