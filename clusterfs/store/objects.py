@@ -97,8 +97,8 @@ class Delete(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
 
 Operation = Put | Remove | Write | Discard | Delete
 
-# An object that has this key needs work if its client dies (an orphan to reclaim, a mkdir to finish).
-# The store keeps an index of such objects: Store.marked().
+# An object that has this key needs work if its client dies (an orphan to reclaim, a mkdir to
+# finish). The store keeps an index of such objects: Store.marked().
 MARK = b"!"
 
 
@@ -113,7 +113,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Transaction(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Changes that happen together or not at all. `epoch` is the client's view when it sent this."""
+    """Changes that happen together or not at all. `epoch`: the client's view when it sent this."""
 
     client: U63
     sequence: U63

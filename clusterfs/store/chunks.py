@@ -1,0 +1,250 @@
+"""The chunk table: cid -> where a chunk is, how many references it has, what it must read as.
+
+A chunk is one 4 KiB block. Its number, the **cid**, is never used again, so object maps can hold
+cids and the cleaner can move chunks without touching a map. The table is kept in pages of 64 cids,
+in layers as all state is (see layers.py; written out here because every block of every write
+passes through).
+
+Invariants:
+  * references(cid) = its occurrences in all object maps and prepared transactions;
+  * a chunk whose references reach 0 is dead for good: nothing revives it;
+  * live[s] = chunks with references in segment s.
+"""
+
+import struct
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+
+from clusterfs.store.format import LOCATION_BITS, seal_value
+from clusterfs.store.layers import opened
+from clusterfs.store.records import IDENTITY_BYTES
+from clusterfs.store.table import Table
+
+PAGE_CIDS = 64
+_PAGE_BITS = 6
+_PAGE_MASK = PAGE_CIDS - 1
+_PREFIX = b"C"
+_KEY = struct.Struct(">cQ")
+_CLEAN_PAGES = 8192
+_FOUR = 4
+_EIGHT = 8
+
+
+class ChunkPage:
+    """64 chunks, column by column."""
+
+    __slots__ = ("checksums", "identities", "live", "locations", "references")
+
+    def __init__(self) -> None:
+        self.locations = array("Q", bytes(_EIGHT * PAGE_CIDS))
+        self.references = array("I", bytes(_FOUR * PAGE_CIDS))
+        self.checksums = array("Q", bytes(_EIGHT * PAGE_CIDS))
+        self.identities = bytearray(IDENTITY_BYTES * PAGE_CIDS)
+        self.live = 0
+
+    def encode(self) -> bytes:
+        """Return the page's columns, one behind the other."""
+        return b"".join((self.locations, self.checksums, self.references, self.identities))
+
+    @classmethod
+    def decode(cls, value: bytes) -> "ChunkPage":
+        """Return the page."""
+        page = cls.__new__(cls)
+        eight, four = _EIGHT * PAGE_CIDS, _FOUR * PAGE_CIDS
+        page.locations = array("Q", value[:eight])
+        page.checksums = array("Q", value[eight : 2 * eight])
+        page.references = array("I", value[2 * eight : 2 * eight + four])
+        page.identities = bytearray(value[2 * eight + four :])
+        page.live = PAGE_CIDS - page.references.count(0)
+        return page
+
+    def copy(self) -> "ChunkPage":
+        """Return an equal page that shares nothing."""
+        page = ChunkPage.__new__(ChunkPage)
+        page.locations, page.checksums = self.locations[:], self.checksums[:]
+        page.references, page.identities = self.references[:], self.identities[:]
+        page.live = self.live
+        return page
+
+
+class ChunkTable:
+    """All chunks of the brick."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._dirty: dict[int, ChunkPage | None] = {}
+        self._frozen: dict[int, ChunkPage | None] = {}
+        self._clean: OrderedDict[int, ChunkPage] = OrderedDict()
+        self._emptied: set[int] = set()
+        self.next_cid = 1
+        self.live: dict[int, int] = {}  # segment -> chunks with references
+        self.live_total = 0
+
+    @property
+    def dirty_count(self) -> int:
+        """Return how many pages the next checkpoint will write."""
+        return len(self._dirty)
+
+    def add(
+        self,
+        first_cid: int,
+        locations: Iterable[int],
+        checksums: Sequence[int],
+        identities: bytes | bytearray,
+    ) -> None:
+        """Enter new chunks with consecutive cids; they have no references yet."""
+        cid = first_cid
+        for index, location in enumerate(locations):
+            page = self._dirty.get(cid >> _PAGE_BITS) or self._own(cid >> _PAGE_BITS, create=True)
+            assert page is not None
+            slot = cid & _PAGE_MASK
+            page.locations[slot] = location
+            page.checksums[slot] = checksums[index]
+            at = index * IDENTITY_BYTES
+            page.identities[slot * IDENTITY_BYTES : (slot + 1) * IDENTITY_BYTES] = identities[
+                at : at + IDENTITY_BYTES
+            ]
+            cid += 1
+        self.next_cid = max(self.next_cid, cid)
+
+    def take(self, cid: int) -> None:
+        """Count one more reference."""
+        page = self._dirty.get(cid >> _PAGE_BITS) or self._own(cid >> _PAGE_BITS)
+        assert page is not None, f"chunk {cid} is not in the table"
+        slot = cid & _PAGE_MASK
+        if not page.references[slot]:
+            page.live += 1
+            segment = page.locations[slot] >> LOCATION_BITS
+            self.live[segment] = self.live.get(segment, 0) + 1
+            self.live_total += 1
+        page.references[slot] += 1
+
+    def drop(self, cid: int) -> None:
+        """Count one reference less; the last one kills the chunk."""
+        number = cid >> _PAGE_BITS
+        page = self._dirty.get(number) or self._own(number)
+        assert page is not None, f"chunk {cid} is not in the table"
+        slot = cid & _PAGE_MASK
+        page.references[slot] -= 1  # raises OverflowError below 0
+        if not page.references[slot]:
+            page.live -= 1
+            self.live[page.locations[slot] >> LOCATION_BITS] -= 1
+            self.live_total -= 1
+            if not page.live:
+                self._emptied.add(number)
+
+    def move(self, cid: int, source: int, target: int) -> bool:
+        """Relocate a chunk, if it still lives at `source`."""
+        found = self.find(cid)
+        if found is None or found[0] != source:
+            return False
+        page = self._own(cid >> _PAGE_BITS)
+        assert page is not None
+        page.locations[cid & _PAGE_MASK] = target
+        self.live[source >> LOCATION_BITS] -= 1
+        segment = target >> LOCATION_BITS
+        self.live[segment] = self.live.get(segment, 0) + 1
+        return True
+
+    def find(self, cid: int) -> tuple[int, int] | None:
+        """Return (location, checksum) of a live chunk, or None."""
+        page = self.page(cid >> _PAGE_BITS)
+        slot = cid & _PAGE_MASK
+        if page is None or not page.references[slot]:
+            return None
+        return page.locations[slot], page.checksums[slot]
+
+    def is_live(self, cid: int, identity: bytes) -> bool:
+        """Tell whether a chunk with references has exactly this content."""
+        page = self.page(cid >> _PAGE_BITS)
+        slot = cid & _PAGE_MASK
+        at = slot * IDENTITY_BYTES
+        return (
+            page is not None
+            and page.references[slot] > 0
+            and page.identities[at : at + IDENTITY_BYTES] == identity
+        )
+
+    def identity(self, cid: int) -> bytes:
+        """Return the identity of a live chunk."""
+        page = self.page(cid >> _PAGE_BITS)
+        assert page is not None, f"chunk {cid} is not in the table"
+        at = (cid & _PAGE_MASK) * IDENTITY_BYTES
+        return bytes(page.identities[at : at + IDENTITY_BYTES])
+
+    def page(self, number: int) -> ChunkPage | None:
+        """Return a page for reading."""
+        page = self._dirty.get(number)
+        if page is not None:
+            return page
+        if number in self._dirty:
+            return None
+        if number in self._frozen:
+            return self._frozen[number]
+        page = self._clean.get(number)
+        if page is not None:
+            self._clean.move_to_end(number)
+            return page
+        page = self._load(number)
+        if page is not None:
+            self._clean[number] = page
+            if len(self._clean) > _CLEAN_PAGES:
+                self._clean.popitem(last=False)
+        return page
+
+    def _own(self, number: int, *, create: bool = False) -> ChunkPage | None:
+        """Return a page for changing: it is in the dirty layer and nowhere else."""
+        if number in self._dirty:
+            page = self._dirty[number]
+        elif number in self._frozen:
+            frozen = self._frozen[number]
+            page = None if frozen is None else frozen.copy()
+        else:
+            page = self._clean.pop(number, None) or self._load(number)
+        if page is None and create:
+            page = ChunkPage()
+        if page is not None:
+            self._dirty[number] = page
+        return page
+
+    def _load(self, number: int) -> ChunkPage | None:
+        if number > self.next_cid >> _PAGE_BITS:
+            return None
+        key = _KEY.pack(_PREFIX, number)
+        sealed = self._table.get(key)
+        return None if sealed is None else ChunkPage.decode(opened(key, sealed))
+
+    def freeze(self) -> None:
+        """Start a new dirty layer; between transactions: a new chunk has no references at first."""
+        assert not self._frozen
+        for number in self._emptied:
+            page = self._dirty.get(number)
+            if page is not None and not page.live and number < self.next_cid >> _PAGE_BITS:
+                self._dirty[number] = None
+        self._emptied.clear()
+        self._frozen, self._dirty = self._dirty, {}
+
+    def frozen_changes(self) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield the frozen layer as the table keeps it; runs on a worker thread."""
+        for number, page in self._frozen.items():
+            key = _KEY.pack(_PREFIX, number)
+            yield key, None if page is None else seal_value(key, page.encode())
+
+    def thaw(self) -> None:
+        """Forget the frozen layer."""
+        self._frozen = {}
+
+    def pages_newest_first(self) -> Iterator[tuple[int, ChunkPage]]:
+        """Yield every page that exists, from the highest cid down."""
+        for number in range(self.next_cid >> _PAGE_BITS, -1, -1):
+            page = self.page(number)
+            if page is not None:
+                yield number, page
+
+
+def cids_of_page(number: int, page: ChunkPage) -> Iterator[tuple[int, int]]:
+    """Yield (cid, references) of the page's live chunks."""
+    for slot, references in enumerate(page.references):
+        if references:
+            yield number << _PAGE_BITS | slot, references

@@ -1,0 +1,187 @@
+"""Everything the log tells: objects, chunks, outcomes, facts. The one place where a record acts.
+
+The door appends a record to the log and then enacts it; replay enacts what the log holds. Since
+both go through `enact`, the state after a crash is the state before it.
+
+Invariants: see `validate`, which executes them.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+
+from clusterfs.store.chunks import cids_of_page
+from clusterfs.store.format import LOCATION_BITS
+from clusterfs.store.objects import MARK
+from clusterfs.store.outcomes import Outcomes
+from clusterfs.store.records import (
+    Abort,
+    Changes,
+    Commit,
+    Fact,
+    ForgetClient,
+    ForgetOutcomes,
+    Placed,
+    Prepared,
+    Record,
+    Relocate,
+    Replaced,
+    ResolvedChange,
+    Stable,
+)
+from clusterfs.store.state import State
+from clusterfs.store.table import Table
+
+Run = tuple[int, int]
+
+
+class Contents:
+    """The state of one brick."""
+
+    def __init__(self, table: Table) -> None:
+        self.state = State(table)
+        self.outcomes = Outcomes()
+        self.facts: dict[str, int | bytes] = {}
+        self.changed_facts: set[str] = set()
+
+    def enact(
+        self,
+        record: Record,
+        runs: Sequence[Run] = (),
+        checksums: Sequence[int] = (),
+        first_cid: int = 0,
+    ) -> None:
+        """Make what the record says so.
+
+        runs: where its payload blocks are; checksums: of each; first_cid: of its new chunks.
+        """
+        if isinstance(record, Changes):
+            if checksums:
+                identities = _identities(record.changes)
+                self.state.chunks.add(first_cid, locations(runs), checksums, identities)
+            self._enact_changes(record)
+        elif isinstance(record, Relocate):
+            move = self.state.chunks.move
+            for cid, source, target in zip(
+                record.cids, record.sources, locations(runs), strict=True
+            ):
+                move(cid, source, target)
+        else:
+            _ENACT[type(record)](self, record)
+
+    def _enact_changes(self, record: Changes) -> None:
+        state = self.state
+        if isinstance(record, Prepared):
+            state.hold(record.changes)
+            self.outcomes.prepare(record)
+            return
+        for change in record.changes:
+            state.perform(change)
+        if not isinstance(record, Replaced):
+            self.outcomes.add(record.client, record.sequence)
+
+    def on_commit(self, record: Commit) -> None:
+        """Apply a prepared transaction; nothing if it was not prepared here."""
+        prepared = self.outcomes.decide(record.client, record.sequence, committed=True)
+        if prepared is not None:
+            for change in prepared.changes:
+                self.state.perform(change)
+            self.state.let_go(prepared.changes)
+            self.outcomes.add(record.client, record.sequence)
+
+    def on_abort(self, record: Abort) -> None:
+        """Let a prepared transaction go; remember the outcome in any case."""
+        prepared = self.outcomes.decide(record.client, record.sequence, committed=False)
+        if prepared is not None:
+            self.state.let_go(prepared.changes)
+
+    def on_stable(self, record: Stable) -> None:
+        """Raise a client's watermark."""
+        self.outcomes.set_stable(record.client, record.sequence)
+
+    def on_forget_client(self, record: ForgetClient) -> None:
+        """Forget a client."""
+        self.outcomes.forget_client(record.client)
+
+    def on_forget_outcomes(self, record: ForgetOutcomes) -> None:
+        """Forget outcomes that nobody will ask for."""
+        self.outcomes.forget_outcomes(record.client, record.below)
+
+    def on_fact(self, record: Fact) -> None:
+        """Set a fact."""
+        self.facts[record.name] = record.value
+        self.changed_facts.add(record.name)
+
+    def validate(self) -> None:
+        """Execute the invariants; reads everything, for tests and fsck."""
+        counted = self._count_references()
+        live: dict[int, int] = {}
+        chunks = self.state.chunks
+        places: set[int] = set()
+        for number, page in chunks.pages_newest_first():
+            assert page.live == sum(1 for n in page.references if n), "live count of a chunk page"
+            for cid, references in cids_of_page(number, page):
+                assert references == counted.pop(cid, 0), f"references of chunk {cid}"
+                found = chunks.find(cid)
+                assert found is not None
+                assert found[0] not in places, f"two chunks at {found[0]}"
+                places.add(found[0])
+                segment = found[0] >> LOCATION_BITS
+                live[segment] = live.get(segment, 0) + 1
+        assert not counted, f"maps refer to dead chunks {sorted(counted)[:5]}"
+        assert live == {s: n for s, n in chunks.live.items() if n}, "live counts of segments"
+        assert sum(live.values()) == chunks.live_total, "live total"
+        self._validate_indexes()
+
+    def _count_references(self) -> dict[int, int]:
+        counted: dict[int, int] = {}
+        for object_id, _ in self.state.objects(None, b"", 1 << 40):
+            for _, cid in self.state.placed(object_id, 0, 1 << 32):
+                counted[cid] = counted.get(cid, 0) + 1
+        for prepared in self.outcomes.prepared.values():
+            for change in prepared.changes:
+                for operation in change.operations:
+                    if isinstance(operation, Placed):
+                        for cid in filter(None, operation.cids):
+                            counted[cid] = counted.get(cid, 0) + 1
+        return counted
+
+    def _validate_indexes(self) -> None:
+        state = self.state
+        by_group = 0
+        everything = state.objects(None, b"", 1 << 40)
+        for group in {head.group for o, _ in everything if (head := state.head(o))}:
+            members = state.objects(group, b"", 1 << 40)
+            assert all((h := state.head(o)) and h.group == group for o, _ in members), "group index"
+            by_group += len(members)
+        assert by_group == len(everything), "an object is in no group's index"
+        marked = {o for o, _ in everything if state.get(o, MARK) is not None}
+        assert marked == state.marked, "index of marked objects"
+        locked = {c.object_id for p in self.outcomes.prepared.values() for c in p.changes}
+        assert locked == set(self.outcomes.locked), "objects of prepared transactions"
+
+
+_ENACT: dict[type, Callable[..., None]] = {
+    Commit: Contents.on_commit,
+    Abort: Contents.on_abort,
+    Stable: Contents.on_stable,
+    ForgetClient: Contents.on_forget_client,
+    ForgetOutcomes: Contents.on_forget_outcomes,
+    Fact: Contents.on_fact,
+}
+
+
+def locations(runs: Iterable[Run]) -> "array[int]":
+    """Return the location of every block of the runs."""
+    found = array("Q")
+    for first, count in runs:
+        found.extend(range(first, first + count))
+    return found
+
+
+def _identities(changes: Sequence[ResolvedChange]) -> bytes:
+    return b"".join(
+        operation.identities
+        for change in changes
+        for operation in change.operations
+        if type(operation) is Placed
+    )

@@ -1,0 +1,242 @@
+"""The port to one brick's medium, and its real shape: a directory.
+
+A brick has a superblock (a few hundred bytes, replaced atomically), numbered segments of one size,
+and a table (the checkpoint). Everything here blocks; the callers know on which thread they are.
+
+A directory brick:
+
+    brick.json           superblock
+    lock                 flock: one daemon a brick
+    segments/00000017    segment 17, preallocated, written O_DIRECT, read through the page cache
+    checkpoint/          LMDB
+
+Invariants of any Disk:
+  * `write` is not durable and may be torn; `sync` makes earlier writes to the segments durable;
+  * `write_superblock` and `create_segment` are durable and atomic when they return;
+  * a read after a write returned sees it (O_DIRECT writes drop the page cache of their range).
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from clusterfs.errors import SetupError
+from clusterfs.store.table import LmdbTable, Table
+
+Buffer = bytes | bytearray | memoryview
+
+_RESERVE_BYTES = 1 << 30
+
+
+class Disk(Protocol):
+    """One brick's medium."""
+
+    def lock(self) -> None:
+        """Make sure nobody else has the brick open. Raises SetupError."""
+
+    def read_superblock(self) -> bytes | None:
+        """Return the superblock, or None if the brick is new."""
+
+    def write_superblock(self, content: bytes) -> None:
+        """Replace the superblock, durably and atomically."""
+
+    def open_table(self) -> Table:
+        """Open the checkpoint's table."""
+
+    def segments(self) -> list[int]:
+        """Return the numbers of the segments that exist."""
+
+    def create_segment(self, segment: int, size_bytes: int) -> None:
+        """Preallocate a segment, durably. Raises OSError (ENOSPC)."""
+
+    def write(self, segment: int, offset: int, content: memoryview) -> None:
+        """Write whole blocks. `content` is page-aligned memory."""
+
+    def sync(self, segments: Iterable[int]) -> None:
+        """Make every earlier write to these segments durable."""
+
+    def read(self, segment: int, offset: int, length: int) -> bytes:
+        """Read; may block."""
+
+    def read_direct(self, segment: int, offset: int, length: int) -> bytes:
+        """Read from the medium itself, past every cache; may block."""
+
+    def read_nowait(self, segment: int, offset: int, length: int) -> bytes | None:
+        """Read what needs no I/O; None if it would block."""
+
+    def free_bytes(self) -> int:
+        """Return how much new segments may take."""
+
+    def close(self) -> None:
+        """Let go of everything, the lock last."""
+
+
+class DirectoryDisk:
+    """A brick in a directory of an ordinary filesystem (ext4, XFS)."""
+
+    def __init__(self, path: Path, *, reserve_bytes: int = _RESERVE_BYTES) -> None:
+        self.path = path
+        self._reserve_bytes = reserve_bytes
+        self._segments = path / "segments"
+        self._direct: dict[int, int] = {}
+        self._buffered: dict[int, int] = {}
+        self._lock_fd = -1
+
+    def lock(self) -> None:
+        """Create the directories and take the brick's flock."""
+        try:
+            self._segments.mkdir(parents=True, exist_ok=True)
+            self._lock_fd = os.open(
+                self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise SetupError(
+                f"brick {self.path}: {error.strerror}; give a directory this user can write to"
+            ) from error
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            raise SetupError(
+                f"brick {self.path} is in use by another process; stop it, or give another brick"
+            ) from error
+
+    def read_superblock(self) -> bytes | None:
+        """Return brick.json, or None if there is none."""
+        try:
+            return (self.path / "brick.json").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_superblock(self, content: bytes) -> None:
+        """Write beside it, sync, rename over it, sync the directory."""
+        beside = self.path / "brick.json.new"
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, content)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        beside.replace(self.path / "brick.json")
+        _sync_directory(self.path)
+
+    def open_table(self) -> Table:
+        """Open LMDB under checkpoint/."""
+        return LmdbTable(self.path / "checkpoint")
+
+    def segments(self) -> list[int]:
+        """List segments/; a segment that was not completed is removed."""
+        numbers = []
+        for entry in self._segments.iterdir():
+            if entry.suffix == ".new":
+                entry.unlink()
+            else:
+                numbers.append(int(entry.name))
+        return sorted(numbers)
+
+    def create_segment(self, segment: int, size_bytes: int) -> None:
+        """Preallocate beside it, sync, rename, sync the directory."""
+        path = self._segments / f"{segment:08d}"
+        beside = path.with_suffix(".new")
+        try:
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size_bytes)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+        beside.rename(path)
+        _sync_directory(self._segments)
+
+    def write(self, segment: int, offset: int, content: memoryview) -> None:
+        """Write O_DIRECT."""
+        fd = self._direct_fd(segment)
+        written = os.pwrite(fd, content, offset)
+        if written != len(content):
+            raise OSError(errno.EIO, f"short write to segment {segment}")
+
+    def sync(self, segments: Iterable[int]) -> None:
+        """Call fdatasync on each."""
+        for segment in segments:
+            os.fdatasync(self._direct_fd(segment))
+
+    def read(self, segment: int, offset: int, length: int) -> bytes:
+        """Read through the page cache."""
+        return os.pread(self._buffered_fd(segment), length, offset)
+
+    def read_direct(self, segment: int, offset: int, length: int) -> bytes:
+        """Read O_DIRECT into aligned memory."""
+        import mmap  # noqa: PLC0415  the slow path of a damaged block
+
+        with mmap.mmap(-1, length) as memory:
+            got = os.preadv(self._direct_fd(segment), [memory], offset)
+            return memory[:got]
+
+    def read_nowait(self, segment: int, offset: int, length: int) -> bytes | None:
+        """Read only what the page cache has."""
+        into = bytearray(length)
+        try:
+            got = os.preadv(self._buffered_fd(segment), [into], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        return bytes(into) if got == length else None
+
+    def free_bytes(self) -> int:
+        """Return what the filesystem has free, less the reserve for the checkpoint."""
+        status = os.statvfs(self.path)
+        return max(0, status.f_bavail * status.f_frsize - self._reserve_bytes)
+
+    def close(self) -> None:
+        """Close all descriptors; closing the lock's lets it go."""
+        for fd in (*self._direct.values(), *self._buffered.values()):
+            os.close(fd)
+        self._direct.clear()
+        self._buffered.clear()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _direct_fd(self, segment: int) -> int:
+        fd = self._direct.get(segment)
+        if fd is None:
+            path = self._segments / f"{segment:08d}"
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+            except OSError as error:  # tmpfs and some FUSE filesystems have no O_DIRECT
+                if error.errno != errno.EINVAL:
+                    raise
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = _keep(self._direct, segment, fd)
+        return fd
+
+    def _buffered_fd(self, segment: int) -> int:
+        fd = self._buffered.get(segment)
+        if fd is None:
+            fd = os.open(self._segments / f"{segment:08d}", os.O_RDONLY | os.O_CLOEXEC)
+            # No readahead: it would fill the cache with blocks the log is about to overwrite.
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            fd = _keep(self._buffered, segment, fd)
+        return fd
+
+
+def _keep(table: dict[int, int], segment: int, fd: int) -> int:
+    """Remember the descriptor; if another thread was faster, use that one."""
+    kept = table.setdefault(segment, fd)
+    if kept != fd:
+        os.close(fd)
+    return kept
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,100 @@
+"""From payload to chunks: which blocks are zeros, which the brick already has, which are new.
+
+A block's identity is its keyed BLAKE3; the key is the cluster's secret, so nobody outside can build
+two blocks with one identity. A block of zeros is a hole. A hint that the chunk table confirms gives
+the chunk; any other block becomes a new chunk.
+
+Invariant: the new chunks of one transaction have consecutive cids, in payload order.
+"""
+
+from array import array
+from collections.abc import Sequence
+
+from blake3 import blake3
+from xxhash import xxh3_64_intdigest
+
+from clusterfs.store.format import ZERO_BLOCK
+from clusterfs.store.hints import Hints
+from clusterfs.store.objects import BLOCK_BYTES, Change, Write
+from clusterfs.store.records import HOLE, IDENTITY_BYTES, Placed, Resolved, ResolvedChange
+
+
+class Ingested:
+    """A payload that found its chunks."""
+
+    __slots__ = ("changes", "checksums", "first_cid", "fresh", "ranges")
+
+    def __init__(self, first_cid: int) -> None:
+        self.changes: list[ResolvedChange] = []
+        self.first_cid = first_cid
+        self.fresh: dict[bytes, int] = {}  # identity -> cid of each new chunk, in order
+        self.checksums: list[int] = []
+        self.ranges: list[tuple[int, int]] = []  # bytes of the payload that become new chunks
+
+
+class Ingest:
+    """Resolves transactions."""
+
+    def __init__(self, hints: Hints, key: bytes) -> None:
+        self._hints = hints
+        self._key = key
+        self.zero_identity = self.identity(ZERO_BLOCK)
+        self.deduplicated = 0
+
+    def identity(self, block: bytes | memoryview) -> bytes:
+        """Return a block's identity."""
+        return blake3(block, key=self._key).digest(IDENTITY_BYTES)
+
+    def resolve(self, changes: Sequence[Change], payload: memoryview, next_cid: int) -> Ingested:
+        """Give every written block its chunk. Changes nothing."""
+        result = Ingested(next_cid)
+        at = 0
+        for change in changes:
+            operations: list[Resolved] = []
+            for operation in change.operations:
+                if type(operation) is Write:
+                    end = at + operation.count * BLOCK_BYTES
+                    operations.append(self._place(operation.first, payload, at, end, result))
+                    at = end
+                else:
+                    operations.append(operation)  # type: ignore[arg-type]
+            result.changes.append(
+                ResolvedChange(
+                    change.object_id, change.group, change.expected, change.version, operations
+                )
+            )
+        return result
+
+    def _place(
+        self, first: int, payload: memoryview, at: int, end: int, result: Ingested
+    ) -> Placed:
+        cids = array("Q")
+        identities: list[bytes] = []
+        key, zero, find = self._key, self.zero_identity, self._hints.find
+        fresh, ranges = result.fresh, result.ranges
+        while at < end:
+            following = at + BLOCK_BYTES
+            block = payload[at:following]
+            identity = blake3(block, key=key).digest(IDENTITY_BYTES)
+            if identity == zero:
+                cid = HOLE
+            elif known := fresh.get(identity) or find(identity):
+                cid = known
+                self.deduplicated += 1
+            else:
+                cid = fresh[identity] = result.first_cid + len(fresh)
+                identities.append(identity)
+                result.checksums.append(xxh3_64_intdigest(block))
+                if ranges and ranges[-1][1] == at:
+                    ranges[-1] = (ranges[-1][0], following)
+                else:
+                    ranges.append((at, following))
+            cids.append(cid)
+            at = following
+        return Placed(first, cids, b"".join(identities))
+
+    def learn(self, result: Ingested) -> None:
+        """The new chunks are in the table: later blocks may share them."""
+        add = self._hints.add
+        for identity, cid in result.fresh.items():
+            add(identity, cid)

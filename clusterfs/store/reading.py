@@ -1,0 +1,147 @@
+"""Reading blocks: from the log's RAM buffers, the page cache, or the disk; all of it verified.
+
+Adjacent blocks become one read. What the page cache has is read at once; the rest on one worker
+thread per call. A block that does not match its checksum is read again past all caches before it is
+called damaged.
+
+Invariant: nothing is returned that does not have the checksum the chunk table promises.
+"""
+
+from array import array
+from collections.abc import Callable
+
+import trio
+from xxhash import xxh3_64_intdigest
+
+from clusterfs.errors import ChunkCorrupted, WouldBlock
+from clusterfs.store.chunks import ChunkTable
+from clusterfs.store.disk import Disk
+from clusterfs.store.format import LOCATION_BITS, LOCATION_MASK, ZERO_BLOCK
+from clusterfs.store.hints import Hints
+from clusterfs.store.log import Log
+from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.segments import Segments
+
+
+class _Extent:
+    """Some blocks that lie one behind the other on disk and in the result."""
+
+    __slots__ = ("checksums", "cids", "data", "location")
+
+    def __init__(self, location: int) -> None:
+        self.location = location
+        self.checksums: list[int] = []
+        self.cids: list[int] = []
+        self.data: bytes | None = None
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Return (segment, offset, length)."""
+        return (
+            self.location >> LOCATION_BITS,
+            (self.location & LOCATION_MASK) * BLOCK_BYTES,
+            len(self.cids) * BLOCK_BYTES,
+        )
+
+    def wrong(self) -> list[int]:
+        """Return the indexes of the blocks that do not match."""
+        data = memoryview(self.data or b"")
+        return [
+            index
+            for index, checksum in enumerate(self.checksums)
+            if xxh3_64_intdigest(data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != checksum
+        ]
+
+
+class Reader:
+    """Turns cids into verified bytes."""
+
+    def __init__(
+        self, disk: Disk, chunks: ChunkTable, segments: Segments, log: Log, hints: Hints
+    ) -> None:
+        self._disk = disk
+        self._chunks = chunks
+        self._segments = segments
+        self._log = log
+        self._hints = hints
+        self.waits = 0
+
+    def read_nowait(self, cids: "array[int]") -> bytes:
+        """Return the blocks. Raises WouldBlock if the disk, or a second look at it, is needed."""
+        parts = self._plan(cids)
+        for part in parts:
+            if isinstance(part, _Extent):
+                part.data = self._disk.read_nowait(*part.place)
+                if part.data is None or part.wrong():
+                    raise WouldBlock("the blocks are not in memory")
+        return _join(parts)
+
+    async def read(self, cids: "array[int]") -> bytes:
+        """Return the blocks. Raises ChunkCorrupted."""
+        parts = self._plan(cids)
+        missing = []
+        for part in parts:
+            if isinstance(part, _Extent):
+                part.data = self._disk.read_nowait(*part.place)
+                if part.data is None or part.wrong():
+                    missing.append(part)
+        if missing:
+            self.waits += 1
+            # The cleaner may move these chunks meanwhile; the pins keep their old places intact.
+            pinned = [part.location >> LOCATION_BITS for part in missing]
+            for segment in pinned:
+                self._segments.pin(segment)
+            try:
+                wrong = await trio.to_thread.run_sync(_read_all, self._disk, missing)
+            finally:
+                for segment in pinned:
+                    self._segments.unpin(segment)
+            if wrong:
+                self._hints.damaged.update(wrong)
+                raise ChunkCorrupted(f"chunks {wrong[:5]} do not have their checksums")
+        return _join(parts)
+
+    def _plan(self, cids: "array[int]") -> list[bytes | memoryview | _Extent]:
+        parts: list[bytes | memoryview | _Extent] = []
+        extent: _Extent | None = None
+        for cid in cids:
+            if not cid:
+                parts.append(ZERO_BLOCK)
+                extent = None
+                continue
+            found = self._chunks.find(cid)
+            assert found is not None, f"chunk {cid} is in a map but dead"
+            location, checksum = found
+            if (memory := self._log.in_memory(location)) is not None:
+                parts.append(bytes(memory))
+                extent = None
+                continue
+            if extent is None or extent.location + len(extent.cids) != location:
+                extent = _Extent(location)
+                parts.append(extent)
+            extent.cids.append(cid)
+            extent.checksums.append(checksum)
+        return parts
+
+
+def _read_all(disk: Disk, extents: list[_Extent]) -> list[int]:
+    """Read each extent, the wrong ones again from the medium; return the cids still wrong."""
+    damaged: list[int] = []
+    for extent in extents:
+        _read_one(extent, disk.read)
+        if extent.wrong():
+            _read_one(extent, disk.read_direct)
+            damaged += [extent.cids[index] for index in extent.wrong()]
+    return damaged
+
+
+def _read_one(extent: _Extent, read: Callable[[int, int, int], bytes]) -> None:
+    try:
+        extent.data = read(*extent.place)
+    except OSError:  # a bad sector: the blocks are damaged, the brick goes on
+        extent.data = b""
+
+
+def _join(parts: list[bytes | memoryview | _Extent]) -> bytes:
+    pieces = [(part.data or b"") if isinstance(part, _Extent) else part for part in parts]
+    return pieces[0] if len(pieces) == 1 and isinstance(pieces[0], bytes) else b"".join(pieces)

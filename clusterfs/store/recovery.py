@@ -1,0 +1,233 @@
+"""Replay: the log from the checkpoint to its end, or an error if what was durable is gone.
+
+The walk goes by contiguous ids and the chain of checksums. It stops at the first log that is
+missing or not valid. Then everything valid beyond is searched for its `durable`: if any header says
+that the missing log was durable, this is media damage: nothing is truncated and BrickDamaged is
+raised. Otherwise it is the torn tail of a crash, and the log goes on there.
+
+A transaction acts only when its COMMIT fragment is inside the valid run.
+
+Closed here, each with a test of its name in tests/crash (the holes are those of dm-writeboost):
+  * a flipped bit in an old log does not drop the newer ones silently;
+  * a lost log does not let the former lap's log in its place be applied;
+  * a stale log after a rewritten one is not applied, however valid by itself;
+  * ids and lengths are believed only under the checksum.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from clusterfs.errors import BrickDamaged
+from clusterfs.store.contents import Contents, Run
+from clusterfs.store.disk import Disk
+from clusterfs.store.format import (
+    BEGIN,
+    COMMIT,
+    LOCATION_BITS,
+    Fragment,
+    Header,
+    fragments_of,
+    parse_header,
+    records_of,
+    verify_log,
+)
+from clusterfs.store.log import SMALL_TAIL_BLOCKS, Tail
+from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.records import decode
+from clusterfs.store.segments import Segments
+
+
+class ValidLog(NamedTuple):
+    """A log whose checksum is right."""
+
+    header: Header
+    content: bytes
+
+
+class LogReader:
+    """Reads logs of one store from its disk; blocks."""
+
+    def __init__(self, disk: Disk, store_id: bytes, size_blocks: int) -> None:
+        self._disk = disk
+        self._store_id = store_id
+        self._size_blocks = size_blocks
+
+    def header(self, segment: int, block: int) -> Header | None:
+        """Return what claims to be a log's header there; nothing is verified."""
+        if block >= self._size_blocks:
+            return None
+        head = self._disk.read(segment, block * BLOCK_BYTES, BLOCK_BYTES)
+        header = parse_header(head, self._store_id)
+        if header is None or (header.segment, header.block) != (segment, block):
+            return None
+        fits = block + header.length_bytes // BLOCK_BYTES <= self._size_blocks
+        return header if fits else None
+
+    def log(self, segment: int, block: int) -> ValidLog | None:
+        """Return the log there if its checksum is right."""
+        header = self.header(segment, block)
+        if header is None:
+            return None
+        content = self._disk.read(segment, block * BLOCK_BYTES, header.length_bytes)
+        return ValidLog(header, content) if verify_log(content, header) else None
+
+    def chain(self, segment: int, first_id: int, last_id: int) -> Iterator[ValidLog]:
+        """Yield the segment's logs with these ids, from its first block, while they are valid."""
+        block = 0
+        for log_id in range(first_id, last_id + 1):
+            log = self.log(segment, block)
+            if log is None or log.header.id != log_id:
+                return
+            yield log
+            block += len(log.content) // BLOCK_BYTES
+
+    def anywhere(self, segment: int, block: int) -> Iterator[ValidLog]:
+        """Yield every valid log in the segment from that block on, aligned or not to its chain."""
+        while block < self._size_blocks:
+            log = self.log(segment, block)
+            if log is None:
+                block += 1
+            else:
+                yield log
+                block += len(log.content) // BLOCK_BYTES
+
+
+class Recovered(NamedTuple):
+    """Where the log goes on."""
+
+    tail: Tail
+    epoch: int  # the highest seen
+    replayed: int  # logs
+    touched: set[int]  # segments with logs that may not be durable yet
+
+
+class Recovery:
+    """One replay. Runs on a worker thread before anybody else uses the store."""
+
+    def __init__(
+        self, disk: Disk, reader: LogReader, contents: Contents, segments: Segments
+    ) -> None:
+        self._disk = disk
+        self._reader = reader
+        self._contents = contents
+        self._segments = segments
+        self._pending: list[tuple[Fragment, ValidLog, int]] = []  # of the transaction that is open
+        self._heads: dict[int, list[tuple[int, int]]] = {}  # id -> (segment, _) of first logs
+
+    def run(self, tail: Tail, epoch: int) -> Recovered:
+        """Replay everything after `tail`. Raises BrickDamaged."""
+        self._look_at_segments(tail)
+        touched = {tail.segment} - {-1}
+        replayed, durable = 0, tail.next_id - 1
+        while (log := self._next(tail, epoch)) is not None:
+            self._enter(tail, log)
+            self._apply(log)
+            touched.add(tail.segment)
+            epoch = log.header.epoch
+            durable = max(durable, log.header.durable)
+            replayed += 1
+        self._refuse_damage(tail, durable)
+        self._settle(tail)
+        return Recovered(tail, epoch, replayed, touched)
+
+    def _look_at_segments(self, tail: Tail) -> None:
+        """Note the first log of each segment that the checkpoint does not already cover."""
+        for segment in self._disk.segments():
+            header = self._reader.header(segment, 0)
+            if header is not None and header.id >= tail.next_id:
+                self._heads.setdefault(header.id, []).append((segment, 0))
+
+    def _next(self, tail: Tail, epoch: int) -> ValidLog | None:
+        places = list(self._heads.get(tail.next_id, ()))
+        if tail.segment >= 0:
+            places.insert(0, (tail.segment, tail.block))
+        for segment, block in places:
+            log = self._reader.log(segment, block)
+            if (
+                log is not None
+                and log.header.id == tail.next_id
+                and log.header.previous == tail.previous
+                and log.header.epoch >= epoch
+            ):
+                return log
+        return None
+
+    def _enter(self, tail: Tail, log: ValidLog) -> None:
+        """Move the tail behind the log."""
+        header = log.header
+        if header.segment != tail.segment:
+            if tail.segment >= 0:
+                self._segments.used[tail.segment] = (tail.first_id, tail.next_id - 1)
+            tail.segment, tail.first_id = header.segment, header.id
+        tail.block = header.block + header.length_bytes // BLOCK_BYTES
+        tail.next_id = header.id + 1
+        tail.previous = header.checksum
+
+    def _apply(self, log: ValidLog) -> None:
+        block = log.header.block + 1
+        for fragment in fragments_of(records_of(log.content, log.header)):
+            if fragment.flags & BEGIN:
+                self._pending = []  # an opening that crashed left its last transaction unfinished
+            self._pending.append((fragment, log, block))
+            block += fragment.blocks
+            if fragment.flags & COMMIT:
+                if self._pending[0][0].flags & BEGIN:
+                    enact(self._contents, self._pending)
+                self._pending = []
+
+    def _refuse_damage(self, tail: Tail, durable: int) -> None:
+        """Raise BrickDamaged if any valid log says that the one missing at the tail was durable."""
+        missing = tail.next_id
+        if durable < missing:
+            for log in self._beyond(tail):
+                durable = max(durable, log.header.durable)
+        if durable >= missing:
+            raise BrickDamaged(
+                f"log {missing} (segment {tail.segment}, block {tail.block}) was durable up to "
+                f"{durable} but cannot be read; nothing was changed: "
+                "move the brick away and let the node synchronise a new one"
+            )
+
+    def _beyond(self, tail: Tail) -> Iterator[ValidLog]:
+        if tail.segment >= 0:
+            yield from self._reader.anywhere(tail.segment, tail.block)
+        for log_id, places in self._heads.items():
+            if log_id >= tail.next_id:
+                for segment, block in places:
+                    yield from self._reader.anywhere(segment, block)
+
+    def _settle(self, tail: Tail) -> None:
+        """Tell which segments are used, current and ready."""
+        segments = self._segments
+        if tail.segment >= 0:
+            segments.used.pop(tail.segment, None)
+            if segments.size_blocks - tail.block < SMALL_TAIL_BLOCKS:
+                segments.used[tail.segment] = (tail.first_id, tail.next_id - 1)
+                tail.segment = -1
+            else:
+                segments.current = tail.segment
+        for segment in self._disk.segments():
+            if segment not in segments.used and segment != segments.current:
+                segments.ready.append(segment)
+
+
+def enact(contents: Contents, pieces: list[tuple[Fragment, ValidLog, int]]) -> None:
+    """Do what a complete transaction says. A piece: fragment, its log, its first payload block."""
+    body = b"".join(fragment.body for fragment, _, _ in pieces)
+    runs: list[Run] = []
+    checksums: list[int] = []
+    first_cid = 0
+    for fragment, log, block in pieces:
+        if not fragment.blocks:
+            continue
+        first_cid = first_cid or fragment.first_cid
+        runs.append(((log.header.segment << LOCATION_BITS) + block, fragment.blocks))
+        view = memoryview(log.content)
+        start = (block - log.header.block) * BLOCK_BYTES
+        checksums.extend(
+            xxh3_64_intdigest(view[at : at + BLOCK_BYTES])
+            for at in range(start, start + fragment.blocks * BLOCK_BYTES, BLOCK_BYTES)
+        )
+    contents.enact(decode(body), runs, checksums, first_cid)

@@ -1,0 +1,109 @@
+"""Who may still append how much: the ring, the segments, and the tiers of the reserve.
+
+User data stops first, other transactions later, the cleaner last; so deleting and cleaning work
+when user data gets OutOfSpace. Of what user data may take, one tenth stays empty: that is the
+garbage the cleaner needs to find segments worth cleaning.
+
+Invariant: OutOfSpace and WouldBlock are raised before anything is accepted.
+"""
+
+from typing import NamedTuple
+
+from clusterfs.errors import OutOfSpace, WouldBlock
+from clusterfs.store.chunks import ChunkTable
+from clusterfs.store.log import Log
+from clusterfs.store.objects import BLOCK_BYTES, Change, Put, Remove, Write
+from clusterfs.store.segments import RESERVE_DATA, RESERVE_METADATA, Segments
+
+_CHANGE_BYTES = 96
+_OPERATION_BYTES = 24
+_BLOCK_RECORD_BYTES = 24
+_OPENING_BLOCKS = 8  # headers, a cut at a segment's end
+_HEADER_SHARE = 64  # one header block, at worst, for so many blocks of a long transaction
+
+
+class Space(NamedTuple):
+    """How full the brick is, in bytes."""
+
+    total: int  # what user data may take
+    free: int
+    live: int  # what its chunks take
+    physical: int  # what the segments take of the medium
+
+
+class Need(NamedTuple):
+    """What a transaction takes at worst."""
+
+    data_blocks: int
+    nbytes: int
+
+    @property
+    def blocks(self) -> int:
+        """Return how many blocks of the log that is."""
+        blocks = -(-self.nbytes // BLOCK_BYTES)
+        return blocks + blocks // _HEADER_SHARE + _OPENING_BLOCKS
+
+
+def need_of(changes: tuple[Change, ...]) -> Need:
+    """Return what these changes take at worst."""
+    data_blocks = 0
+    nbytes = _CHANGE_BYTES
+    for change in changes:
+        nbytes += _CHANGE_BYTES
+        for operation in change.operations:
+            kind = type(operation)
+            nbytes += _OPERATION_BYTES
+            if kind is Write:
+                data_blocks += operation.count  # type: ignore[union-attr]
+            elif kind is Put:
+                nbytes += len(operation.key) + len(operation.value)  # type: ignore[union-attr]
+            elif kind is Remove:
+                nbytes += len(operation.key)  # type: ignore[union-attr]
+    return Need(data_blocks, nbytes + data_blocks * (BLOCK_BYTES + _BLOCK_RECORD_BYTES))
+
+
+class Room:
+    """The brick's room."""
+
+    def __init__(self, segments: Segments, chunks: ChunkTable, log: Log) -> None:
+        self._segments = segments
+        self._chunks = chunks
+        self._log = log
+
+    def usable_blocks(self) -> int:
+        """Return how many live blocks user data may have."""
+        segments = self._segments
+        return max(0, segments.limit - RESERVE_DATA) * segments.size_blocks * 9 // 10
+
+    def space(self) -> Space:
+        """Return how full the brick is."""
+        usable, live = self.usable_blocks(), self._chunks.live_total
+        physical = self._segments.count * self._segments.size_blocks
+        return Space(
+            usable * BLOCK_BYTES,
+            max(0, usable - live) * BLOCK_BYTES,
+            live * BLOCK_BYTES,
+            physical * BLOCK_BYTES,
+        )
+
+    def check_space(self, net_blocks: int) -> None:
+        """Raise OutOfSpace if the live data would be too much."""
+        if net_blocks > 0 and self._chunks.live_total + net_blocks > self.usable_blocks():
+            raise OutOfSpace(f"the brick has {self.space().free} bytes free")
+
+    def check_log(self, need: Need) -> None:
+        """Raise WouldBlock if the log cannot take it right now."""
+        if not self.has_segments(need):
+            raise WouldBlock("the log waits for the cleaner or for a new segment")
+        if not self._log.has_ring_room(need.nbytes):
+            raise WouldBlock("the log's RAM buffers are full")
+
+    def has_segments(self, need: Need) -> bool:
+        """Tell whether the segments that are ready have room, in the tier of this need."""
+        segments = self._segments
+        tier = RESERVE_DATA if need.data_blocks else RESERVE_METADATA
+        ready = self._log.segment_room_blocks()
+        uncreated = (segments.free - len(segments.ready)) * segments.size_blocks
+        return ready >= need.blocks and (
+            ready + uncreated - need.blocks >= tier * segments.size_blocks
+        )

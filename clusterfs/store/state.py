@@ -1,0 +1,268 @@
+"""All objects of the brick: heads, keys, block maps, and the chunks the maps refer to.
+
+`perform` makes a resolved change; the door calls it once the change is in the log, replay calls it
+with what the log says, and both arrive at the same state. Everything is in layers over the
+checkpoint's table (see layers.py).
+
+Invariants:
+  * a head (group, version) exists exactly for the objects that exist, and byte for byte one entry
+    in its group's index;
+  * an object without a head has no keys and no map pages;
+  * a map page without a single chunk does not exist;
+  * `marked` holds the objects that have the key MARK.
+"""
+
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from clusterfs.store.chunks import ChunkTable
+from clusterfs.store.layers import Family
+from clusterfs.store.objects import (
+    ABSENT,
+    MARK,
+    Delete,
+    Discard,
+    ObjectId,
+    Put,
+    Remove,
+    Version,
+)
+from clusterfs.store.records import HOLE, Placed, Resolved, ResolvedChange
+from clusterfs.store.table import Table
+
+MAP_BLOCKS = 256  # blocks whose cids one map page holds: 1 MiB of data
+_MAP_BITS = 8
+_MAP_MASK = MAP_BLOCKS - 1
+_MAP_PAGE = bytes(8 * MAP_BLOCKS)
+_PAGE_KEY = struct.Struct(">I")
+_GROUP_KEY = struct.Struct(">H")
+_HEAD = struct.Struct("<HQQ")
+_BEYOND = b"\xff" * 321  # above every key
+
+# What resync gives an object that it is replacing: different from every version a change expects.
+INCOMPLETE = Version(0, 1)
+
+
+class Head(NamedTuple):
+    """What is known of an object as a whole."""
+
+    group: int
+    version: Version
+
+
+def _encode_head(head: Head) -> bytes:
+    return _HEAD.pack(head.group, head.version.epoch, head.version.counter)
+
+
+def _decode_head(value: bytes) -> Head:
+    group, epoch, counter = _HEAD.unpack(value)
+    return Head(group, Version(epoch, counter))
+
+
+def _decode_page(value: bytes) -> "array[int]":
+    return array("Q", value)
+
+
+class State:
+    """Objects and chunks. Belongs to the trio thread, except what a checkpoint freezes."""
+
+    def __init__(self, table: Table) -> None:
+        self.chunks = ChunkTable(table)
+        self._heads: Family[Head] = Family(table, b"O", _encode_head, _decode_head)
+        self._groups: Family[bytes] = Family(table, b"G", bytes, bytes)
+        self._keys: Family[bytes] = Family(table, b"K", bytes, bytes)
+        self._maps: Family[array[int]] = Family(
+            table, b"M", lambda page: page.tobytes(), _decode_page, lambda page: page[:]
+        )
+        self.families: tuple[Family[Head] | Family[bytes] | Family[array[int]], ...] = (
+            self._heads,
+            self._groups,
+            self._keys,
+            self._maps,
+        )
+        self.marked: set[ObjectId] = set()
+
+    # -- questions
+
+    def head(self, object_id: ObjectId) -> Head | None:
+        """Return the object's head, or None if it does not exist."""
+        return self._heads.get(b"", object_id)
+
+    def version(self, object_id: ObjectId) -> Version:
+        """Return the object's version, ABSENT if it does not exist."""
+        head = self._heads.get(b"", object_id)
+        return ABSENT if head is None else head.version
+
+    def get(self, object_id: ObjectId, key: bytes) -> bytes | None:
+        """Return a key's value, or None."""
+        return self._keys.get(object_id, key)
+
+    def scan(
+        self, object_id: ObjectId, prefix: bytes, after: bytes, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` sorted pairs whose key starts with `prefix` and is > `after`."""
+        found: list[tuple[bytes, bytes]] = []
+        if after < prefix:
+            value = self.get(object_id, prefix) if prefix else None
+            found = [] if value is None else [(prefix, value)]
+            after = prefix
+        for pair in self._keys.after(object_id, after, prefix + _BEYOND):
+            if len(found) >= limit:
+                break
+            found.append(pair)
+        return found[:limit]
+
+    def objects(
+        self, group: int | None, after: ObjectId | bytes, limit: int
+    ) -> list[tuple[ObjectId, Version]]:
+        """Return up to `limit` objects with id > `after`, in order, of one group or of all."""
+        found: list[tuple[ObjectId, Version]] = []
+        ids: Iterator[tuple[bytes, object]]
+        if group is None:
+            ids = self._heads.after(b"", after, _BEYOND)
+        else:
+            ids = self._groups.after(_GROUP_KEY.pack(group), after, _BEYOND)
+        for object_id, _ in ids:
+            if len(found) >= limit:
+                break
+            found.append((ObjectId(object_id), self.version(ObjectId(object_id))))
+        return found
+
+    def cids(self, object_id: ObjectId, first: int, count: int) -> "array[int]":
+        """Return the cids of a range of blocks, 0 for holes."""
+        if first >> _MAP_BITS == (first + count - 1) >> _MAP_BITS:
+            page = self._maps.get(object_id, _PAGE_KEY.pack(first >> _MAP_BITS))
+            slot = first & _MAP_MASK
+            return array("Q", bytes(8 * count)) if page is None else page[slot : slot + count]
+        found = array("Q")
+        while count:
+            slot = first & _MAP_MASK
+            size = min(count, MAP_BLOCKS - slot)
+            found += self.cids(object_id, first, size)
+            first += size
+            count -= size
+        return found
+
+    def placed(self, object_id: ObjectId, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (block, cid) of the blocks in [first, end) that are no holes, in order."""
+        for number, page in self._pages(object_id, first >> _MAP_BITS):
+            base = number << _MAP_BITS
+            if base >= end:
+                return
+            for slot, cid in enumerate(page):
+                if cid != HOLE and first <= base + slot < end:
+                    yield base + slot, cid
+
+    # -- changes
+
+    def perform(self, change: ResolvedChange) -> None:
+        """Make one change; its chunks are in the chunk table, its room is given."""
+        object_id = change.object_id
+        for operation in change.operations:
+            kind = type(operation)
+            if kind is Placed:
+                self._place(object_id, operation.first, operation.cids)  # type: ignore[union-attr]
+            elif kind is Delete:
+                self._delete(object_id)
+                return
+            else:
+                self._perform_rare(object_id, operation)
+        old = self._heads.get(b"", object_id)
+        self._heads.put(b"", object_id, Head(change.group, change.version))
+        if old is None or old.group != change.group:
+            if old is not None:
+                self._groups.put(_GROUP_KEY.pack(old.group), object_id, None)
+            self._groups.put(_GROUP_KEY.pack(change.group), object_id, b"")
+
+    def _perform_rare(self, object_id: ObjectId, operation: Resolved) -> None:
+        match operation:
+            case Put(key=key, value=value):
+                self._keys.put(object_id, key, value)
+                if key == MARK:
+                    self.marked.add(object_id)
+            case Remove(key=key):
+                self._keys.put(object_id, key, None)
+                if key == MARK:
+                    self.marked.discard(object_id)
+            case Discard(first=first, count=count):
+                self._discard(object_id, first, first + count)
+            case _:
+                raise AssertionError(operation)
+
+    def hold(self, changes: Sequence[ResolvedChange]) -> None:
+        """Take the references of a prepared transaction."""
+        for cid in _cids_of(changes):
+            self.chunks.take(cid)
+
+    def let_go(self, changes: Sequence[ResolvedChange]) -> None:
+        """Drop the references of a prepared transaction."""
+        for cid in _cids_of(changes):
+            self.chunks.drop(cid)
+
+    def _place(self, object_id: ObjectId, first: int, cids: "array[int]") -> None:
+        take, drop = self.chunks.take, self.chunks.drop
+        at = 0
+        while at < len(cids):
+            block = first + at
+            slot = block & _MAP_MASK
+            size = min(len(cids) - at, MAP_BLOCKS - slot)
+            key = _PAGE_KEY.pack(block >> _MAP_BITS)
+            page = self._maps.own(object_id, key)
+            if page is None:
+                page = array("Q", _MAP_PAGE)
+                self._maps.put(object_id, key, page)
+            has_hole = False
+            for index in range(size):
+                cid, old = cids[at + index], page[slot + index]
+                page[slot + index] = cid
+                if cid:
+                    take(cid)
+                else:
+                    has_hole = True
+                if old:
+                    drop(old)
+            if has_hole and page.count(HOLE) == MAP_BLOCKS:
+                self._maps.put(object_id, key, None)
+            at += size
+
+    def _discard(self, object_id: ObjectId, first: int, end: int) -> None:
+        for number, _ in list(self._pages(object_id, first >> _MAP_BITS)):
+            base = number << _MAP_BITS
+            low, high = max(first, base), min(end, base + MAP_BLOCKS)
+            if low < high:
+                self._place(object_id, low, array("Q", bytes(8 * (high - low))))
+
+    def _delete(self, object_id: ObjectId) -> None:
+        head = self._heads.get(b"", object_id)
+        if head is None:
+            return
+        for key, _ in list(self._keys.after(object_id, b"", _BEYOND)):
+            self._keys.put(object_id, key, None)
+        for number, page in list(self._pages(object_id, 0)):
+            for cid in page:
+                if cid:
+                    self.chunks.drop(cid)
+            self._maps.put(object_id, _PAGE_KEY.pack(number), None)
+        self.marked.discard(object_id)
+        self._groups.put(_GROUP_KEY.pack(head.group), object_id, None)
+        self._heads.put(b"", object_id, None)
+
+    def _pages(self, object_id: ObjectId, first: int) -> Iterator[tuple[int, "array[int]"]]:
+        """Yield the object's map pages from number `first` on, in order."""
+        after = _PAGE_KEY.pack(first - 1) if first else b""
+        for key, page in self._maps.after(object_id, after, b"\xff" * 5):
+            yield _PAGE_KEY.unpack(key)[0], page
+
+    @property
+    def dirty_count(self) -> int:
+        """Return roughly how many records the next checkpoint writes."""
+        return self.chunks.dirty_count + sum(family.dirty_count for family in self.families)
+
+
+def _cids_of(changes: Sequence[ResolvedChange]) -> Iterator[int]:
+    for change in changes:
+        for operation in change.operations:
+            if isinstance(operation, Placed):
+                yield from (cid for cid in operation.cids if cid != HOLE)

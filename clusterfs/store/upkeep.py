@@ -1,0 +1,193 @@
+"""What keeps the store going by itself: new segments, checkpoints, cleaning, the durable mark.
+
+One task does these one after the other, whenever `poke` says something changed. Worker threads do
+the slow parts; the trio thread is held only for the moments in between.
+
+Invariants:
+  * at most one checkpoint at a time;
+  * a failure of the medium makes the brick read-only and ends the task.
+"""
+
+import errno
+
+import trio
+
+from clusterfs.errors import BrickFailed
+from clusterfs.store.checkpoint import Checkpoint
+from clusterfs.store.cleaning import Cleaner
+from clusterfs.store.disk import Disk
+from clusterfs.store.log import Log
+from clusterfs.store.segments import RESERVE_DATA, Segments
+from clusterfs.store.state import State
+
+_READY_SEGMENTS = 2
+_MARK_AFTER_S = 0.25
+_DIRTY_RECORDS = 200_000
+
+
+class Upkeep:
+    """The store's own work."""
+
+    def __init__(  # noqa: PLR0913  it brings the parts together
+        self,
+        disk: Disk,
+        segments: Segments,
+        state: State,
+        log: Log,
+        checkpoint: Checkpoint,
+        cleaner: Cleaner,
+        *,
+        epoch: int,
+        segment_bytes: int,
+        checkpoint_bytes: int,
+    ) -> None:
+        self._disk = disk
+        self._segments = segments
+        self._state = state
+        self._log = log
+        self._checkpoint = checkpoint
+        self._cleaner = cleaner
+        self._epoch = epoch
+        self._segment_bytes = segment_bytes
+        self._checkpoint_bytes = checkpoint_bytes
+        self._checkpointed_at = 0
+        self._wanted_blocks = 0
+        self._poked = trio.Event()
+        self._stopping = False
+        self._stopped = trio.Event()
+        self._busy = trio.Lock()
+        self.progress = trio.lowlevel.ParkingLot()  # who waits for room in the segments
+
+    def poke(self, wanted_blocks: int = 0) -> None:
+        """Say that something may be due; somebody may wait for so much room."""
+        self._wanted_blocks = max(self._wanted_blocks, wanted_blocks)
+        self._poked.set()
+
+    def poke_if_due(self) -> None:
+        """Say so if the log grew enough; cheap, after every append."""
+        if (
+            self._log.bytes_written - self._checkpointed_at >= self._checkpoint_bytes
+            or len(self._segments.ready) < _READY_SEGMENTS
+        ):
+            self._poked.set()
+
+    async def run(self) -> None:
+        """Work until `stop` or until the brick fails."""
+        try:
+            while not self._stopping:
+                position = self._log.position
+                with trio.move_on_after(_MARK_AFTER_S):
+                    await self._poked.wait()
+                if self._poked.is_set():
+                    self._poked = trio.Event()
+                    await self.tend()
+                elif position == self._log.position:
+                    self._log.mark_durable()
+        except BrickFailed:
+            pass  # everybody else learns it from the log
+        finally:
+            self._stopped.set()
+            self.progress.unpark_all()
+
+    async def stop(self) -> None:
+        """End the task between two pieces of work."""
+        self._stopping = True
+        self._poked.set()
+        await self._stopped.wait()
+
+    async def tend(self) -> None:
+        """Do what is due."""
+        await self.make_segments()
+        if self._is_checkpoint_due():
+            await self.take_checkpoint()
+        await self._clean_while_short()
+        await self.make_segments()
+        self._wanted_blocks = 0
+        self.progress.unpark_all()
+
+    async def make_segments(self) -> None:
+        """Create segments until enough are ready, or there may be no more."""
+        segments = self._segments
+        while self._wants_segments() and segments.count < segments.limit:
+            number = segments.next_number
+            try:
+                await trio.to_thread.run_sync(
+                    self._disk.create_segment, number, self._segment_bytes
+                )
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    self._log.fail(error)
+                    raise BrickFailed(f"cannot create segment {number}: {error}") from error
+                segments.limit = segments.count  # others filled the filesystem
+                return
+            segments.ready.append(number)
+            self.progress.unpark_all()
+
+    def _wants_segments(self) -> bool:
+        ready = len(self._segments.ready)
+        return (
+            ready < _READY_SEGMENTS
+            or self._log.segment_room_blocks()
+            < self._wanted_blocks + RESERVE_DATA * self._segments.size_blocks
+        )
+
+    def _is_checkpoint_due(self) -> bool:
+        grown = self._log.bytes_written - self._checkpointed_at
+        if grown >= self._checkpoint_bytes or self._state.dirty_count >= _DIRTY_RECORDS:
+            return True
+        return grown > 0 and self._is_short() and self._gains()
+
+    def _gains(self) -> bool:
+        """Tell whether a checkpoint now would free a segment."""
+        return bool(self._segments.reusable(self._state.chunks.live, self._log.position))
+
+    def _is_short(self) -> bool:
+        segments = self._segments
+        wanted = -(-self._wanted_blocks // segments.size_blocks)
+        return segments.free <= max(RESERVE_DATA + 1 + wanted, segments.limit // 16)
+
+    async def _clean_while_short(self) -> None:
+        for _ in range(self._segments.limit):
+            if not self._is_short() or self._stopping:
+                return
+            victim = self._segments.victim(self._state.chunks.live)
+            if victim is None:
+                if not self._segments.used or not self._unchecked():
+                    return
+                await self.take_checkpoint()
+                continue
+            await self.make_segments()
+            live = self._state.chunks.live.get(victim, 0)
+            if self._log.segment_room_blocks() < live + live // 16 + 16:
+                return
+            await self._cleaner.clean(victim)
+            await self.take_checkpoint()
+            self.progress.unpark_all()
+
+    def _unchecked(self) -> bool:
+        """Tell whether a used segment waits for a checkpoint before it can be cleaned."""
+        checkpointed = self._segments.checkpointed_id
+        return any(last > checkpointed for _, last in self._segments.used.values())
+
+    @property
+    def relocated(self) -> int:
+        """Return how many blocks the cleaner moved."""
+        return self._cleaner.moved
+
+    async def take_checkpoint(self) -> None:
+        """Write the state to the table. Raises BrickFailed."""
+        async with self._busy:
+            self._log.seal()
+            last = self._log.last_sealed
+            if last is None:
+                return  # nothing was logged since the store was opened
+            self._checkpointed_at = self._log.bytes_written
+            image = self._checkpoint.freeze(last, self._log.tail, self._epoch)
+            await self._log.sync(last.id)
+            try:
+                await trio.to_thread.run_sync(self._checkpoint.write, image)
+            except OSError as error:
+                self._log.fail(error)
+                raise BrickFailed(f"checkpoint: {error}") from error
+            self._checkpoint.finish(image)
+            self.progress.unpark_all()
