@@ -147,8 +147,9 @@ class Mount:
     async def detach(self, patience_s: float = _PATIENCE_S) -> None:
         """Unmount and let `run` return. Requests are answered meanwhile.
 
-        If somebody uses the mount, or it cannot be emptied in time, dirty pages are written and caches dropped, and what is still
-        open gives errors from then on: nobody may read what this node no longer has locked.
+        If somebody uses the mount, dirty pages are written and caches dropped, and what is still
+        open gives errors from then on: nobody may read what this node no longer has locked. The
+        same, if the mount cannot be emptied in time.
         """
         with trio.move_on_after(patience_s):
             if await trio.to_thread.run_sync(unmount, self.mountpoint, abandon_on_cancel=True):

@@ -5,8 +5,9 @@ daemon's lease is over, other nodes change those files. The supervisor shares me
 (beat.py), holds a duplicate of its /dev/fuse descriptor, and
 
   * just before the end of a lease that was not renewed: drops all dentries, and attributes and
-    pages of every inode of the table. A daemon that comes back after a gap in its beats with its lease over
-    may just have answered a READ from what it knew before, so the caches are dropped once more;
+    pages of every inode of the table. A daemon that comes back after a gap in its beats with its
+    lease over may just have answered a READ from what it knew before, so the caches are dropped
+    once more;
   * at the daemon's death: aborts the connection, so that nothing more is served or waited for,
     drops the caches, unmounts lazily, and reports that this node's caches are gone.
 

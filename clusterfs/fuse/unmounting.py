@@ -13,6 +13,7 @@ from typing import NamedTuple
 _MNT_FORCE = 1
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+_FUSECTL = "/sys/fs/fuse/connections"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,12 +41,14 @@ def connection_at(mountpoint: str) -> int | None:
 
 def abort_connection(connection: int, mountpoint: str) -> None:
     """Fail every request of the mount, now and for good. Does nothing if it is gone."""
-    try:
-        Path(f"/sys/fs/fuse/connections/{connection}/abort").write_text("1")
-    except OSError:
-        # fusectl is not mounted, or the connection is gone: a forced unmount aborts it too.
-        if connection_at(mountpoint) == connection:
-            _umount(mountpoint, _MNT_FORCE | _UMOUNT_NOFOLLOW)
+    if _abort_through_fusectl(connection):
+        return
+    # fusectl is not mounted, or the connection is gone.
+    if connection_at(mountpoint) == connection:
+        _umount(mountpoint, _MNT_FORCE | _UMOUNT_NOFOLLOW)  # aborts even if it is busy
+    else:
+        _libc.mount(b"fusectl", os.fsencode(_FUSECTL), b"fusectl", 0, None)
+        _abort_through_fusectl(connection)
 
 
 def unmount_lazily(connection: int, mountpoint: str) -> None:
@@ -67,6 +70,14 @@ def syncfs(mountpoint: str) -> None:
         _libc.syncfs(directory)
     finally:
         os.close(directory)
+
+
+def _abort_through_fusectl(connection: int) -> bool:
+    try:
+        Path(f"{_FUSECTL}/{connection}/abort").write_text("1")
+    except OSError:
+        return False
+    return True
 
 
 def _umount(mountpoint: str, flags: int) -> int:

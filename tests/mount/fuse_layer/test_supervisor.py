@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,31 @@ def test_a_request_that_waits_ends_with_the_daemon(
     reading = background(path.read_bytes)
     eventually(lambda: served.ask("waiting", tag="page 0"), "the read is parked")
     served.signal_daemon(signal.SIGKILL)
+    with pytest.raises(OSError, match=r"endpoint|abort"):
+        reading.outcome()
+
+
+@pytest.fixture
+def _without_fusectl() -> Iterator[None]:
+    unmount = ["umount", "/sys/fs/fuse/connections"]
+    was_mounted = subprocess.run(unmount, check=False, capture_output=True).returncode == 0
+    yield
+    if not was_mounted:
+        subprocess.run(unmount, check=False, capture_output=True)
+
+
+@pytest.mark.usefixtures("_without_fusectl")
+def test_a_mount_that_was_detached_while_busy_ends_with_the_daemon(
+    served: Any, background: Callable[..., Any], eventually: Callable[..., Any]
+) -> None:
+    path = served.directory / "file"
+    path.write_bytes(b"x" * PAGE)
+    served.ask("park", tag="page 0")
+    reading = background(path.read_bytes)
+    eventually(lambda: served.ask("waiting", tag="page 0"), "the read is parked")
+    subprocess.run(["umount", "-l", served.directory], check=True)
+    served.signal_daemon(signal.SIGKILL)
+    assert served.process.wait(20) == 128 + signal.SIGKILL
     with pytest.raises(OSError, match=r"endpoint|abort"):
         reading.outcome()
 
