@@ -9,7 +9,6 @@ the kernel can have requests, so requests that wait for a lock hold up nobody el
 """
 
 import os
-import select
 import stat
 import threading
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.unmounting import (
     abort_connection,
     connection_at,
+    is_over,
     mounts_at,
     syncfs,
     unmount,
@@ -129,9 +129,7 @@ class Mount:
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         """End `run` some time after an abort of the connection, whatever requests still wait."""
-        poll = select.poll()
-        poll.register(native.session_fd(), 0)
-        while not poll.poll(0):  # noqa: ASYNC110  nothing tells us: pyfuse3 owns the descriptor
+        while not is_over(native.session_fd()):  # noqa: ASYNC110  nothing tells us: pyfuse3 owns the descriptor
             await trio.sleep(_WATCH_S)
         await trio.sleep(_GRACE_S)
         scope.cancel()

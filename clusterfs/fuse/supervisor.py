@@ -42,7 +42,7 @@ from clusterfs.fuse.beat import (
     received_attachment,
 )
 from clusterfs.fuse.dropping import Dropping
-from clusterfs.fuse.unmounting import abort_connection, unmount_lazily
+from clusterfs.fuse.unmounting import abort_connection, is_over, unmount_lazily
 
 PERIOD_S = 0.25
 _EARLY_NS = 100_000_000  # dropping takes a moment, and shall be over when the lease is
@@ -280,7 +280,8 @@ class Supervisor:
             while self._attach():
                 pass
         if self._fd >= 0:
-            abort_connection(self._connection, self._mountpoint)
+            if not is_over(self._fd):
+                abort_connection(self._connection, self._mountpoint)
             self._drop_caches(_after(_GIVE_UP_S))
             unmount_lazily(self._connection, self._mountpoint)
             os.close(self._fd)

@@ -7,6 +7,7 @@ supervisor must never unmount what somebody else mounted at the same place meanw
 import ctypes
 import errno
 import os
+import select
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,15 +41,22 @@ def connection_at(mountpoint: str) -> int | None:
 
 
 def abort_connection(connection: int, mountpoint: str) -> None:
-    """Fail every request of the mount, now and for good. Does nothing if it is gone."""
+    """Fail every request of the mount, now and for good."""
     if _abort_through_fusectl(connection):
         return
     # fusectl is not mounted, or the connection is gone.
     if connection_at(mountpoint) == connection:
         _umount(mountpoint, _MNT_FORCE | _UMOUNT_NOFOLLOW)  # aborts even if it is busy
-    else:
+    elif not mounts_at(_FUSECTL):
         _libc.mount(b"fusectl", os.fsencode(_FUSECTL), b"fusectl", 0, None)
         _abort_through_fusectl(connection)
+
+
+def is_over(fd: int) -> bool:
+    """Tell whether the connection of this /dev/fuse descriptor was aborted or unmounted."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def unmount_lazily(connection: int, mountpoint: str) -> None:
