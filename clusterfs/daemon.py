@@ -1,0 +1,451 @@
+"""One node: the composition root, the only module that knows every other.
+
+A node's life: open the brick, join the cluster, mount, serve until it is unmounted, leave. A node
+that the others had to remove (its lease ended) drops what it had cached, joins again as a new
+incarnation, and goes on; programs on its mount notice a pause.
+
+Invariants:
+  * a view is entered by the volume first (its gate closes), then by the locks, then messages that
+    were sent in it are delivered: so nobody is granted a lock before the data behind it is safe;
+  * the mesh lists exactly the members that are UP;
+  * the beat tells the supervisor how long what the kernel caches may be believed.
+"""
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from clusterfs import control, observe
+from clusterfs.cluster.joining import Applicant
+from clusterfs.cluster.membership import replica_set
+from clusterfs.cluster.node import Membership
+from clusterfs.cluster.providers import Identity, Registration
+from clusterfs.cluster.providers.local import LocalProvider
+from clusterfs.cluster.providers.local_file import report_caches_dropped
+from clusterfs.cluster.views import State, View, mask_of, nodes_of
+from clusterfs.config import Config
+from clusterfs.errors import SetupError
+from clusterfs.fs.filesystem import Filesystem, Settings
+from clusterfs.fuse.beat import Beat
+from clusterfs.fuse.cached import CachedInodes
+from clusterfs.fuse.late import MountKernel
+from clusterfs.fuse.mount import Mount, MountOptions
+from clusterfs.fuse.operations import Operations
+from clusterfs.fuse.supervisor import ReadyPipe
+from clusterfs.store.disk import DirectoryDisk
+from clusterfs.store.store import Options, Store
+from clusterfs.volume.brick import Brick
+from clusterfs.volume.volume import Volume
+from dlm.errors import LockLost
+from dlm.messages import BadMessage
+from dlm.net import Answer, Malformed, Mesh, Peer, Refused
+from dlm.node import Lockspace
+
+LOCKS = 1  # the mesh's channel of the lock manager; the volume's is 2
+_BEAT_S = 0.1
+_NO_CALLS = 1
+
+
+def run(
+    config: Config,
+    source: Path,
+    mountpoint: Path,
+    kernel_options: tuple[str, ...],
+    beat: Beat,
+    ready: ReadyPipe,
+) -> int:
+    """Run one node until it is unmounted; returns the exit code. Raises SetupError."""
+    observe.set_up_logs(None, config.log_level, node=config.name)
+    options = MountOptions(fsname=str(source), extra=kernel_options)
+    try:
+        trio.run(Daemon(config, Mount(str(mountpoint), options), beat, ready).main)
+    except* SetupError as group:
+        raise _first(group) from None
+    return 0
+
+
+def caches_dropped(config: Config, node: int, incarnation: int) -> None:
+    """Tell the others that this node's kernel serves nothing any more; for the supervisor."""
+    report_caches_dropped(config.provider_path, node, incarnation)
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+class LockChannel:
+    """The mesh's side of the lock manager; messages of a newer epoch wait until we entered it."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._early: deque[tuple[int, int, int, bytes]] = deque()
+
+    def message(
+        self, sender: int, incarnation: int, epoch: int, body: bytes, payload: bytes
+    ) -> None:
+        """Take one message of a peer's lock manager."""
+        del payload
+        if self._early or epoch > self._daemon.membership.view.epoch:
+            self._early.append((sender, incarnation, epoch, body))
+            self._daemon.poke(epoch)
+            return
+        self._deliver(sender, body)
+
+    def begin_call(
+        self, sender: int, incarnation: int, epoch: int, body: bytes, payload: bytes
+    ) -> Answer | Awaitable[Answer]:
+        """Refuse: locks are asked for by messages."""
+        raise Refused(_NO_CALLS, b"the lock manager takes no calls")
+
+    def drain(self, view: View) -> None:
+        """Deliver what may be delivered in this view."""
+        while self._early and self._early[0][2] <= view.epoch:
+            sender, incarnation, _, body = self._early.popleft()
+            if view.has(sender, incarnation):
+                self._deliver(sender, body)
+
+    def clear(self) -> None:
+        """Forget what waits: it was meant for an incarnation that is over."""
+        self._early.clear()
+
+    def _deliver(self, sender: int, body: bytes) -> None:
+        try:
+            self._daemon.locks.deliver(sender, body)
+        except LockLost:
+            return  # meant for an incarnation that is over
+        except BadMessage as bad:
+            raise Malformed(str(bad)) from bad
+
+
+class Daemon:
+    """One node, from its brick to its mount."""
+
+    membership: Membership
+    store: Store
+    mesh: Mesh
+    volume: Volume
+    locks: Lockspace
+    filesystem: Filesystem
+
+    def __init__(self, config: Config, mount: Mount, beat: Beat, ready: ReadyPipe) -> None:
+        self._config = config
+        self._mount = mount
+        self._beat = beat
+        self._ready = ready
+        self._log = structlog.get_logger(package="daemon")
+        self._lock_channel = LockChannel(self)
+        self._nursery: trio.Nursery
+        self._started_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._reclaim = trio.Event()
+        self._incarnation = 0  # the one that locks and volume are set up for
+        self._poked_epoch = 0
+
+    async def main(self) -> None:
+        """Run until the filesystem is unmounted. Raises SetupError."""
+        provider = LocalProvider(self._config.provider_path)
+        disk = DirectoryDisk(Path(self._config.brick))
+        found = disk.read_superblock() is None
+        identity = await provider.identity(self._config.lease_s, found=found)
+        self.store = await Store.open(
+            disk,
+            identity.secret,
+            cluster_id=identity.cluster,
+            options=Options(segment_bytes=self._config.segment_mib << 20),
+            on_failed=self._brick_failed,
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._serve(provider, identity)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.store.close()
+                await provider.close()
+
+    async def _serve(self, provider: LocalProvider, identity: Identity) -> None:
+        applicant = Applicant(
+            self._config.name,
+            store_id=self.store.store_id,
+            cluster=identity.cluster,
+            store_epoch=self._stored_epoch(),
+            groups=self._config.groups,
+            replicas=self._config.replicas,
+        )
+        self._identity = identity
+        joined = Membership.joined(
+            provider, applicant, self._announce, lease_s=self._config.lease_s
+        )
+        async with joined as self.membership:
+            self._begin()
+            await self._start_services()
+            await self._serve_mount()
+            await self._end()
+
+    # --- joining
+
+    async def _announce(self, registration: Registration) -> str:
+        """Take the identity of a new incarnation; returns where its peers reach it."""
+        address = self._config.public_address
+        me = Peer(registration.node, registration.incarnation, address)
+        if hasattr(self, "mesh"):
+            self.mesh.become(me)
+            return address
+        self.mesh = Mesh(
+            me,
+            self._identity.cluster,
+            self._identity.secret,
+            lambda: self.membership.view.epoch,
+            structlog.get_logger(package="net"),
+            on_lost=self._accuse,
+        )
+        self.mesh.register(LOCKS, self._lock_channel)
+        host, _, port = self._config.listen.rpartition(":")
+        try:
+            await self._nursery.start(self.mesh.serve, host.strip("[]"), int(port))
+        except OSError as failure:
+            raise SetupError(
+                f"cannot listen on {self._config.listen}: {failure.strerror or failure}; "
+                "choose another address with the key 'listen'"
+            ) from failure
+        return address
+
+    def _begin(self) -> None:
+        """Set up everything above a membership that is new."""
+        self.volume = Volume(Brick(self.store, self._identity.secret), self.mesh, self.membership)
+        self.locks = self._new_locks()
+        self.filesystem = Filesystem(
+            self.volume,
+            self.locks,
+            MountKernel(self._mount),
+            lease_left_s=self.membership.lease_left_s,
+            now_ns=time.time_ns,
+            settings=Settings(
+                dirty_bytes=self._config.cache_mib << 20,
+                fail_when_lost=self._config.on_lost == "eio",
+            ),
+        )
+        self.membership.subscribe(self._entered)
+        self._connect(self.membership.view)
+        self._enter_locks(self.membership.view)
+
+    async def _start_services(self) -> None:
+        await self._nursery.start(self.volume.run)
+        self._nursery.start_soon(self._keep_beating)
+        self._nursery.start_soon(self._readmit_when_lost)
+        self._nursery.start_soon(self._reclaim_when_told)
+        handlers = {
+            "status": lambda _: self.status(),
+            "locks": lambda _: {"node": self._config.name, "locks": self.locks.dump()},
+            "statistics": lambda _: {"statistics": self.statistics()},
+        }
+        await self._nursery.start(control.Server(handlers).serve, self._config.control_socket)
+        await self._nursery.start(self.filesystem.run)
+
+    def _new_locks(self) -> Lockspace:
+        self._incarnation = self.membership.incarnation
+        return Lockspace(
+            self.membership.node,
+            self._incarnation,
+            lambda node, message: self.mesh.send(node, LOCKS, message),
+            lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        )
+
+    # --- views
+
+    def _entered(self, old: View, new: View) -> None:
+        """Enter a view; the volume has entered it before, for it subscribed first."""
+        if self.membership.incarnation != self._incarnation:
+            return  # the first view of a new incarnation: `_readmit` goes on from there
+        self._connect(new)
+        if new.lock_epoch != old.lock_epoch:
+            self._enter_locks(new)
+            self._reclaim.set()
+        self._lock_channel.drain(new)
+
+    def _connect(self, view: View) -> None:
+        self.mesh.set_peers(
+            Peer(m.node, m.incarnation, m.address) for m in view.members if m.state is State.UP
+        )
+
+    def _enter_locks(self, view: View) -> None:
+        self.locks.enter(view.lock_epoch, {m.node: m.incarnation for m in view.members})
+
+    def poke(self, epoch: int) -> None:
+        """Fetch the view of that epoch soon."""
+        if epoch > self._poked_epoch:
+            self._poked_epoch = epoch
+            self._nursery.start_soon(self.membership.entered, epoch)
+
+    def _brick_failed(self, failure: OSError) -> None:
+        self._log.error("the brick failed and is read-only", reason=str(failure))
+
+    def _accuse(self, node: int, incarnation: int) -> None:
+        self.membership.accuse(node, incarnation)
+
+    # --- tasks
+
+    async def _keep_beating(self) -> None:
+        self._beat.identify(self.membership.node, self.membership.incarnation)
+        while True:
+            self._beat.renew(self.membership.lease_left_s())
+            await trio.sleep(_BEAT_S)
+
+    async def _readmit_when_lost(self) -> None:
+        """Come back as a new incarnation after each loss."""
+        while True:
+            await self.membership.lost.wait()
+            self._log.error("this node was removed; it drops its caches and joins again")
+            self.filesystem.lost()
+            self.locks.lose()
+            self.volume.lose()
+            await self.filesystem.wait_dropped()
+            await self.membership.caches_dropped()
+            self._lock_channel.clear()
+            await self.membership.rejoin()
+            self._beat.identify(self.membership.node, self.membership.incarnation)
+            self._connect(self.membership.view)
+            self.volume.session(self.membership.incarnation)
+            self.locks = self._new_locks()
+            self._enter_locks(self.membership.view)
+            self._lock_channel.drain(self.membership.view)
+            with suppress(LockLost):  # lost once more: the next round takes care of it
+                await self.filesystem.readmitted(self.locks)
+
+    async def _reclaim_when_told(self) -> None:
+        """Reclaim what clients that are gone left unlinked but open."""
+        self._reclaim.set()
+        while True:
+            await self._reclaim.wait()
+            self._reclaim = trio.Event()
+            await self.filesystem.reclaim_marked(self._led_groups())
+
+    def _led_groups(self) -> list[int]:
+        """Return the groups whose first in-sync replica is here: it looks after orphans."""
+        view = self.membership.view
+        up = mask_of(m.node for m in view.members if m.state is State.UP)
+        return [
+            g
+            for g, mask in enumerate(view.in_sync)
+            if _lowest(mask & up) == 1 << self.membership.node
+        ]
+
+    async def _serve_mount(self) -> None:
+        cached = CachedInodes(self._beat)
+        kernel = self._mount.attach(Operations(self.filesystem, cached))
+        cached.use(lambda inode: kernel.invalidate_pages(inode, [(0, 0)]))
+        try:
+            self._mount.share_with_supervisor(self._beat)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._detach_on_signal)
+                nursery.start_soon(self._say_ready)
+                await self._mount.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._mount.close()
+
+    async def _say_ready(self) -> None:
+        await trio.to_thread.run_sync(os.statvfs, self._mount.mountpoint, abandon_on_cancel=True)
+        self._ready.ready()
+
+    async def _detach_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                self._nursery.start_soon(self._mount.detach)
+
+    async def _end(self) -> None:
+        """Leave nothing behind: everything on disk, no lock, no membership."""
+        await self.filesystem.close()
+        await self.volume.sync()
+        await self.membership.leave()
+
+    # --- what administrators see
+
+    def _stored_epoch(self) -> int:
+        epoch = self.store.fact("epoch")
+        return epoch if isinstance(epoch, int) else 0
+
+    def status(self) -> dict[str, Any]:
+        """Return this node's state as JSON-able values."""
+        view = self.membership.view
+        names = {m.node: m.name for m in view.members}
+        space = self.store.space()
+        return {
+            "name": self._config.name,
+            "node": self.membership.node,
+            "incarnation": self.membership.incarnation,
+            "cluster": view.cluster,
+            "epoch": view.epoch,
+            "lost": self.membership.lost.is_set(),
+            "lease_left_s": max(0.0, self.membership.lease_left_s()),
+            "mount": self._mount.mountpoint,
+            "pid": os.getpid(),
+            "synced": self._is_synced(view),
+            "replicas": view.replicas,
+            "groups": len(view.in_sync),
+            "members": [
+                {
+                    "node": m.node,
+                    "name": m.name,
+                    "incarnation": m.incarnation,
+                    "state": m.state.name.lower(),
+                    "address": m.address,
+                    "wanted": self._wanted(view, m.node),
+                    "in_sync": _count(view.in_sync, m.node),
+                    "syncing": _count(view.syncing, m.node),
+                }
+                for m in view.members
+            ],
+            "absent": sorted({n for mask in view.in_sync for n in nodes_of(mask)} - names.keys()),
+            "stopped_groups": sum(view.stopped),
+            "space": {"total": space.total, "free": space.free},
+            "resync": self.volume.statistics(),
+            "store": self.store.statistics(),
+            "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME) - self._started_s,
+        }
+
+    def _is_synced(self, view: View) -> bool:
+        """Tell whether this node serves, and its store has all that it should have."""
+        return (
+            not self.membership.lost.is_set()
+            and not any(view.stopped)
+            and not _count(view.syncing, self.membership.node)
+            and _count(view.in_sync, self.membership.node)
+            >= self._wanted(view, self.membership.node)
+        )
+
+    def _wanted(self, view: View, node: int) -> int:
+        """Return how many groups are to have a copy at a node."""
+        replicas = tuple(m.node for m in view.members if m.store_id and m.state is State.UP)
+        return sum(
+            node in replica_set(group, replicas, view.replicas)
+            for group in range(len(view.in_sync))
+        )
+
+    def statistics(self) -> dict[str, Any]:
+        """Return every counter there is."""
+        return {
+            "store": self.store.statistics(),
+            "volume": self.volume.statistics(),
+            "mesh": self.mesh.statistics(),
+            "membership": self.membership.statistics(),
+            "filesystem": self.filesystem.statistics(),
+        }
+
+
+def _lowest(mask: int) -> int:
+    return mask & -mask
+
+
+def _count(masks: tuple[int, ...], node: int) -> int:
+    return sum(1 for mask in masks if mask >> node & 1)
