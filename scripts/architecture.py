@@ -34,7 +34,7 @@ def table(package: str) -> str:
         "|---|---|",
     ]
     for path in sorted(folder.glob("*.py")):
-        if path.name != "__init__.py":
+        if not path.name.startswith("__"):
             says = first_line(path).replace("|", "\\|")
             lines.append(f"| `{path.relative_to(ROOT)}` | {says} |")
     return "\n".join(lines)

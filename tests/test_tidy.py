@@ -11,7 +11,7 @@ MODULES = sorted(
     path
     for package in ("dlm", "clusterfs")
     for path in (ROOT / package).rglob("*.py")
-    if path.name != "__init__.py"
+    if path.name not in ("__init__.py", "__main__.py")
 )
 MODULE_LINES = 460
 FUNCTION_LINES = 60
@@ -19,6 +19,7 @@ METHODS = 40
 LONG = {  # doors: one short method for each thing that can be asked for
     "clusterfs/fuse/operations.py",
     "clusterfs/fs/filesystem.py",
+    "clusterfs/sim/model_store.py",
     "clusterfs/store/store.py",
     "clusterfs/volume/volume.py",
 }
