@@ -58,8 +58,10 @@ class Served:
 
     def stop(self) -> None:
         self.kill_daemon()
-        subprocess.run(["umount", "-l", self.directory], check=False, capture_output=True)
-        self.process.wait(PATIENCE_S)
+        try:
+            self.process.wait(PATIENCE_S)  # the supervisor unmounts
+        finally:
+            subprocess.run(["umount", "-l", self.directory], check=False, capture_output=True)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
