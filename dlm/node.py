@@ -237,11 +237,11 @@ class Lockspace:
             raise failure(repr(lock))
 
     def _abandon(self, lock: Lock, use: _Use) -> None:
-        """Nobody waits for this new lock any more."""
+        """Nobody waits for this new lock any more; if it is granted all the same, give it back."""
         use.abandoned = True
         if use.status is None:
             self._handle(Withdraw(lock))
-        elif use.status is Status.GRANTED and lock.granted is not None:
+        elif lock.granted is not None:  # it came after the cancellation, before we ran
             self._handle(Release(lock))
 
     def _handle(self, event: Event, use: _Use | None = None) -> None:

@@ -1,0 +1,32 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dlm.sim.run import simulate
+from dlm.sim.world import Faults
+
+REGRESSIONS = tomllib.loads(Path(__file__).with_name("regressions.toml").read_text())["locks"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_locks_exclude_survive_and_answer_under_any_faults(seed: int) -> None:
+    outcome = simulate(seed, until_s=0.6)
+    assert outcome.violation is None, (outcome.violation, *outcome.trace)
+    assert outcome.completed
+
+
+@pytest.mark.parametrize("seed", [entry["seed"] for entry in REGRESSIONS])
+def test_fixed_bugs_stay_fixed(seed: int) -> None:
+    outcome = simulate(seed)
+    assert outcome.violation is None, (outcome.violation, *outcome.trace)
+
+
+def test_a_seed_is_a_complete_bug_report() -> None:
+    assert simulate(7, until_s=0.3) == simulate(7, until_s=0.3)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_small_clusters(nodes: int) -> None:
+    outcome = simulate(3, nodes, until_s=0.5, faults=Faults(crash_interval_s=0.05))
+    assert outcome.violation is None, (outcome.violation, *outcome.trace)

@@ -1,0 +1,226 @@
+from collections import deque
+from functools import partial
+
+import msgpack
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from dlm.errors import DeadlockVictim, LockBusy, LockCancelled, LockLost, WouldBlock
+from dlm.node import Flags, Lock, Lockspace, Mode, Name
+
+A = Name(b"a", b"x")
+NL, CR, CW, PR, PW, EX = Mode
+
+
+class Cluster:
+    """Lockspaces joined by links that a task keeps empty."""
+
+    def __init__(self, nodes: int) -> None:
+        self.links: dict[tuple[int, int], deque[bytes]] = {}
+        self.spaces: dict[int, Lockspace] = {}
+        self.members: dict[int, int] = {}
+        self.epoch = 0
+        self.said = trio.Event()
+        for node in range(1, nodes + 1):
+            self.start(node)
+        self.change_view()
+        self.settle()
+
+    def start(self, node: int) -> None:
+        def send(target: int, message: bytes) -> None:
+            self.links.setdefault((node, target), deque()).append(message)
+            self.said.set()
+
+        self.members[node] = 100 * (self.epoch + 1) + node
+        self.spaces[node] = Lockspace(node, self.members[node], send, lambda: 7.0, lvb_bytes=8)
+
+    def stop(self, node: int) -> None:
+        self.spaces.pop(node).lose()
+        del self.members[node]
+        for link in [link for link in self.links if node in link]:
+            del self.links[link]
+
+    def change_view(self) -> None:
+        self.epoch += 1
+        for space in self.spaces.values():
+            space.enter(self.epoch, self.members)
+
+    def settle(self) -> None:
+        while any(self.links.values()):
+            for (source, target), link in tuple(self.links.items()):
+                if link:
+                    self.spaces[target].deliver(source, link.popleft())
+        for space in self.spaces.values():
+            space.validate()
+
+    async def carry(self) -> None:
+        while True:
+            await self.said.wait()
+            self.said = trio.Event()
+            self.settle()
+
+
+@pytest.fixture
+async def cluster(nursery: trio.Nursery) -> Cluster:
+    cluster = Cluster(3)
+    nursery.start_soon(cluster.carry)
+    return cluster
+
+
+class Polite:
+    """Makes way, down to what the other one can live with."""
+
+    def __init__(self, space: Lockspace) -> None:
+        self.space = space
+        self.told: list[Mode] = []
+
+    def __call__(self, lock: Lock, wanted: Mode) -> None:
+        self.told.append(wanted)
+        self.space.convert_down_nowait(lock, NL, b"from %d  " % 1)
+
+
+async def test_a_holder_makes_way_and_leaves_a_value(cluster: Cluster) -> None:
+    one, two = cluster.spaces[1], cluster.spaces[2]
+    polite = Polite(one)
+    held = await one.lock(A, EX, flags=Flags.VALBLK, blocking=polite)
+    other = await two.lock(A, PR, flags=Flags.VALBLK)
+    assert (polite.told, held.mode, other.mode) == ([PR], NL, PR)
+    assert (other.lvb, other.lvb_valid) == (b"from 1  ", True)
+
+
+async def test_failures_are_raised_by_name(cluster: Cluster) -> None:
+    one, two = cluster.spaces[1], cluster.spaces[2]
+    a = await one.lock(A, PR)
+    b = await two.lock(A, PR)
+    with pytest.raises(WouldBlock):
+        await two.lock(A, EX, flags=Flags.NOQUEUE)
+    with pytest.raises(WouldBlock):
+        await two.convert(b, EX, flags=Flags.NOQUEUE)
+    assert b.mode is PR
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.convert, a, EX)
+        await wait_all_tasks_blocked()
+        with pytest.raises(LockBusy):
+            one.unlock_nowait(a)
+        with pytest.raises(DeadlockVictim):
+            await two.convert(b, EX)
+        two.unlock_nowait(b)
+    assert a.mode is EX
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind(cluster: Cluster) -> None:
+    one, two = cluster.spaces[1], cluster.spaces[2]
+    held = await one.lock(A, EX)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(two.lock, A, EX)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    one.unlock_nowait(held)
+    await wait_all_tasks_blocked()
+    assert two.dump()["locks"] == []
+    assert (await cluster.spaces[3].lock(A, EX)).mode is EX
+
+
+async def test_a_grant_that_was_faster_than_the_cancellation_is_given_back(
+    cluster: Cluster, nursery: trio.Nursery
+) -> None:
+    one, two = cluster.spaces[1], cluster.spaces[2]
+    held = await one.lock(A, EX)
+    with trio.CancelScope() as scope:
+
+        async def cancel_when_waiting() -> None:
+            await wait_all_tasks_blocked()
+            one.unlock_nowait(held)  # the grant is under way now
+            scope.cancel()
+
+        nursery.start_soon(cancel_when_waiting)
+        await two.lock(A, EX)
+    assert (await cluster.spaces[3].lock(A, EX)).mode is EX
+
+
+async def test_cancel_ends_a_waiting_conversion(cluster: Cluster, nursery: trio.Nursery) -> None:
+    one, two = cluster.spaces[1], cluster.spaces[2]
+    await one.lock(A, PR)
+    lock = await two.lock(A, PR)
+
+    async def cancel() -> None:
+        await wait_all_tasks_blocked()
+        two.cancel(lock)
+
+    nursery.start_soon(cancel)
+    with pytest.raises(LockCancelled):
+        await two.convert(lock, EX)
+    assert lock.mode is PR
+
+
+async def test_waits_go_on_through_a_view_change(cluster: Cluster) -> None:
+    one, two, three = (cluster.spaces[node] for node in (1, 2, 3))
+    await one.lock(A, EX)
+    held: list[Lock] = []
+
+    async def wait(space: Lockspace) -> None:
+        lock = await space.lock(A, EX)
+        held.append(lock)
+        assert [other for other in held if other.mode is EX] == [lock]
+        space.unlock_nowait(lock)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, two)
+        nursery.start_soon(wait, three)
+        await wait_all_tasks_blocked()
+        cluster.stop(1)
+        cluster.change_view()
+        cluster.start(1)
+        cluster.change_view()
+    assert len(held) == 2
+
+
+async def test_a_removed_node_loses_everything(cluster: Cluster) -> None:
+    one = cluster.spaces[1]
+    lock = await one.lock(A, PR)
+    cluster.stop(1)
+    assert lock.mode is None
+    with pytest.raises(LockLost):
+        one.convert_down_nowait(lock, NL)
+    with pytest.raises(LockLost):
+        one.unlock_nowait(lock)
+    with pytest.raises(LockLost):
+        await one.lock(A, PR)
+
+
+async def test_a_wait_ends_when_the_node_is_removed(cluster: Cluster) -> None:
+    one, two = cluster.spaces[1], cluster.spaces[2]
+    await one.lock(A, EX)
+    with pytest.raises(LockLost):  # noqa: PT012
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            nursery.start_soon(two.lock, A, EX)
+            await wait_all_tasks_blocked()
+            cluster.stop(2)
+
+
+async def test_before_the_first_view_everything_waits() -> None:
+    sent: list[bytes] = []
+    space = Lockspace(1, 5, lambda _node, message: sent.append(message), lambda: 0.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(space.lock, A, EX)
+        await wait_all_tasks_blocked()
+        assert not space.settled
+        space.enter(1, {1: 5})
+    assert not sent
+
+
+async def test_the_dump_tells_who_holds_and_who_waits(
+    cluster: Cluster, nursery: trio.Nursery
+) -> None:
+    one, two = cluster.spaces[1], cluster.spaces[2]
+    await one.lock(Name(b"c"), EX, owner="holder")
+    nursery.start_soon(partial(two.lock, Name(b"c"), PR, owner="waiter"))
+    await wait_all_tasks_blocked()
+    dump = msgpack.unpackb(msgpack.packb(one.dump()))
+    (resource,) = dump["resources"]
+    assert [copy["owner"] for copy in resource["granted"]] == ["holder"]
+    assert [(c["node"], c["requested"]) for c in resource["waiting"]] == [(2, "PR")]
+    assert dump["misdirected"] == 0
+    (own,) = msgpack.unpackb(msgpack.packb(two.dump()))["locks"]
+    assert (own["master"], own["mode"], own["requested"]) == (1, None, "PR")
