@@ -1,0 +1,244 @@
+"""A node that was removed and comes back: nothing happens twice, nothing is overwritten."""
+
+# ruff: noqa: ARG001  a clock that is asked for is the clock of the test
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from clusterfs.errors import EntryExists, NoSuchEntry, StaleHandle, Unavailable
+from clusterfs.fs.filesystem import Filesystem, Settings
+from clusterfs.fs.keys import ROOT
+from clusterfs.fs.results import Changes
+from clusterfs.sim.mounts import World
+from clusterfs.store.objects import BLOCK_BYTES
+
+Clock = trio.testing.MockClock
+
+
+async def make(fs: Filesystem, name: bytes = b"f", data: bytes = b"") -> tuple[int, int]:
+    created = await fs.create(ROOT, name, 0o644, os.O_RDWR)
+    if data:
+        await fs.write(created.opened.handle, 0, data)
+        await fs.fsync(created.opened.handle)
+    assert created.entry.attributes is not None
+    return created.entry.attributes.inode, created.opened.handle
+
+
+async def names(fs: Filesystem, inode: int = ROOT) -> set[bytes]:
+    opened = await fs.opendir(inode)
+    return {listed.name for listed in await fs.readdir(opened.handle, 2, 100)}
+
+
+async def test_operations_stall_while_the_node_is_out(autojump_clock: Clock) -> None:
+    async with World(2).running() as world:
+        inode, _ = await make(world.nodes[1].fs)
+        world.remove(1)
+        answered = []
+
+        async def stat() -> None:
+            answered.append(await world.nodes[1].fs.getattr(inode))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stat)
+            await trio.sleep(30)
+            assert not answered
+            await world.nodes[2].fs.setattr(inode, Changes(size=77))
+            await world.readmit(1)
+        assert answered[0].attributes.size == 77
+
+
+async def test_operations_stall_while_the_lease_is_over(
+    autojump_clock: Clock,
+) -> None:
+    async with World(1).running() as world:
+        node = world.nodes[1]
+        _, handle = await make(node.fs, data=b"x")
+        node.lease_left_s = 0
+        with trio.move_on_after(10) as scope:
+            await node.fs.read(handle, 0, 1)
+        assert scope.cancelled_caught
+        node.lease_left_s = 5
+        assert await node.fs.read(handle, 0, 1) == b"x"
+
+
+async def test_errors_instead_of_stalling_if_asked_for(autojump_clock: Clock) -> None:
+    async with World(2, settings=Settings(fail_when_lost=True)).running() as world:
+        inode, handle = await make(world.nodes[1].fs)
+        world.remove(1)
+        with pytest.raises(Unavailable):
+            await world.nodes[1].fs.getattr(inode)
+        with pytest.raises(Unavailable):
+            await world.nodes[1].fs.write(handle, 0, b"x")
+        await world.readmit(1)
+        await world.nodes[1].fs.write(handle, 0, b"x")
+
+
+async def test_dirty_data_is_kept_if_nobody_changed_the_file(autojump_clock: Clock) -> None:
+    async with World(2).running() as world:
+        one = world.nodes[1].fs
+        inode, handle = await make(one, data=b"old data")
+        await one.write(handle, 4, b"DIRTY!")
+        world.remove(1)
+        await world.readmit(1)
+        assert await one.read(handle, 0, 100) == b"old DIRTY!"
+        await one.fsync(handle)
+        entry = await world.nodes[2].fs.getattr(inode)
+        assert entry.attributes.size == 10
+        world.validate()
+
+
+@pytest.mark.parametrize("dirty", [True, False])
+async def test_a_writer_whose_file_was_changed_elsewhere_is_dead(
+    autojump_clock: Clock, *, dirty: bool
+) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one, data=b"old data")
+        reading = (await one.open(inode, os.O_RDONLY)).handle
+        if dirty:
+            await one.write(handle, 0, b"lost")
+        world.remove(1)
+        other = (await two.open(inode, os.O_RDWR)).handle
+        await two.write(other, 0, b"THEIRS")
+        await two.fsync(other)
+        await world.readmit(1)
+        with pytest.raises(StaleHandle):
+            await one.write(handle, 0, b"mine")
+        with pytest.raises(StaleHandle):
+            await one.fsync(handle)
+        assert await one.read(reading, 0, 100) == b"THEIRSta"
+        await one.release(handle)
+        again = (await one.open(inode, os.O_RDWR)).handle
+        await one.write(again, 0, b"mine")
+        assert await two.read(other, 0, 100) == b"mineRSta"
+        assert not world.nodes[1].volume.reserved or await fsynced(one, again)
+
+
+async def fsynced(fs: Filesystem, handle: int) -> bool:
+    await fs.fsync(handle)
+    return True
+
+
+async def test_a_handle_on_a_file_that_was_deleted_meanwhile_is_dead(autojump_clock: Clock) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        _, handle = await make(one, data=b"x")
+        world.remove(1)
+        await two.unlink(ROOT, b"f")
+        await trio.sleep(1)
+        await world.readmit(1)
+        with pytest.raises(StaleHandle):
+            await one.write(handle, 0, b"mine")
+        with pytest.raises(NoSuchEntry):
+            await one.read(handle, 0, 1)
+        await one.release(handle)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_dirty_data_whose_commit_had_an_unknown_outcome(
+    autojump_clock: Clock, *, applied: bool
+) -> None:
+    async with World(2).running() as world:
+        node = world.nodes[1]
+        inode, handle = await make(node.fs, data=b"old data")
+        await node.fs.write(handle, 0, b"new")
+        node.volume.applies_when_out = applied
+        node.volume.before_commit = lambda: world.remove(1) if not node.volume.out else None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.fs.fsync, handle)
+            await trio.sleep(5)
+            node.volume.before_commit = None
+            await world.readmit(1)
+        assert await node.fs.read(handle, 0, 100) == b"new data"
+        await node.fs.write(handle, 3, b"!")
+        reading = (await world.nodes[2].fs.open(inode, os.O_RDONLY)).handle
+        assert await world.nodes[2].fs.read(reading, 0, 100) == b"new!data"
+        world.validate()
+
+
+Operation = Callable[[Filesystem, int], Awaitable[Any]]
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        (lambda fs, _: fs.create(ROOT, b"new", 0o644, os.O_RDWR | os.O_EXCL), {b"f", b"new"}),
+        (lambda fs, _: fs.mkdir(ROOT, b"new", 0o755), {b"f", b"new"}),
+        (lambda fs, _: fs.symlink(ROOT, b"new", b"target"), {b"f", b"new"}),
+        (lambda fs, inode: fs.link(inode, ROOT, b"new"), {b"f", b"new"}),
+        (lambda fs, _: fs.unlink(ROOT, b"f"), set()),
+        (lambda fs, _: fs.rename(ROOT, b"f", ROOT, b"g"), {b"g"}),
+        (lambda fs, _: fs.rename(ROOT, b"f", ROOT, b"g", 1), {b"g"}),
+        (lambda fs, inode: fs.setxattr(inode, b"user.a", b"1", 1), {b"f"}),
+        (lambda fs, inode: fs.setattr(inode, Changes(size=123)), {b"f"}),
+    ],
+)
+async def test_what_was_under_way_happens_exactly_once(
+    autojump_clock: Clock, operation: Operation, expected: set[bytes], *, applied: bool
+) -> None:
+    async with World(2).running() as world:
+        node = world.nodes[1]
+        inode, handle = await make(node.fs)
+        await node.fs.release(handle)
+        node.volume.applies_when_out = applied
+        node.volume.before_commit = lambda: world.remove(1) if not node.volume.out else None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(operation, node.fs, inode)
+            await trio.sleep(5)
+            node.volume.before_commit = None
+            await world.readmit(1)
+        assert await names(node.fs) == expected
+        assert await names(world.nodes[2].fs) == expected
+        if b"new" in expected:
+            with pytest.raises(EntryExists):
+                await node.fs.mkdir(ROOT, b"new", 0o755)
+        world.validate()
+
+
+async def test_the_kernel_has_nothing_cached_once_the_node_is_out(autojump_clock: Clock) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1], world.nodes[2]
+        inode, handle = await make(one.fs, data=bytes(3 * BLOCK_BYTES))
+        await trio.sleep(3)
+        reading = (await one.fs.open(inode, os.O_RDONLY)).handle
+        await one.kernel.read_page(inode, reading, 0)
+        await one.kernel.stat(inode)
+        await one.kernel.look(ROOT, b"f")
+        await one.kernel.store(inode, handle, 1, 7)  # dirty in the kernel when the node is lost
+        world.remove(1)
+        await one.fs.wait_dropped()
+        assert not one.kernel.pages
+        assert inode not in one.kernel.attributes
+        assert not one.kernel.names
+        assert (await two.fs.getattr(inode)).attributes.size == 3 * BLOCK_BYTES
+        await world.readmit(1)
+        assert await one.fs.read(reading, BLOCK_BYTES, 1) == bytes([7])
+        world.validate()
+
+
+async def test_a_stalled_cached_read_does_not_keep_pages_from_being_dropped(
+    autojump_clock: Clock,
+) -> None:
+    async with World(2).running() as world:
+        one = world.nodes[1]
+        inode, handle = await make(one.fs, data=bytes(2 * BLOCK_BYTES))
+        reading = (await one.fs.open(inode, os.O_RDONLY)).handle
+        await one.kernel.read_page(inode, reading, 0)
+        one.lease_left_s = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.kernel.read_page, inode, reading, 1)
+            await trio.sleep(1)
+            world.remove(1)
+            with trio.fail_after(10):
+                await one.fs.wait_dropped()
+            assert (inode, 0) not in one.kernel.pages
+            one.lease_left_s = 5
+            await world.readmit(1)
+        assert (inode, 1) in one.kernel.pages
+        await one.fs.release(handle)
