@@ -36,7 +36,6 @@ from clusterfs.errors import SetupError
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fuse.beat import Beat
 from clusterfs.fuse.cached import CachedInodes
-from clusterfs.fuse.late import MountKernel
 from clusterfs.fuse.mount import Mount, MountOptions
 from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
@@ -105,6 +104,7 @@ class LockChannel:
         self, sender: int, incarnation: int, epoch: int, body: bytes, payload: bytes
     ) -> Answer | Awaitable[Answer]:
         """Refuse: locks are asked for by messages."""
+        del sender, incarnation, epoch, body, payload
         raise Refused(_NO_CALLS, b"the lock manager takes no calls")
 
     def drain(self, view: View) -> None:
@@ -227,7 +227,7 @@ class Daemon:
         self.filesystem = Filesystem(
             self.volume,
             self.locks,
-            MountKernel(self._mount),
+            self._mount.kernel,
             lease_left_s=self.membership.lease_left_s,
             now_ns=time.time_ns,
             settings=Settings(
@@ -342,8 +342,7 @@ class Daemon:
 
     async def _serve_mount(self) -> None:
         cached = CachedInodes(self._beat)
-        kernel = self._mount.attach(Operations(self.filesystem, cached))
-        cached.use(lambda inode: kernel.invalidate_pages(inode, [(0, 0)]))
+        self._mount.attach(Operations(self.filesystem, cached))
         try:
             self._mount.share_with_supervisor(self._beat)
             async with trio.open_nursery() as nursery:

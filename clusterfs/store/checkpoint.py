@@ -108,13 +108,13 @@ class Checkpoint:
     def _take_facts(self) -> Iterator[tuple[bytes, bytes | None]]:
         contents = self._contents
         for name in contents.changed_facts:
-            value = contents.facts[name]
-            yield (
-                b"F" + name.encode(),
-                _BYTES + value
-                if isinstance(value, bytes)
-                else _NUMBER + value.to_bytes(8, "little"),
-            )
+            value = contents.facts.get(name)
+            if value is None:
+                yield b"F" + name.encode(), None
+            elif isinstance(value, bytes):
+                yield b"F" + name.encode(), _BYTES + value
+            else:
+                yield b"F" + name.encode(), _NUMBER + value.to_bytes(8, "little")
         contents.changed_facts.clear()
 
     def _take_marks(self) -> Iterator[tuple[bytes, bytes | None]]:

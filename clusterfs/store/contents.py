@@ -107,8 +107,11 @@ class Contents:
         self.outcomes.forget_outcomes(record.client, record.below)
 
     def on_fact(self, record: Fact) -> None:
-        """Set a fact."""
-        self.facts[record.name] = record.value
+        """Set a fact; an empty value removes it."""
+        if record.value == b"":
+            self.facts.pop(record.name, None)
+        else:
+            self.facts[record.name] = record.value
         self.changed_facts.add(record.name)
 
     def validate(self) -> None:

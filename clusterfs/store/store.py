@@ -175,11 +175,22 @@ class Store:
     # -- transactions
 
     async def admit(self, nbytes: int) -> None:
-        """Wait until a transaction with nbytes of payload and values can be applied.
+        """Wait until a transaction with nbytes of payload, keys and values can be applied.
 
-        No await lies between its return and the caller's next step. Raises OutOfSpace, BrickFailed.
+        A guess for callers who have no transaction yet; `admit_transaction` is exact.
         """
-        need = Need(-(-nbytes // BLOCK_BYTES), nbytes + nbytes // 64 + BLOCK_BYTES)
+        await self._admit(Need(-(-nbytes // BLOCK_BYTES), nbytes + nbytes // 64 + BLOCK_BYTES))
+
+    async def admit_transaction(self, transaction: Transaction) -> None:
+        """Wait until `apply` or `prepare` of this transaction will not raise WouldBlock.
+
+        Holds until the caller's next await. Raises OutOfSpace, BrickFailed.
+        """
+        need = need_of(transaction.changes)
+        self._room.check_space(need.data_blocks)
+        await self._admit(need)
+
+    async def _admit(self, need: Need) -> None:
         while True:
             self._log.check()
             if not self._room.has_segments(need):
@@ -373,7 +384,7 @@ class Store:
         return self._contents.facts.get(name)
 
     def set_fact(self, name: str, value: int | bytes) -> int:
-        """Set a small durable value."""
+        """Set a small durable value; b"" removes it."""
         return self._append_small(Fact(name, value))
 
     def space(self) -> Space:

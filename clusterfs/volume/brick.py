@@ -51,7 +51,6 @@ class Brick:
         self.forget_client = store.forget_client
         self.sync = store.sync
         self.version = store.version
-        self.group = store.group
         self.get = store.get
         self.scan = store.scan
         self.read = store.read
@@ -61,6 +60,12 @@ class Brick:
         self.blocks = store.blocks
         self.digest = store.digest
         self.space = store.space
+
+    def group(self, object_id: ObjectId) -> int:
+        """Return the group of an object that exists."""
+        group = self._store.group(object_id)
+        assert group is not None, object_id
+        return group
 
     async def replace(
         self,
@@ -93,10 +98,11 @@ class Brick:
         await self._piece(object_id, group, version, last, b"")
 
     async def repair(self, object_id: ObjectId, first: int, data: bytes) -> None:
-        """Rewrite blocks that rotted here from a good copy; those changed meanwhile are left alone."""
-        version, group = self._store.version(object_id), self._store.group(object_id)
-        if version == ABSENT or group is None:
+        """Rewrite blocks that rotted here from a good copy; those changed since stay."""
+        version = self._store.version(object_id)
+        if version == ABSENT:
             return
+        group = self.group(object_id)
         now = dict(self._store.blocks(object_id, first, len(data) // BLOCK_BYTES))
         for start in range(0, len(data), BLOCK_BYTES):
             block, number = data[start : start + BLOCK_BYTES], first + start // BLOCK_BYTES
@@ -112,7 +118,7 @@ class Brick:
 
     def set_fact(self, name: str, value: int | bytes | None) -> Any:
         """Set, or with None remove, a small durable value; durable with the next sync."""
-        return self._store.set_fact(name, value)
+        return self._store.set_fact(name, b"" if value is None else value)
 
     def _key_operations(
         self, object_id: ObjectId, keys: dict[bytes, bytes], *, here: bool

@@ -67,7 +67,7 @@ class LocalStore(Protocol):
         """Return "committed", "aborted", or None if unknown."""
         ...
 
-    def forget_outcomes(self, client: int, below: int) -> None:
+    def forget_outcomes(self, client: int, below: int) -> Any:
         """Forget outcomes of sequences < below."""
         ...
 
@@ -75,11 +75,11 @@ class LocalStore(Protocol):
         """Tell whether that transaction was applied."""
         ...
 
-    def set_stable(self, client: int, sequence: int) -> None:
+    def set_stable(self, client: int, sequence: int) -> Any:
         """Say that nobody will ask for sequences <= sequence any more."""
         ...
 
-    def forget_client(self, client: int) -> None:
+    def forget_client(self, client: int) -> Any:
         """Forget all sequences of a client that is gone."""
         ...
 
@@ -179,8 +179,15 @@ class Mesh(Protocol):
 class Views(Protocol):
     """This node's membership: `clusterfs.cluster.node.Membership`."""
 
-    node: int
-    incarnation: int
+    @property
+    def node(self) -> int:
+        """This node's number."""
+        ...
+
+    @property
+    def incarnation(self) -> int:
+        """This start of it."""
+        ...
 
     @property
     def view(self) -> View:
