@@ -8,7 +8,7 @@ Fields are only ever appended, with defaults: an older node then still reads a n
 """
 
 import enum
-from typing import Annotated, Any
+from typing import Annotated, get_args
 
 import msgpack
 import msgspec
@@ -228,7 +228,10 @@ Message = (
     | Locks
 )
 
-_MESSAGE: Any = Message
+# By tag: msgspec prepares a struct once, but a union at every call.
+_BY_TAG: dict[object, type[Message]] = {
+    kind.__struct_config__.tag: kind for kind in get_args(Message)
+}
 _BYTES = (bytes,)
 
 
@@ -241,9 +244,7 @@ def encode(message: Message) -> bytes:
 def decode(body: bytes) -> Message:
     """Return the message in `body`; raises BadMessage if it is none."""
     try:
-        message: Message = msgspec.convert(
-            msgpack.unpackb(body, use_list=False, strict_map_key=True), _MESSAGE
-        )
-    except (ValueError, TypeError, RecursionError) as error:
+        fields = msgpack.unpackb(body, use_list=False, strict_map_key=True)
+        return msgspec.convert(fields, _BY_TAG[fields[0]])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise BadMessage(str(error)) from error
-    return message
