@@ -2,11 +2,11 @@
 
 The disk keeps a journal of everything that was asked of it, in order. `crash(at, fate)` builds the
 brick as it may look when the power went after the first `at` events: what a sync covered is there;
-of every other write, `fate` says which 512-byte sectors arrived, were lost, or are garbage. Creating
-a segment, replacing the superblock and committing the table are atomic and durable.
+of every other write, `fate` says which 512-byte sectors arrived, were lost, or are garbage.
+Creating a segment, replacing the superblock and committing the table are atomic and durable.
 
-Faults besides power cuts: `fail_writes` and `fail_syncs` raise EIO, `rot` flips a bit, `full` raises
-ENOSPC for new segments.
+Faults besides power cuts: `fail_writes` and `fail_syncs` raise EIO, `rot` flips a bit, `full`
+raises ENOSPC for new segments.
 
 Invariant: the same journal, `at` and fate give the same brick.
 """
@@ -185,6 +185,13 @@ class SimulatedDisk:
             old = bytes(medium.segments[write.segment][write.offset : end])
             medium.write(write.segment, write.offset, fate(write, old))
         return SimulatedDisk(medium, size_bytes=self._size_bytes)
+
+    def killed(self) -> "SimulatedDisk":
+        """Return the brick after its process was killed: unsynced writes stay unsynced."""
+        other = SimulatedDisk(size_bytes=self._size_bytes)
+        other._before, other.medium = self._before, self.medium.copy()  # noqa: SLF001
+        other.journal = list(self.journal)
+        return other
 
     def rot(self, segment: int, offset: int, bit: int = 0) -> None:
         """Flip one bit."""
