@@ -4,7 +4,7 @@ A program of calls is run on the host's filesystem, and on the mounts, each call
 them; results and errnos must agree, and at the end the trees.
 """
 
-# ruff: noqa: PTH, S103  the system calls themselves are compared
+# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH118, PTH208, PTH211, S103
 
 import ctypes
 import errno

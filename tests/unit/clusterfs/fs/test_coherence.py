@@ -107,7 +107,7 @@ async def test_a_read_that_comes_in_while_pages_are_dropped_does_not_hold_the_lo
                 await trio.sleep(1)
             await type(two.kernel).invalidate_pages(two.kernel, number, ranges)
 
-        two.kernel.invalidate_pages = invalidate  # type: ignore[method-assign]
+        two.kernel.invalidate_pages = invalidate  # type: ignore[method-assign, assignment]
         async with trio.open_nursery() as nursery:
             with trio.fail_after(30):
                 await one.fs.write(writing, 0, page_of(2))
