@@ -232,3 +232,21 @@ async def test_a_taken_port_is_an_os_error(pair: Any) -> None:
     low, high = pair
     with pytest.raises(OSError, match="in use"):
         await low.mesh.serve("127.0.0.1", int(high.peer.address.split(":")[1]))
+
+
+async def test_nothing_more_of_a_batch_arrives_once_its_sender_is_dropped(
+    pair: Any, until: Any
+) -> None:
+    low, high = pair
+    await low.mesh.call(2, CHANNEL, b"connect")
+    plain = high.handler.message
+
+    def message(*arguments: Any) -> None:
+        plain(*arguments)
+        high.mesh.set_peers([])
+
+    high.handler.message = message
+    for n in range(5):
+        low.mesh.send(2, CHANNEL, b"%d" % n)  # one batch
+    await until(lambda: not low.mesh.reachable(2))
+    assert high.handler.bodies == [b"connect", b"0"]
