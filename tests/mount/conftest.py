@@ -57,6 +57,7 @@ def make_cluster() -> Iterator[Callable[..., Cluster]]:
 
     def make(nodes: int = 3, replicas: int = 3) -> Cluster:
         cluster = Cluster(Path(tempfile.mkdtemp(prefix="clusterfs-test-")))
+        cluster.folder.chmod(0o755)  # some tests act as another user
         made.append(cluster)
         _clusters.append(cluster)
         cluster.up(nodes, replicas)

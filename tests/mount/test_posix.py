@@ -8,6 +8,7 @@ import os
 import random
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -152,7 +153,7 @@ os.close(os.open("open/his", os.O_CREAT, 0o640))
 assert os.stat("open/his").st_uid == 12345 and os.stat("open/his").st_gid == 12345
 os.unlink("open/his")
 """
-    subprocess.run(["/usr/bin/python3", "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_new_files_take_umask_owner_and_the_group_of_a_setgid_directory(here: Path) -> None:
@@ -177,7 +178,7 @@ def test_a_write_by_another_drops_the_setuid_bit(here: Path) -> None:
     path.write_text("x")
     path.chmod(0o6777)
     script = f"import os; os.setgid(99); os.setuid(99); open({str(path)!r}, 'a').write('y')"
-    subprocess.run(["/usr/bin/python3", "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o777
 
 
