@@ -40,7 +40,7 @@ def simulate(
         load.closing = True
         world.run(until_s + REST_S)
         world.checker.at_rest(list(world.machines.values()))
-    except AssertionError:
+    except (AssertionError, LookupError, ValueError, TypeError, AttributeError):
         violation = traceback.format_exc()
     return Outcome(
         nodes,
