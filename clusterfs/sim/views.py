@@ -26,6 +26,7 @@ class Agreement:
         self.delay_s = delay_s
         self.view = membership.founded("simulated", groups, replicas)
         self.changed = trio.Event()
+        self.stopped_ever = False  # some group lost all its in-sync replicas at some time
         self._incarnation = 0
 
     def propose(self, change: Callable[[View], View | None]) -> View:
@@ -34,6 +35,7 @@ class Agreement:
         if proposal is not None:
             proposal.validate()
             self.view = proposal
+            self.stopped_ever |= any(proposal.stopped)
             changed, self.changed = self.changed, trio.Event()
             changed.set()
         return self.view

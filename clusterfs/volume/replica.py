@@ -37,6 +37,7 @@ from clusterfs.volume.messages import (
     Void,
     Watermark,
 )
+from clusterfs.volume.parts import part
 from clusterfs.volume.pending import ERRORS
 from clusterfs.volume.ports import Buffer, LocalStore
 from clusterfs.volume.resync import Resync
@@ -104,12 +105,20 @@ class Replica:
             self._resync.void(incarnation, message.sequence)
 
     def entered(self) -> None:
-        """Forget the lanes and credits of clients that are out."""
+        """Forget the lanes and credits of clients that are out, and what our copy cannot decide."""
         view = self._site.view
         up = {m.node for m in view.members if view.has(m.node, m.incarnation)}
         for node in [node for node in self._lanes if node not in up]:
             self._lanes.pop(node).close()
+        for transaction in self.undecided():
+            if not any(view.in_sync[c.group] & self._site.bit for c in transaction.changes):
+                self._drop_leftover(transaction)
         self.ledger.keep({m.incarnation for m in view.members if m.node in up})
+
+    def _drop_leftover(self, transaction: Transaction) -> None:
+        """Our copy is not the truth any more: what it had prepared says nothing."""
+        self.resolve(transaction, committed=False)
+        self._store.forget_outcomes(transaction.client, transaction.sequence + 1)
 
     def close(self) -> None:
         """Forget all that waits: this node is out."""
@@ -153,6 +162,7 @@ class Replica:
         if committed:
             self._store.commit(client, sequence)
             self._memory.remember(transaction)
+            self._resync.recheck((c.object_id, c.group) for c in transaction.changes)
         else:
             self._store.abort(client, sequence)
         self._store.set_fact(_fact_name(client, sequence), None)
@@ -236,8 +246,9 @@ class Replica:
         self._set_stable(arrival.incarnation, message.stable)
         client, sequence = transaction.client, transaction.sequence
         try:
-            known = (client, sequence) in self._undecided or self._store.applied(client, sequence)
-            if not known:
+            if self._store.applied(client, sequence):
+                self._resync.missed(transaction)
+            else:
                 self._note(transaction, arrival.payload, message.groups)
         except WouldBlock:
             return functools.partial(self._store.admit, len(arrival.payload))
@@ -249,8 +260,12 @@ class Replica:
 
     def _note(self, transaction: Transaction, payload: Buffer, groups: tuple[int, ...]) -> None:
         """Prepare a transaction; a replica that syncs one of its groups only notes it there."""
+        syncing = self._resync.groups
         if self._resync.concerns(transaction):
-            self._resync.hold(transaction, payload)
+            self._resync.hold(*part(transaction, payload, lambda c: c.group in syncing))
+            transaction, payload = part(transaction, payload, lambda c: c.group not in syncing)
+        known = (transaction.client, transaction.sequence) in self._undecided
+        if known or not transaction.changes:
             return
         self._store.prepare(transaction, payload)
         name = _fact_name(transaction.client, transaction.sequence)
@@ -274,7 +289,7 @@ class Replica:
         if not message.committed:  # its client alone decides this, in whatever epoch
             self._abort(standing, held)
             return None
-        changes = (standing or held or Transaction(client, sequence, 0, ())).changes
+        changes = tuple(c for t in (standing, held) if t is not None for c in t.changes)
         transaction = Transaction(client, sequence, message.epoch, changes)
         code = self._fence(arrival, transaction)
         if not isinstance(code, Code):
@@ -282,9 +297,10 @@ class Replica:
         if code is Code.OK:
             if standing is not None:
                 self.resolve(standing, committed=True)
-            elif held is not None:
+            if held is not None:
                 self._resync.decided(held, committed=True)
-            elif not self._store.applied(client, sequence):
+            known = standing is not None or held is not None
+            if not known and not self._store.applied(client, sequence):
                 code = Code.STALE
         self._reply(arrival, transaction, Stage.COMMIT, code)
         return None

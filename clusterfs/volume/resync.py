@@ -6,7 +6,9 @@ parks its transactions, and applies after the pull those that the pulled copy do
 even an object that is written all the time catches up.
 
 One pass merges the listings of all objects with an in-sync replica's and pulls what differs; then
-needs are served until none is left. The store is synced before the view that calls it in sync.
+needs are served until none is left. Before the view that calls it in sync every replica syncs its
+store: this one because it will count, the others because a transaction that was one message to one
+set of replicas must not lie in two sets, durable in one and not in the other.
 
 Invariants:
   * an object that neither is needed, nor is being pulled, nor lies after the cursor, equals the
@@ -15,7 +17,7 @@ Invariants:
     objects are compared again after these rolled forward.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 import structlog
@@ -63,8 +65,11 @@ class Parked(NamedTuple):
 class Resync:
     """The syncing side of one replica."""
 
-    def __init__(self, site: Site, store: LocalStore) -> None:
+    def __init__(
+        self, site: Site, store: LocalStore, sync_all: Callable[[], Awaitable[None]]
+    ) -> None:
         self._site = site
+        self._sync_all = sync_all
         self._store = store
         self._log = structlog.get_logger("clusterfs.volume").bind(node=site.node)
         self._needs: dict[ObjectId, Need] = {}
@@ -75,6 +80,11 @@ class Resync:
         self._cursors: dict[frozenset[int], ObjectId | None] = {}
         self._work = trio.Event()
         self.compared = self.pulled = self.pulled_bytes = 0
+
+    @property
+    def groups(self) -> frozenset[int]:
+        """The groups that sync here."""
+        return self._groups
 
     # -- what arrives ---------------------------------------------------------------------------
 
@@ -245,7 +255,7 @@ class Resync:
             await self._merge(source, theirs)
         while True:
             await self._serve_needs(view)
-            await self._store.sync()
+            await self._sync_all()
             if not self._needs:
                 break
         done = await self._site.views.report_in_sync(groups)

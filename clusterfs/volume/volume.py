@@ -87,7 +87,7 @@ class Volume:
         self._gate: Gate | None = None
         self._service: Service | None = None
         if store is not None:
-            self._resync = Resync(site, store)
+            self._resync = Resync(site, store, self._syncer.sync)
             self._replica = Replica(
                 site, store, self._memory, self._resync, self._spawn, self._answer, self._wait_gate
             )

@@ -1,0 +1,188 @@
+"""Seeded clusters of volumes: crashes, pauses, cut links and restarts while clients write.
+
+Each client owns some objects, as locks would give it; every object holds a counter. Checked:
+  * what was acknowledged survives while one in-sync replica lives without a break;
+  * what was synced survives everything;
+  * transactions over several objects are never seen by half;
+  * replicas are equal at quiescence.
+"""
+
+import random
+
+import pytest
+import trio
+import trio.testing
+
+from clusterfs.errors import FilesystemError
+from clusterfs.sim.volume_world import Node, World
+from clusterfs.store.objects import ABSENT, BLOCK_BYTES, Change, Delete, Put, Write, inode_object
+from dlm.errors import LockError
+
+GROUPS = 4
+SEEDS = range(int(__import__("os").environ.get("SEEDS", "12")))
+
+
+class Client:
+    """Writes pairs of objects of its own: both always hold the same counter."""
+
+    def __init__(self, world: World, node: Node, rng: random.Random) -> None:
+        self.world, self.node, self.rng = world, node, rng
+        self.base = node.incarnation * 1000
+        self.acknowledged: dict[int, int] = {}  # pair -> counter; -1: deleted
+        self.synced: dict[int, int] = {}
+        self.attempted: dict[int, int] = {}
+
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                for pair in range(3):
+                    nursery.start_soon(self._write, pair)
+                nursery.start_soon(self._sync)
+        except* LockError:
+            pass
+
+    def ids(self, pair: int) -> tuple[tuple[bytes, int], tuple[bytes, int]]:
+        number = self.base + pair
+        one, other = inode_object(number), inode_object(number + 500)
+        return (one, number % GROUPS), (other, (number + pair) % GROUPS)
+
+    async def _write(self, pair: int) -> None:
+        volume = self.node.volume
+        versions = [ABSENT, ABSENT]
+        for counter in range(1, 1000):
+            await trio.sleep(self.rng.random() * 0.1)
+            data = counter.to_bytes(2, "big") * (BLOCK_BYTES // 2)
+            delete = versions[0] != ABSENT and self.rng.random() < 0.05
+            changes, payload = [], b""
+            for i, (object_id, group) in enumerate(self.ids(pair)):
+                operations = (
+                    (Delete(),) if delete else (Put(b"n", b"%d" % counter), Write(counter % 8, 1))
+                )
+                payload += b"" if delete else data
+                after = versions[i].after(volume.epoch)
+                changes.append(Change(object_id, group, versions[i], after, operations))
+            self.attempted[pair] = -counter if delete else counter
+            await volume.commit(changes, payload)
+            versions = [change.version for change in changes]
+            self.acknowledged[pair] = -counter if delete else counter
+            if delete:
+                return
+
+    async def _sync(self) -> None:
+        while True:
+            await trio.sleep(self.rng.random())
+            known = dict(self.acknowledged)
+            await self.node.volume.sync()
+            self.synced.update(known)
+
+
+class Story:
+    """One seed's run."""
+
+    def __init__(self, seed: int, world: World, nursery: trio.Nursery) -> None:
+        self.world, self.nursery = world, nursery
+        self.rng = random.Random(seed + 1000)
+        self.clients: list[Client] = []
+        self.down: set[int] = set()
+
+    async def start(self, number: int) -> None:
+        node = await self.world.start(number)
+        self.down.discard(number)
+        client = Client(self.world, node, random.Random(self.rng.random()))
+        self.clients.append(client)
+        self.nursery.start_soon(client.run)
+
+    async def crash(self, *numbers: int) -> None:
+        gone = self.world.crash(*numbers)
+        self.down.update(numbers)
+        await trio.sleep(self.rng.random() * 0.5)
+        if self.rng.random() < 0.5:
+            self.world.agreement.expel(gone)
+            await trio.sleep(self.rng.random() * 0.3)
+        self.world.agreement.remove(gone)
+
+    async def step(self) -> None:
+        world, rng = self.world, self.rng
+        await trio.sleep(rng.random() * 1.5)
+        up = sorted(world.nodes)
+        roll = rng.random()
+        if self.down and roll < 0.5:
+            await self.start(min(self.down))
+        elif roll < 0.75 and up:
+            await self.crash(rng.choice(up))
+        elif roll < 0.85:
+            one, other = rng.sample(range(1, 5), 2)
+            world.network.cut(one, other)
+            await trio.sleep(rng.random())
+            world.network.heal(one, other)
+        elif roll < 0.9:
+            await self.crash(*up)
+        else:
+            views = world.nodes[rng.choice(up)].views if up else None
+            if views is not None:
+                await views.drop_replica(rng.choice(up), range(GROUPS), "the story says so")
+
+    async def finish(self) -> None:
+        for number in sorted(self.down):
+            await self.start(number)
+        await trio.sleep(1)
+        self.nursery.cancel_scope.cancel()
+
+    def check(self) -> None:
+        for client in self.clients:
+            for pair in client.attempted:
+                self.check_pair(client, pair)
+        self.world.assert_replicas_equal()
+
+    def check_pair(self, client: Client, pair: int) -> None:
+        found = [self.counter(object_id, group) for object_id, group in client.ids(pair)]
+        assert found[0] == found[1], f"half a transaction of {client.base + pair}: {found}"
+        attempted = client.attempted[pair]
+        lost_all = self.world.agreement.stopped_ever
+        known = (client.synced if lost_all else client.acknowledged).get(pair, 0)
+        if found[0] is None:
+            assert attempted < 0 or known == 0, (client.base + pair, known, attempted)
+        else:
+            assert known >= 0, f"{client.base + pair} was deleted at {known}, found {found}"
+            assert known <= found[0] <= abs(attempted), (client.base + pair, known, found)
+
+    def counter(self, object_id: bytes, group: int) -> int | None:
+        mask = self.world.agreement.view.in_sync[group]
+        for number, store in self.world.stores.items():
+            if mask >> number & 1:
+                contents = store.contents().get(object_id)
+                if contents is None:
+                    return None
+                counter = int(contents[2][b"n"])
+                data = contents[3][counter % 8]
+                assert data == counter.to_bytes(2, "big") * (BLOCK_BYTES // 2), "keys and data"
+                return counter
+        raise AssertionError(f"group {group} has no copy")
+
+
+async def play(seed: int, replicas: int) -> None:
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    trio._core._run._r.seed(seed)  # the scheduler shuffles what runs next
+    async with trio.open_nursery() as nursery:
+        world = World(seed, nursery, groups=GROUPS, replicas=replicas)
+        async with trio.open_nursery() as clients:
+            story = Story(seed, world, clients)
+            for number in range(1, 5 if replicas == 2 else 4):
+                await story.start(number)
+            for _ in range(8):
+                await story.step()
+            await story.finish()
+        await world.settled(20)
+        story.check()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("replicas", [3, 2])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_acknowledged_survives(
+    autojump_clock: trio.testing.MockClock, seed: int, replicas: int
+) -> None:
+    try:
+        await play(seed, replicas)
+    except* FilesystemError as errors:
+        raise AssertionError(f"seed {seed}") from errors
