@@ -387,7 +387,7 @@ class Filesystem:
             "inodes": len(self._inodes),
             "inodes_evicted": self._inodes.evicted,
             "handles": len(files.handles),
-            "locks_held": self._locks.held(),
+            "locks_held": self._locks.held,
             "lock_grants": self._locks.grants,
             "lock_revokes": self._locks.revokes,
             "transactions": self._transactions.commits,

@@ -331,6 +331,7 @@ class CachedLock:
             self._acquiring = False
         if lockspace is not self._cache.lockspace:
             raise LockLost
+        self._cache.held += self.level == NL
         self._lock = lock
         self.level = wanted
         self._turn = min(max(1, len(self._waiters)), _TURN)
@@ -377,6 +378,7 @@ class CachedLock:
         self.revoked_at_s = trio.current_time()
         self._cache.revokes += 1
         if target == NL:
+            self._cache.held -= 1
             self._lock = None
             self._cache.lockspace.unlock_nowait(lock)
         else:
@@ -384,6 +386,7 @@ class CachedLock:
 
     def _void(self) -> None:
         self.stamp += 1
+        self._cache.held -= self.level > NL
         self.level = self._ready = self._blocking = NL
         self._lock = None
         self._turn = 0
@@ -420,6 +423,7 @@ class LockCache:
     def __init__(self, lockspace: Lockspace) -> None:
         self.lockspace = lockspace
         self.lost = False
+        self.held = 0  # locks that this node keeps
         self.grants = 0
         self.revokes = 0
         self._nursery: trio.Nursery | None = None
@@ -450,7 +454,3 @@ class LockCache:
         """Take locks in the lockspace of a new incarnation from now on."""
         self.lockspace = lockspace
         self.lost = False
-
-    def held(self) -> int:
-        """Return how many locks this node keeps."""
-        return sum(lock.level > NL for lock in self._locks)

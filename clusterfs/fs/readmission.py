@@ -89,24 +89,30 @@ class Readmission:
         if inode.opened:
             await inode.open_lock.wait_shared()
             inode.open_lock.release()
-        async with inode.lock.excluding(), inode.committing:
-            kept, inode.kept = inode.kept, None
-            attempted, inode.attempted = inode.attempted, set()
-            try:
-                record = await self._transactions.reload(inode)
-            except NoSuchEntry:
-                self._kill(inode, everybody=True)
-                return
-            if kept is None:
-                return
-            if not await self._unchanged(inode, kept, attempted):
-                self._kill(inode, everybody=False)
-            elif inode.needs_flush:
-                record.size = max(record.size, kept.record.size)
-                record.mtime_ns, record.ctime_ns = kept.record.mtime_ns, kept.record.ctime_ns
-                record.mode = kept.record.mode
-                record.blocks = max(record.blocks, kept.record.blocks)
-                self._writeback.mark_dirty(inode)
+        try:
+            if inode.kept is None:
+                async with inode.lock.sharing():
+                    await self._transactions.load(inode)
+            else:
+                async with inode.lock.excluding(), inode.committing:
+                    await self._judge(inode, inode.kept)
+                    inode.kept = None
+        except NoSuchEntry:
+            inode.kept = None
+            self._kill(inode, everybody=True)
+
+    async def _judge(self, inode: Inode, kept: Kept) -> None:
+        """Keep what is dirty if it is based on what the store has."""
+        record = await self._transactions.reload(inode)
+        if not await self._unchanged(inode, kept, inode.attempted):
+            self._kill(inode, everybody=False)
+        elif inode.needs_flush:
+            record.size = max(record.size, kept.record.size)
+            record.mtime_ns, record.ctime_ns = kept.record.mtime_ns, kept.record.ctime_ns
+            record.mode = kept.record.mode
+            record.blocks = max(record.blocks, kept.record.blocks)
+            self._writeback.mark_dirty(inode)
+        inode.attempted = set()
 
     async def _unchanged(
         self, inode: Inode, kept: Kept, attempted: set[tuple[ObjectId, Version]]
