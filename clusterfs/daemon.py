@@ -32,7 +32,7 @@ from clusterfs.cluster.providers.local import LocalProvider
 from clusterfs.cluster.providers.local_file import report_caches_dropped
 from clusterfs.cluster.views import State, View, mask_of, nodes_of
 from clusterfs.config import Config
-from clusterfs.errors import SetupError
+from clusterfs.errors import BrickFailed, SetupError, WouldBlock
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fuse.beat import Beat
 from clusterfs.fuse.cached import CachedInodes
@@ -51,6 +51,7 @@ from dlm.node import Lockspace
 LOCKS = 1  # the mesh's channel of the lock manager; the volume's is 2
 _BEAT_S = 0.1
 _NO_CALLS = 1
+_EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
 
 def run(
@@ -237,6 +238,7 @@ class Daemon:
         )
         self.membership.subscribe(self._entered)
         self._connect(self.membership.view)
+        self._remember_epoch(self.membership.view)
         self._enter_locks(self.membership.view)
 
     async def _start_services(self) -> None:
@@ -268,10 +270,16 @@ class Daemon:
         if self.membership.incarnation != self._incarnation:
             return  # the first view of a new incarnation: `_readmit` goes on from there
         self._connect(new)
+        self._remember_epoch(new)
         if new.lock_epoch != old.lock_epoch:
             self._enter_locks(new)
             self._reclaim.set()
         self._lock_channel.drain(new)
+
+    def _remember_epoch(self, view: View) -> None:
+        """Let the store refuse, at its next start, a provider that has lost views."""
+        with suppress(WouldBlock, BrickFailed):  # a later view, or a full log, costs nothing here
+            self.store.set_fact(_EPOCH, view.epoch)
 
     def _connect(self, view: View) -> None:
         self.mesh.set_peers(
@@ -371,7 +379,7 @@ class Daemon:
     # --- what administrators see
 
     def _stored_epoch(self) -> int:
-        epoch = self.store.fact("epoch")
+        epoch = self.store.fact(_EPOCH)
         return epoch if isinstance(epoch, int) else 0
 
     def status(self) -> dict[str, Any]:
