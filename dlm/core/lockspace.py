@@ -135,6 +135,8 @@ class LockspaceCore:
 
     def _enter(self, event: Enter) -> None:
         here = self.here
+        if self.lost:
+            return
         assert event.epoch > here.epoch, "epochs only grow"
         assert event.members.get(here.me) == here.incarnation, "we are a member"
         for sender, message in self._held:

@@ -1,3 +1,4 @@
+import os
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from dlm.sim.world import Faults
 REGRESSIONS = tomllib.loads(Path(__file__).with_name("regressions.toml").read_text())["locks"]
 
 
-@pytest.mark.parametrize("seed", range(40))
+FIRST_SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
+
+
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 40))
 def test_locks_exclude_survive_and_answer_under_any_faults(seed: int) -> None:
     outcome = simulate(seed, until_s=0.6)
     assert outcome.violation is None, (outcome.violation, *outcome.trace)

@@ -242,6 +242,7 @@ def test_losing_everything_ends_every_wait_once(wire: Wire) -> None:
     assert held.mode is None
     with pytest.raises(LockLost):
         wire.act(1, Release(held))
+    assert wire.act(1, Enter(2, dict(wire.cores[1].here.members))) == []
     wire.act(1, Acquire(late := Lock(name), NL))
     assert wire.completed[-1] == (late, Status.LOST)
 
