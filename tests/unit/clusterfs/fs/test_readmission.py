@@ -119,6 +119,19 @@ async def test_a_writer_whose_file_was_changed_elsewhere_is_dead(
         assert not world.nodes[1].volume.reserved or await fsynced(one, again)
 
 
+async def test_a_change_of_attributes_alone_makes_a_writer_dead(autojump_clock: Clock) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one, data=b"old data")
+        await one.write(handle, 0, b"lost")
+        world.remove(1)
+        await two.setattr(inode, Changes(mode=0o400))
+        await world.readmit(1)
+        with pytest.raises(StaleHandle):
+            await one.fsync(handle)
+        assert await one.read(handle, 0, 100) == b"old data"
+
+
 async def fsynced(fs: Filesystem, handle: int) -> bool:
     await fs.fsync(handle)
     return True
