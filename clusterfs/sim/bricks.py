@@ -359,7 +359,7 @@ class Trial:
         life.model = step.model.copy()
         life.steps = [Step(0, step.dump, step.model)]
         life.acknowledged = [(len(brick.journal), 0)]
-        life._sequence = self._sequence  # noqa: SLF001
+        life._sequence = self._sequence
         return life
 
     def _step_of(self, found: dict[str, object], at: int) -> int:

@@ -189,7 +189,7 @@ class SimulatedDisk:
     def killed(self) -> "SimulatedDisk":
         """Return the brick after its process was killed: unsynced writes stay unsynced."""
         other = SimulatedDisk(size_bytes=self._size_bytes)
-        other._before, other.medium = self._before, self.medium.copy()  # noqa: SLF001
+        other._before, other.medium = self._before, self.medium.copy()
         other.journal = list(self.journal)
         return other
 

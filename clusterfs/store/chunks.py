@@ -235,9 +235,10 @@ class ChunkTable:
         """Forget the frozen layer."""
         self._frozen = {}
 
-    def pages_newest_first(self) -> Iterator[tuple[int, ChunkPage]]:
-        """Yield every page that exists, from the highest cid down."""
-        for number in range(self.next_cid >> _PAGE_BITS, -1, -1):
+    def pages(self, newest: int = 1 << 60) -> Iterator[tuple[int, ChunkPage]]:
+        """Yield the newest pages, those with the highest cids last."""
+        end = (self.next_cid >> _PAGE_BITS) + 1
+        for number in range(max(0, end - newest), end):
             page = self.page(number)
             if page is not None:
                 yield number, page

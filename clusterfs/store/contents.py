@@ -120,7 +120,7 @@ class Contents:
         live: dict[int, int] = {}
         chunks = self.state.chunks
         places: set[int] = set()
-        for number, page in chunks.pages_newest_first():
+        for number, page in chunks.pages():
             assert page.live == sum(1 for n in page.references if n), "live count of a chunk page"
             for cid, references in cids_of_page(number, page):
                 assert references == counted.pop(cid, 0), f"references of chunk {cid}"

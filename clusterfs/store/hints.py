@@ -10,7 +10,7 @@ the young one. No step ever touches more than one small dict.
 Invariant: at most `capacity` entries.
 """
 
-from clusterfs.store.chunks import ChunkTable
+from clusterfs.store.chunks import ChunkTable, cids_of_page
 
 _SHARDS = 256
 
@@ -51,10 +51,6 @@ class Hints:
 
     def fill(self, pages: int) -> None:
         """Rebuild from the newest chunk pages; blocks, runs before the store serves."""
-        for count, (number, page) in enumerate(self._chunks.pages_newest_first()):
-            if count >= pages:
-                return
-            for slot, references in enumerate(page.references):
-                if references:
-                    cid = number * len(page.references) + slot
-                    self.add(self._chunks.identity(cid), cid)
+        for number, page in self._chunks.pages(pages):
+            for cid, _ in cids_of_page(number, page):
+                self.add(self._chunks.identity(cid), cid)

@@ -25,6 +25,7 @@ from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.segments import Segments
 
 SMALL_TAIL_BLOCKS = 4  # a segment's rest of less than this is left unused
+_CUT_BLOCKS = 2 * SMALL_TAIL_BLOCKS  # what a cut at a segment's end may waste, and headers
 _SMALL_ROOM_BYTES = 256  # a log with less room for records is sealed
 
 # (first location, number of blocks): payload blocks that lie one behind the other
@@ -103,8 +104,18 @@ class Log:
 
     def segment_room_blocks(self) -> int:
         """Return how many blocks the current and the ready segments still take."""
-        rest = self._segments.size_blocks - self._tail.block if self._tail.segment >= 0 else 0
-        return rest + len(self._segments.ready) * self._segments.size_blocks
+        segments, tail, log = self._segments, self._tail, self._open
+        rest = segments.size_blocks - tail.block if tail.segment >= 0 else 0
+        if log is not None:
+            rest -= layout.blocks_needed(len(log.records), log.payload_blocks)
+        if rest < SMALL_TAIL_BLOCKS:
+            rest = 0
+        return rest + len(segments.ready) * segments.size_blocks
+
+    def blocks_of(self, nbytes: int) -> int:
+        """Return how many blocks of the log so many bytes take at worst, headers and cuts too."""
+        blocks = -(-nbytes // BLOCK_BYTES)
+        return blocks + blocks // (self._log_blocks - 2) + _CUT_BLOCKS
 
     def check(self) -> None:
         """Raise BrickFailed if the brick is read-only by now."""

@@ -18,8 +18,6 @@ from clusterfs.store.segments import RESERVE_DATA, RESERVE_METADATA, Segments
 _CHANGE_BYTES = 96
 _OPERATION_BYTES = 24
 _BLOCK_RECORD_BYTES = 24
-_OPENING_BLOCKS = 8  # headers, a cut at a segment's end
-_HEADER_SHARE = 64  # one header block, at worst, for so many blocks of a long transaction
 
 
 class Space(NamedTuple):
@@ -36,12 +34,6 @@ class Need(NamedTuple):
 
     data_blocks: int
     nbytes: int
-
-    @property
-    def blocks(self) -> int:
-        """Return how many blocks of the log that is."""
-        blocks = -(-self.nbytes // BLOCK_BYTES)
-        return blocks + blocks // _HEADER_SHARE + _OPENING_BLOCKS
 
 
 def need_of(changes: tuple[Change, ...]) -> Need:
@@ -101,9 +93,12 @@ class Room:
     def has_segments(self, need: Need) -> bool:
         """Tell whether the segments that are ready have room, in the tier of this need."""
         segments = self._segments
+        blocks = self._log.blocks_of(need.nbytes)
         tier = RESERVE_DATA if need.data_blocks else RESERVE_METADATA
-        ready = self._log.segment_room_blocks()
-        uncreated = (segments.free - len(segments.ready)) * segments.size_blocks
-        return ready >= need.blocks and (
-            ready + uncreated - need.blocks >= tier * segments.size_blocks
+        left = self._log.segment_room_blocks() - blocks
+        if left < 0:
+            return False
+        wanted = tier * segments.size_blocks
+        return left >= wanted or (
+            left + (segments.free - len(segments.ready)) * segments.size_blocks >= wanted
         )

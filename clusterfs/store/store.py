@@ -68,7 +68,7 @@ from clusterfs.store.records import (
 )
 from clusterfs.store.recovery import LogReader, Recovered, Recovery
 from clusterfs.store.room import Need, Room, Space, need_of
-from clusterfs.store.segments import RESERVE_DATA, Segments
+from clusterfs.store.segments import Segments
 from clusterfs.store.superblock import Superblock, enter_epoch, open_superblock
 from clusterfs.store.upkeep import Upkeep
 
@@ -138,8 +138,7 @@ class Store:
             self._segments, flusher, tail, log_bytes=options.log_bytes, buffers=options.buffers
         )
         chunks = self._state.chunks
-        self._hints = Hints(chunks, options.hints)
-        self._hints.fill(options.hints // PAGE_CIDS)
+        self._hints = opening.hints
         self._ingest = Ingest(self._hints, key)
         self._key = key
         self._reader = Reader(disk, chunks, self._segments, self._log, self._hints)
@@ -194,7 +193,7 @@ class Store:
         while True:
             self._log.check()
             if not self._room.has_segments(need):
-                self._upkeep.poke(need.blocks)
+                self._upkeep.poke(self._log.blocks_of(need.nbytes))
                 await self._upkeep.progress.park()
             elif not self._log.has_ring_room(need.nbytes):
                 await self._log.wait_ring_room(need.nbytes)
@@ -463,8 +462,9 @@ class Store:
 
     def _append_small(self, record: Record) -> int:
         self._log.check()
-        if self._log.segment_room_blocks() < RESERVE_DATA:
-            self._upkeep.poke()
+        blocks = self._log.blocks_of(0)
+        if self._log.segment_room_blocks() < blocks:
+            self._upkeep.poke(blocks)
             raise WouldBlock("the log waits for the cleaner or for a new segment")
         self._log.append(encode(record), memoryview(b""))
         self._contents.enact(record)
@@ -488,7 +488,7 @@ class Store:
         try:
             self._room.check_log(need)
         except WouldBlock:
-            self._upkeep.poke(need.blocks)
+            self._upkeep.poke(self._log.blocks_of(need.nbytes))
             raise
 
     def _resolve_shares(self, shares: Sequence[tuple[int, bytes]]) -> list[Placed]:
@@ -542,7 +542,10 @@ class _Opening:
         recovery = Recovery(disk, self.reader, self.contents, self.segments)
         self.recovered: Recovered = recovery.run(tail, epoch)
         disk.sync(sorted(self.recovered.touched))
-        self.first_cid = self.contents.state.chunks.next_cid
+        chunks = self.contents.state.chunks
+        self.first_cid = chunks.next_cid
+        self.hints = Hints(chunks, self._options.hints)
+        self.hints.fill(self._options.hints // PAGE_CIDS)
         self.superblock = enter_epoch(disk, superblock, self.recovered.epoch)
 
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from clusterfs.sim.bricks import SMALL, TIGHT, Trial, open_trial
-from clusterfs.sim.disk import SECTOR_BYTES, Written, arrived, cut_after, dropped, seeded
+from clusterfs.sim.disk import SECTOR_BYTES, Fate, Written, arrived, cut_after, dropped, seeded
 
 pytestmark = pytest.mark.trio
 
@@ -87,7 +87,7 @@ async def test_every_event_and_every_sector_of_a_short_workload() -> None:
     for cut in range(1, len(trial.disk.journal) + 1):
         last = trial.disk.journal[cut - 1]
         sectors = len(last.content) // SECTOR_BYTES if isinstance(last, Written) else 0
-        for sector in range(0, sectors + 1):
+        for sector in range(sectors + 1):
             await trial.check_crash(cut, cut_after(sector))
     await trial.store.close()
 
@@ -106,9 +106,17 @@ async def test_every_subset_of_the_last_unsynced_writes(seed: int) -> None:
     await wait_all_written(trial)
     events = len(trial.disk.journal)
     for fates in itertools.product((dropped, arrived, seeded(seed)), repeat=5):
-        turn = itertools.chain(fates, itertools.repeat(dropped))
-        await trial.check_crash(events, lambda write, old, turn=turn: next(turn)(write, old))
+        await trial.check_crash(events, one_after_the_other(fates))
     await trial.store.close()
+
+
+def one_after_the_other(fates: tuple[Fate, ...]) -> Fate:
+    turns = itertools.chain(fates, itertools.repeat(dropped))
+
+    def fate(write: Written, old: bytes) -> bytes:
+        return next(turns)(write, old)
+
+    return fate
 
 
 async def wait_all_written(trial: Trial) -> None:
