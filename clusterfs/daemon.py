@@ -41,7 +41,6 @@ from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.store import Options, Store
-from clusterfs.volume.brick import Brick
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
 from dlm.messages import BadMessage
@@ -223,7 +222,7 @@ class Daemon:
 
     def _begin(self) -> None:
         """Set up everything above a membership that is new."""
-        self.volume = Volume(Brick(self.store, self._identity.secret), self.mesh, self.membership)
+        self.volume = Volume(self.store, self.mesh, self.membership)
         self.locks = self._new_locks()
         self.filesystem = Filesystem(
             self.volume,
@@ -266,7 +265,7 @@ class Daemon:
     # --- views
 
     def _entered(self, old: View, new: View) -> None:
-        """Enter a view; the volume has entered it before, for it subscribed first."""
+        """Enter a view; the volume enters it next, when its peers are listed."""
         if self.membership.incarnation != self._incarnation:
             return  # the first view of a new incarnation: `_readmit` goes on from there
         self._connect(new)

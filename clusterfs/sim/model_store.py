@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import blake3
 import trio
 
-from clusterfs.errors import BrickFailed, ChunkCorrupted, OutOfSpace, VersionMismatch
+from clusterfs.errors import (
+    BrickFailed,
+    ChunkCorrupted,
+    NoSuchChunk,
+    OutOfSpace,
+    VersionMismatch,
+)
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -23,13 +29,14 @@ from clusterfs.store.objects import (
     Delete,
     Discard,
     ObjectId,
+    Operation,
     Put,
     Remove,
     Transaction,
     Version,
     Write,
 )
-from clusterfs.volume.ports import INCOMPLETE, Buffer, FetchBlocks
+from clusterfs.volume.ports import Buffer
 
 _HOLE = bytes(BLOCK_BYTES)
 
@@ -75,9 +82,9 @@ class ModelStore:
 
     # -- transactions ---------------------------------------------------------------------------
 
-    async def admit(self, nbytes: int) -> None:
+    async def admit_transaction(self, transaction: Transaction) -> None:
         """There is always room."""
-        assert nbytes >= 0
+        assert isinstance(transaction, Transaction)
         await trio.lowlevel.checkpoint()
 
     def apply(self, transaction: Transaction, payload: Buffer) -> int:
@@ -110,26 +117,28 @@ class ModelStore:
         """Return how a prepared transaction ended."""
         return self._outcomes.get((client, sequence))
 
-    def forget_outcomes(self, client: int, below: int) -> None:
+    def forget_outcomes(self, client: int, below: int) -> int:
         """Forget outcomes of sequences < below."""
         for key in [key for key in self._outcomes if key[0] == client and key[1] < below]:
             del self._outcomes[key]
+        return len(self._journal)
 
     def applied(self, client: int, sequence: int) -> bool:
         """Tell whether that transaction was applied."""
         return sequence <= self._stable.get(client, 0) or sequence in self._applied.get(client, ())
 
-    def set_stable(self, client: int, sequence: int) -> None:
+    def set_stable(self, client: int, sequence: int) -> int:
         """Forget the single sequences up to that one."""
         self._stable[client] = max(sequence, self._stable.get(client, 0))
         known = self._applied.get(client, set())
         self._applied[client] = {s for s in known if s > sequence}
+        return len(self._journal)
 
-    def forget_client(self, client: int) -> None:
+    def forget_client(self, client: int) -> int:
         """Forget a client's sequences."""
         self._stable.pop(client, None)
         self._applied.pop(client, None)
-        self.forget_outcomes(client, 1 << 62)
+        return self.forget_outcomes(client, 1 << 62)
 
     async def sync(self, position: int | None = None) -> None:
         """Make what was applied before the call durable."""
@@ -146,9 +155,10 @@ class ModelStore:
         found = self._objects.get(object_id)
         return ABSENT if found is None else found.version
 
-    def group(self, object_id: ObjectId) -> int:
+    def group(self, object_id: ObjectId) -> int | None:
         """Return an object's group."""
-        return self._objects[object_id].group
+        found = self._objects.get(object_id)
+        return None if found is None else found.group
 
     def get(self, object_id: ObjectId, key: bytes) -> bytes | None:
         """Return one value."""
@@ -172,7 +182,7 @@ class ModelStore:
         return self._blocks_of(object_id, first, count)
 
     def objects(
-        self, group: int | None, after: ObjectId, limit: int
+        self, group: int | None, after: ObjectId | bytes, limit: int
     ) -> list[tuple[ObjectId, Version]]:
         """Return objects with id > after, sorted."""
         ids = sorted(o for o, x in self._objects.items() if group is None or x.group == group)
@@ -195,39 +205,39 @@ class ModelStore:
         found = self._objects[object_id]
         return _hash(repr((sorted(found.keys.items()), self.blocks(object_id))).encode())
 
-    async def replace(  # noqa: PLR0913 - an object has that many parts
+    def replace(  # noqa: PLR0913 - an object has that many parts
         self,
         object_id: ObjectId,
         group: int,
         version: Version,
-        keys: dict[bytes, bytes],
-        blocks: list[tuple[int, bytes]],
-        fetch: FetchBlocks,
-    ) -> None:
-        """Make the object a copy, in pieces."""
-        self._log(self._begin_replace, object_id, group)
-        local = self._objects[object_id].blocks
-        missing = [n for n, identity in blocks if n not in local or _hash(local[n]) != identity]
-        for start in range(0, len(missing), 4):
-            numbers = missing[start : start + 4]
-            data = await fetch(numbers)
-            self._log(self._fill, object_id, numbers, data)
-        kept = {number for number, _ in blocks}
-        self._log(self._end_replace, object_id, version, dict(keys), kept)
+        operations: Sequence[Operation],
+        payload: Buffer = b"",
+        shares: Sequence[tuple[int, bytes]] = (),
+    ) -> int:
+        """Change an object whatever its version."""
+        data = {_hash(d): d for x in self._objects.values() for d in x.blocks.values()}
+        if any(identity not in data for _, identity in shares):
+            raise NoSuchChunk("no such chunk")
+        change = Change(object_id, group, ABSENT, version, tuple(operations))
+        for operation in operations:
+            if isinstance(operation, Write):
+                self.damaged -= {(object_id, operation.first + i) for i in range(operation.count)}
+        shared = [(number, data[identity]) for number, identity in shares]
+        return self._log(self._replace, change, bytes(payload), shared)
 
-    async def repair(self, object_id: ObjectId, first: int, data: bytes) -> None:
-        """Rewrite rotten blocks."""
-        for i in range(len(data) // BLOCK_BYTES):
-            self.damaged.discard((object_id, first + i))
-        await trio.lowlevel.checkpoint()
+    def has_chunk(self, identity: bytes) -> bool:
+        """Tell whether some object here has that block."""
+        return any(
+            _hash(data) == identity for x in self._objects.values() for data in x.blocks.values()
+        )
 
     def fact(self, name: str) -> int | bytes | None:
         """Return a small value."""
         return self._facts.get(name)
 
-    def set_fact(self, name: str, value: int | bytes | None) -> None:
+    def set_fact(self, name: str, value: int | bytes) -> int:
         """Set a small value."""
-        self._log(self._set_fact, name, value)
+        return self._log(self._set_fact, name, value)
 
     def space(self) -> Space:
         """Return how much room there is."""
@@ -308,21 +318,10 @@ class ModelStore:
         del self._prepared[client, sequence]
         self._outcomes[client, sequence] = "aborted"
 
-    def _begin_replace(self, object_id: ObjectId, group: int) -> None:
-        found = self._objects.setdefault(object_id, Object(group))
-        found.version = INCOMPLETE
-
-    def _fill(self, object_id: ObjectId, numbers: Sequence[int], data: bytes) -> None:
-        for i, number in enumerate(numbers):
-            block = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
-            self._set_block(self._objects[object_id], number, block)
-
-    def _end_replace(
-        self, object_id: ObjectId, version: Version, keys: dict[bytes, bytes], kept: set[int]
-    ) -> None:
-        found = self._objects[object_id]
-        found.version, found.keys = version, dict(keys)
-        found.blocks = {n: data for n, data in found.blocks.items() if n in kept}
+    def _replace(self, change: Change, payload: bytes, shared: list[tuple[int, bytes]]) -> None:
+        self._change(change, payload, 0)
+        for number, data in shared:
+            self._objects[change.object_id].blocks[number] = data
 
     def _set_block(self, found: Object, number: int, data: bytes) -> None:
         assert len(data) == BLOCK_BYTES
@@ -331,8 +330,8 @@ class ModelStore:
         else:
             found.blocks[number] = data
 
-    def _set_fact(self, name: str, value: int | bytes | None) -> None:
-        if value is None:
+    def _set_fact(self, name: str, value: int | bytes) -> None:
+        if value == b"":
             self._facts.pop(name, None)
         else:
             self._facts[name] = value

@@ -7,7 +7,7 @@ Invariant: what one node sent to another arrives in that order, whatever the del
 """
 
 import random
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import trio
@@ -77,7 +77,7 @@ class SimMesh:
         self.node = node
         self.incarnation = incarnation
         self.alive = True
-        self.epoch = lambda: 0
+        self.epoch: Callable[[], int] = int
         self.paused: trio.Event | None = None
         self._peers: dict[int, int] = {}
         self._handlers: dict[int, Any] = {}

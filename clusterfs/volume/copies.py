@@ -10,7 +10,7 @@ Invariant: a block is taken only with the hash that the description names.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from clusterfs.errors import FilesystemError, WouldBlock
+from clusterfs.errors import FilesystemError, NoSuchChunk, WouldBlock
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -21,17 +21,19 @@ from clusterfs.store.objects import (
     Operation,
     Put,
     Remove,
+    Transaction,
     Version,
     Write,
 )
 from clusterfs.volume.messages import Blocks, Contents, Copied, Describe, Described, Slice
-from clusterfs.volume.ports import LocalStore
-from clusterfs.volume.site import Site
+from clusterfs.volume.ports import INCOMPLETE, LocalStore
+from clusterfs.volume.site import INTERNAL, Site
 from dlm.net.wire import decode, encode
 
 SLICE_BYTES = 4 << 20
 BLOCKS_PER_CALL = 256
-_ALL_KEYS = 1 << 40
+_ALL_KEYS = 1 << 30
+_OPERATIONS = 1024
 _KEPT_DESCRIPTIONS = 16
 
 
@@ -82,7 +84,7 @@ class Exporter:
             except WouldBlock:
                 continue
             came.append(number)
-        described = Described(version, store.group(object_id), len(packed), tuple(came))
+        described = Described(version, store.group(object_id) or 0, len(packed), tuple(came))
         return encode(described), b"".join(pieces)
 
     def slice(self, sender: int, request: Slice) -> tuple[bytes, bytes]:
@@ -139,14 +141,14 @@ async def describe(site: Site, node: int, object_id: ObjectId, hot: tuple[int, .
 
 
 class Blockwise:
-    """Fetches blocks of one described object; made to be handed to `LocalStore.replace`."""
+    """Fetches blocks of one described object."""
 
     def __init__(self, site: Site, node: int, object_id: ObjectId, copy: Copy) -> None:
         self._site = site
         self._node = node
         self._object_id = object_id
         self._hot = copy.hot
-        self._identities = dict(copy.blocks)
+        self.identities = dict(copy.blocks)
         self.fetched = 0
 
     async def __call__(self, numbers: Sequence[int]) -> bytes:
@@ -160,7 +162,7 @@ class Blockwise:
             body, payload = await self._site.call(self._node, encode(request))
             identities = decode(body, Copied).identities
             for i, number in enumerate(some):
-                if identities[i] != self._identities[number]:
+                if identities[i] != self.identities[number]:
                     moved.append(number)
                 data[number] = bytes(payload[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
         if moved:
@@ -169,14 +171,99 @@ class Blockwise:
         return b"".join(data[number] for number in numbers)
 
 
+async def replace(store: LocalStore, object_id: ObjectId, copy: Copy, fetch: "Blockwise") -> None:
+    """Make the local object a copy, in bounded pieces; interrupted, it is left INCOMPLETE.
+
+    Raises what `fetch` and the store raise.
+    """
+    expected = store.version(object_id)
+    keys, blocks = _local(store, object_id)
+    theirs = dict(copy.blocks)
+    operations: list[Operation] = [Remove(key) for key in keys if key not in copy.keys]
+    operations += [Put(k, v) for k, v in copy.keys.items() if keys.get(k) != v]
+    operations += [Discard(*run) for run in runs(sorted(b for b in blocks if b not in theirs))]
+    wanted = sorted(b for b, identity in theirs.items() if blocks.get(b) != identity)
+    if expected == ABSENT or len(operations) > _OPERATIONS or wanted:
+        for start in range(0, len(operations), _OPERATIONS):
+            some = operations[start : start + _OPERATIONS]
+            await _replace(store, object_id, copy.group, INCOMPLETE, some, b"")
+        operations = []
+    for start in range(0, len(wanted), BLOCKS_PER_CALL):
+        await _fill(store, object_id, copy, wanted[start : start + BLOCKS_PER_CALL], fetch)
+    await _replace(store, object_id, copy.group, copy.version, operations, b"")
+
+
+async def _fill(
+    store: LocalStore, object_id: ObjectId, copy: Copy, numbers: list[int], fetch: "Blockwise"
+) -> None:
+    """Give an incomplete object some blocks: from this store if it has them, else from afar."""
+    identities = fetch.identities
+    for number in [n for n in numbers if store.has_chunk(identities[n])]:
+        try:
+            share = [(number, identities[number])]
+            store.replace(object_id, copy.group, INCOMPLETE, (), b"", share)
+        except (NoSuchChunk, WouldBlock):
+            continue
+        numbers = [n for n in numbers if n != number]
+    if numbers:
+        writes = [Write(*run) for run in runs(numbers)]
+        data = await fetch(numbers)
+        await _replace(store, object_id, copy.group, INCOMPLETE, writes, data)
+
+
+async def _replace(  # noqa: PLR0913 - an object has that many parts
+    store: LocalStore,
+    object_id: ObjectId,
+    group: int,
+    version: Version,
+    operations: Sequence[Operation],
+    payload: bytes,
+) -> None:
+    change = Change(object_id, group, ABSENT, version, tuple(operations))
+    while True:
+        try:
+            store.replace(object_id, group, version, operations, payload)
+        except WouldBlock:
+            await store.admit_transaction(Transaction(INTERNAL, 0, 0, (change,)))
+        else:
+            return
+
+
+def _local(store: LocalStore, object_id: ObjectId) -> tuple[dict[bytes, bytes], dict[int, bytes]]:
+    if store.version(object_id) == ABSENT:
+        return {}, {}
+    return dict(store.scan(object_id, b"", b"", _ALL_KEYS)), dict(store.blocks(object_id))
+
+
+async def repair(site: Site, store: LocalStore, object_id: ObjectId, numbers: list[int]) -> int:
+    """Rewrite damaged local blocks with another replica's, if these have the recorded hashes."""
+    group = store.group(object_id)
+    repaired = 0
+    for node in [] if group is None else site.others(site.view.in_sync[group]):
+        wanted = dict(store.blocks(object_id))
+        request = Blocks(site.view.epoch, object_id, tuple(numbers))
+        body, payload = await site.call(node, encode(request))
+        identities = decode(body, Copied).identities
+        if store.version(object_id) == ABSENT or group is None:
+            break
+        now = dict(store.blocks(object_id))
+        for i, number in enumerate(numbers):
+            if identities[i] and identities[i] == wanted.get(number) == now.get(number):
+                data = payload[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
+                version = store.version(object_id)
+                store.replace(object_id, group, version, (Write(number, 1),), data)
+                repaired += 1
+        if repaired:
+            break
+    return repaired
+
+
 async def difference(
     store: LocalStore, object_id: ObjectId, copy: Copy, fetch: Blockwise
 ) -> tuple[Change, bytes]:
     """Return the change, with its payload, that makes the local object equal to the copy."""
     expected = store.version(object_id)
-    here = expected != ABSENT
-    keys = dict(store.scan(object_id, b"", b"", _ALL_KEYS)) if here else {}
-    blocks = dict(store.blocks(object_id)) if here else {}
+    keys, blocks = _local(store, object_id)
     operations: list[Operation] = [Remove(key) for key in keys if key not in copy.keys]
     operations += [Put(k, v) for k, v in copy.keys.items() if keys.get(k) != v]
     theirs = dict(copy.blocks)
@@ -191,7 +278,9 @@ def deletion(store: LocalStore, object_id: ObjectId, version: Version) -> Change
     """Return the change that deletes a local object as of a version."""
     expected = store.version(object_id)
     later = max(version, Version(expected.epoch, expected.counter + 1))
-    return Change(object_id, store.group(object_id), expected, later, (Delete(),))
+    group = store.group(object_id)
+    assert group is not None, "only what is there can be deleted"
+    return Change(object_id, group, expected, later, (Delete(),))
 
 
 def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:

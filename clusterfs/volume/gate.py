@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from clusterfs.cluster.views import View, nodes_of
-from clusterfs.errors import FilesystemError
+from clusterfs.errors import FilesystemError, WouldBlock
 from clusterfs.store.objects import ABSENT, Change, ObjectId, Transaction
 from clusterfs.volume.copies import Blockwise, Copy, Moved, deletion, describe, difference
 from clusterfs.volume.memory import Memory
@@ -117,7 +117,7 @@ class Gate:
                         nursery.start_soon(self._until_changed, nursery.cancel_scope)
                         await self._rounds()
                         nursery.cancel_scope.cancel()
-                except* (PeerLost, Refused, Moved):
+                except* (PeerLost, Refused, Moved, WouldBlock):
                     await trio.sleep(_RETRY_S)
                     epoch = 0
                 except* FilesystemError as errors:
@@ -232,14 +232,16 @@ class Gate:
                 changes.append(change)
                 pieces.append(payload)
         if changes:
-            payload = b"".join(pieces)
-            await self._store.admit(len(payload))
-            sequence = self._site.internal_sequence()
-            self._store.apply(
-                Transaction(INTERNAL, sequence, self._site.view.epoch, tuple(changes)), payload
-            )
-            self._store.set_stable(INTERNAL, sequence)
-            self.brought_forward += len(changes)
+            await self._apply(tuple(changes), b"".join(pieces))
+
+    async def _apply(self, changes: tuple[Change, ...], payload: bytes) -> None:
+        """Apply changes of this replica's own, at once."""
+        sequence = self._site.internal_sequence()
+        transaction = Transaction(INTERNAL, sequence, self._site.view.epoch, changes)
+        await self._store.admit_transaction(transaction)
+        self._store.apply(transaction, payload)
+        self._store.set_stable(INTERNAL, sequence)
+        self.brought_forward += len(changes)
 
     async def _difference(self, node: int, object_id: ObjectId, copy: Copy) -> tuple[Change, bytes]:
         fetch = Blockwise(self._site, node, object_id, copy)
@@ -304,13 +306,7 @@ class Gate:
         for touched in objects:
             version = self._store.version(touched.object_id)
             if touched.deleted and ABSENT < version < touched.version:
-                sequence = self._site.internal_sequence()
-                change = deletion(self._store, touched.object_id, touched.version)
-                await self._store.admit(0)
-                self._store.apply(
-                    Transaction(INTERNAL, sequence, self._site.view.epoch, (change,)), b""
-                )
-                self._store.set_stable(INTERNAL, sequence)
+                await self._apply((deletion(self._store, touched.object_id, touched.version),), b"")
 
     async def _take_newer(self, peer: int, groups: frozenset[int]) -> None:
         after: ObjectId | None = START
@@ -320,7 +316,7 @@ class Gate:
             listing = decode(body, Listing)
             theirs = {entry.object_id: (entry.group, entry.version) for entry in listing.objects}
             mine = {o: (0, v) for o in theirs if (v := self._store.version(o)) != ABSENT}
-            tombstones = {o: v for o in theirs if (v := self._memory.tombstone(o)) is not None}
+            tombstones = {o: t for o in theirs if (t := self._memory.tombstone(o)) is not None}
             for object_id in newer(mine, theirs, tombstones):
                 await self._install([(object_id, peer)])
             after = listing.end

@@ -51,6 +51,10 @@ class Memory:
             self._bury(known.pop(old))
         return True
 
+    def stable(self, client: int) -> int:
+        """Return a client's watermark."""
+        return self._stable.get(client, 0)
+
     def forget(self, client: int) -> None:
         """Forget a client that is gone and rolled forward."""
         for objects in self._traces.pop(client, {}).values():

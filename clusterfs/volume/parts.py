@@ -1,6 +1,6 @@
 """A part of a transaction, with the part of the payload that belongs to it. PURE."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -29,3 +29,10 @@ def part(
     if len(kept) == len(transaction.changes):
         return transaction, payload
     return msgspec.structs.replace(transaction, changes=tuple(kept)), b"".join(pieces)
+
+
+def of_groups(
+    transaction: Transaction, payload: Buffer, groups: Collection[int]
+) -> tuple[Transaction, Buffer]:
+    """Return the part that concerns these groups."""
+    return part(transaction, payload, lambda change: change.group in groups)

@@ -11,6 +11,7 @@ from clusterfs.errors import (
     BrickFailed,
     ChunkCorrupted,
     FilesystemError,
+    InvalidArgument,
     OutOfSpace,
     VersionMismatch,
 )
@@ -23,6 +24,7 @@ ERRORS: dict[Code, type[FilesystemError]] = {
     Code.MISMATCH: VersionMismatch,
     Code.BRICK: BrickFailed,
     Code.CORRUPTED: ChunkCorrupted,
+    Code.MALFORMED: InvalidArgument,
 }
 
 
@@ -111,7 +113,7 @@ def judge(in_sync: Sequence[int], applied: int, failed: Mapping[int, Code]) -> O
     if all(applied & mask for mask in in_sync):
         return Outcome(drop=tuple(sorted(failed)))
     codes = [code for node, code in sorted(failed.items()) if truth >> node & 1]
-    for code in (Code.SPACE, Code.MISMATCH, Code.BRICK):
+    for code in (Code.SPACE, Code.MISMATCH, Code.BRICK, Code.MALFORMED):
         if code in codes:
             return Outcome(error=code)
     return Outcome(error=Code.BRICK)

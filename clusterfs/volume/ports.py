@@ -4,16 +4,13 @@
 `clusterfs.sim`. Everything here is called on the one trio thread.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from clusterfs.cluster.views import View
-from clusterfs.store.objects import ObjectId, Transaction, Version
+from clusterfs.store.objects import ObjectId, Operation, Transaction, Version
 
 Buffer = bytes | bytearray | memoryview
-
-# Gives the data of blocks that a replacement could not find locally, 4096 bytes each, in order.
-FetchBlocks = Callable[[Sequence[int]], Awaitable[bytes]]
 
 # An object whose replacement was interrupted: differs from every real version.
 INCOMPLETE = Version(0, 1)
@@ -36,8 +33,8 @@ class SpaceLike(Protocol):
 class LocalStore(Protocol):
     """This node's store. Sync methods never block."""
 
-    async def admit(self, nbytes: int) -> None:
-        """Wait until a transaction of this size finds room in memory."""
+    async def admit_transaction(self, transaction: Transaction) -> None:
+        """Wait until the transaction can be applied. Raises OutOfSpace, BrickFailed."""
         ...
 
     def apply(self, transaction: Transaction, payload: Buffer) -> int:
@@ -91,8 +88,8 @@ class LocalStore(Protocol):
         """Return an object's version, ABSENT if there is none."""
         ...
 
-    def group(self, object_id: ObjectId) -> int:
-        """Return an object's group."""
+    def group(self, object_id: ObjectId) -> int | None:
+        """Return an object's group, None if there is none."""
         ...
 
     def get(self, object_id: ObjectId, key: bytes) -> bytes | None:
@@ -114,7 +111,7 @@ class LocalStore(Protocol):
         ...
 
     def objects(
-        self, group: int | None, after: ObjectId, limit: int
+        self, group: int | None, after: ObjectId | bytes, limit: int
     ) -> list[tuple[ObjectId, Version]]:
         """Return objects with id > after, sorted."""
         ...
@@ -129,16 +126,24 @@ class LocalStore(Protocol):
         """Return number and identity of each block that is no hole."""
         ...
 
-    async def replace(  # noqa: PLR0913 - an object has that many parts
+    def replace(  # noqa: PLR0913 - an object has that many parts
         self,
         object_id: ObjectId,
         group: int,
         version: Version,
-        keys: dict[bytes, bytes],
-        blocks: list[tuple[int, bytes]],
-        fetch: FetchBlocks,
-    ) -> None:
-        """Make the object a copy; until it is complete its version is INCOMPLETE."""
+        operations: Sequence[Operation],
+        payload: Buffer = b"",
+        shares: Sequence[tuple[int, bytes]] = (),
+    ) -> int:
+        """Change an object whatever its version; it is at `version` afterwards.
+
+        shares: (block, identity) of blocks that the store has. Raises NoSuchChunk if it has not,
+        and what `apply` raises.
+        """
+        ...
+
+    def has_chunk(self, identity: bytes) -> bool:
+        """Tell whether a block of that identity is here, readable."""
         ...
 
     def digest(self, object_id: ObjectId) -> bytes:
@@ -149,8 +154,8 @@ class LocalStore(Protocol):
         """Return a small durable value."""
         ...
 
-    def set_fact(self, name: str, value: int | bytes | None) -> Any:
-        """Set, or with None remove, a small durable value; durable with the next sync."""
+    def set_fact(self, name: str, value: int | bytes) -> int:
+        """Set a small durable value; b"" removes it."""
         ...
 
     def space(self) -> SpaceLike:

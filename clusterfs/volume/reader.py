@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from clusterfs.errors import ChunkCorrupted, WouldBlock
+from clusterfs.errors import ChunkCorrupted, FilesystemError, WouldBlock
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -18,6 +18,7 @@ from clusterfs.store.objects import (
     Version,
     split_object_id,
 )
+from clusterfs.volume.copies import repair
 from clusterfs.volume.messages import (
     Code,
     Fetch,
@@ -148,7 +149,7 @@ class Reader:
                 await self._pause()
                 continue
             if damaged & self._site.bit:
-                self._spawn(self._repair, object_id, first, data)
+                self._spawn(self._repair, object_id, first, count)
             return data
 
     async def stripes(self, inode: int) -> list[tuple[int, int]]:
@@ -258,10 +259,17 @@ class Reader:
             missing -= answered
         return [found[object_id] for object_id in sorted(found)]
 
-    async def _repair(self, object_id: ObjectId, first: int, data: bytes) -> None:
-        """Rewrite damaged blocks of the local copy with good data of the same content."""
+    async def _repair(self, object_id: ObjectId, first: int, count: int) -> None:
+        """Rewrite damaged blocks of the local copy."""
         store = self._site.store
-        repair = getattr(store, "repair", None)
-        if repair is not None:
-            await repair(object_id, first, data)
-            self.repaired += len(data) // BLOCK_BYTES
+        assert store is not None
+        damaged = []
+        for number in range(first, first + count):
+            try:
+                await store.read(object_id, number, 1)
+            except ChunkCorrupted:
+                damaged.append(number)
+        try:
+            self.repaired += await repair(self._site, store, object_id, damaged)
+        except (PeerLost, Refused, FilesystemError) as error:
+            self._log.error("block not repaired", object=object_id.hex(), error=str(error))

@@ -15,8 +15,10 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgpack
+import trio
 
-from clusterfs.errors import BrickFailed, OutOfSpace, VersionMismatch, WouldBlock
+from clusterfs.cluster.views import View
+from clusterfs.errors import BrickFailed, FilesystemError, WouldBlock
 from clusterfs.store.objects import ABSENT, Change, Transaction
 from clusterfs.volume.credits import Ledger
 from clusterfs.volume.lanes import Lane
@@ -44,7 +46,7 @@ from clusterfs.volume.resync import Resync
 from clusterfs.volume.site import INTERNAL, Site, Spawn
 from dlm.net.wire import encode
 
-_CODES = {error: code for code, error in ERRORS.items()}
+_CODES: dict[type[Exception], Code] = {error: code for code, error in ERRORS.items()}
 
 Obstacle = Callable[[], Awaitable[None]]
 
@@ -80,6 +82,7 @@ class Replica:
         self._wait_gate = wait_gate
         self._lanes: dict[int, Lane[Arrival]] = {}
         self._undecided = {(t.client, t.sequence): t for t in store.prepared()}
+        self._prepared_for = {client for client, _ in self._undecided}
         self.ledger = Ledger(store.space)
         self.applied = self.refused = 0
         self._serve: dict[type, Callable[[Arrival], Obstacle | None]] = {
@@ -110,15 +113,18 @@ class Replica:
         up = {m.node for m in view.members if view.has(m.node, m.incarnation)}
         for node in [node for node in self._lanes if node not in up]:
             self._lanes.pop(node).close()
-        for transaction in self.undecided():
-            if not any(view.in_sync[c.group] & self._site.bit for c in transaction.changes):
-                self._drop_leftover(transaction)
+        self._drop_leftovers(view)
         self.ledger.keep({m.incarnation for m in view.members if m.node in up})
 
-    def _drop_leftover(self, transaction: Transaction) -> None:
-        """Our copy is not the truth any more: what it had prepared says nothing."""
-        self.resolve(transaction, committed=False)
-        self._store.forget_outcomes(transaction.client, transaction.sequence + 1)
+    def _drop_leftovers(self, view: View) -> None:
+        """Where our copy is not the truth any more, what it had prepared says nothing."""
+        for transaction in self.undecided():
+            if not any(view.in_sync[c.group] & self._site.bit for c in transaction.changes):
+                try:
+                    self.resolve(transaction, committed=False)
+                    self._store.forget_outcomes(transaction.client, transaction.sequence + 1)
+                except (WouldBlock, BrickFailed):
+                    return  # the next view sees to it; a broken brick leaves its sets anyway
 
     def close(self) -> None:
         """Forget all that waits: this node is out."""
@@ -152,7 +158,7 @@ class Replica:
     def participants(self, transaction: Transaction) -> tuple[int, ...]:
         """Return the groups of all participants of a prepared transaction."""
         packed = self._store.fact(_fact_name(transaction.client, transaction.sequence))
-        if isinstance(packed, bytes):
+        if isinstance(packed, bytes) and packed:
             return tuple(msgpack.unpackb(packed))
         return tuple({change.group for change in transaction.changes})
 
@@ -165,7 +171,7 @@ class Replica:
             self._resync.recheck((c.object_id, c.group) for c in transaction.changes)
         else:
             self._store.abort(client, sequence)
-        self._store.set_fact(_fact_name(client, sequence), None)
+        self._store.set_fact(_fact_name(client, sequence), b"")
         del self._undecided[client, sequence]
 
     # -- serving --------------------------------------------------------------------------------
@@ -207,8 +213,8 @@ class Replica:
             try:
                 self._take(transaction, arrival.payload)
             except WouldBlock:
-                return functools.partial(self._store.admit, len(arrival.payload))
-            except (VersionMismatch, OutOfSpace, BrickFailed) as error:
+                return functools.partial(self._make_room, transaction)
+            except FilesystemError as error:
                 code = self._failed(transaction, error)
         self._reply(arrival, transaction, Stage.APPLY, code)
         return None
@@ -251,8 +257,8 @@ class Replica:
             else:
                 self._note(transaction, arrival.payload, message.groups)
         except WouldBlock:
-            return functools.partial(self._store.admit, len(arrival.payload))
-        except (VersionMismatch, OutOfSpace, BrickFailed) as error:
+            return functools.partial(self._make_room, transaction)
+        except FilesystemError as error:
             self._reply(arrival, transaction, Stage.PREPARE, self._failed(transaction, error))
         else:
             self._spawn(self._prepared, arrival, transaction)
@@ -271,6 +277,7 @@ class Replica:
         name = _fact_name(transaction.client, transaction.sequence)
         self._store.set_fact(name, msgpack.packb(groups))
         self._undecided[transaction.client, transaction.sequence] = transaction
+        self._prepared_for.add(transaction.client)
 
     async def _prepared(self, arrival: Arrival, transaction: Transaction) -> None:
         code = Code.OK
@@ -287,7 +294,14 @@ class Replica:
         standing = self._undecided.get((client, sequence))
         held = self._resync.held(client, sequence)
         if not message.committed:  # its client alone decides this, in whatever epoch
-            self._abort(standing, held)
+            try:
+                self._abort(standing, held)
+            except WouldBlock:
+                return functools.partial(
+                    self._make_room, Transaction(client, sequence, message.epoch, ())
+                )
+            except BrickFailed:
+                pass
             return None
         changes = tuple(c for t in (standing, held) if t is not None for c in t.changes)
         transaction = Transaction(client, sequence, message.epoch, changes)
@@ -295,15 +309,24 @@ class Replica:
         if not isinstance(code, Code):
             return code
         if code is Code.OK:
-            if standing is not None:
-                self.resolve(standing, committed=True)
-            if held is not None:
-                self._resync.decided(held, committed=True)
-            known = standing is not None or held is not None
-            if not known and not self._store.applied(client, sequence):
-                code = Code.STALE
+            try:
+                code = self._committed(client, sequence, standing, held)
+            except WouldBlock:
+                return functools.partial(self._make_room, transaction)
+            except FilesystemError as error:
+                code = self._failed(transaction, error)
         self._reply(arrival, transaction, Stage.COMMIT, code)
         return None
+
+    def _committed(
+        self, client: int, sequence: int, standing: Transaction | None, held: Transaction | None
+    ) -> Code:
+        if standing is not None:
+            self.resolve(standing, committed=True)
+        if held is not None:
+            self._resync.decided(held, committed=True)
+        known = standing is not None or held is not None
+        return Code.OK if known or self._store.applied(client, sequence) else Code.STALE
 
     def _abort(self, standing: Transaction | None, held: Transaction | None) -> None:
         if standing is not None:
@@ -313,10 +336,17 @@ class Replica:
 
     def _failed(self, transaction: Transaction, error: Exception) -> Code:
         """An older epoch excuses a mismatch: an earlier transaction may have been refused as stale."""
-        code = _CODES[type(error)]  # type: ignore[index]
+        code = _CODES.get(type(error), Code.MALFORMED)
         if code is Code.MISMATCH and transaction.epoch < self._site.view.epoch:
             return Code.STALE
         return code
+
+    async def _make_room(self, transaction: Transaction) -> None:
+        """Wait for room; a failure shows at the next attempt."""
+        try:
+            await self._store.admit_transaction(transaction)
+        except FilesystemError:
+            await trio.lowlevel.checkpoint()
 
     def _reply(self, arrival: Arrival, transaction: Transaction, stage: Stage, code: Code) -> None:
         self.refused += code is not Code.OK
@@ -335,9 +365,15 @@ class Replica:
         self._answer(sender, incarnation, Synced(message.token, code))
 
     def _set_stable(self, client: int, sequence: int) -> None:
-        if self._memory.set_stable(client, sequence):
-            self._store.set_stable(client, sequence)
-            self._store.forget_outcomes(client, sequence + 1)
+        """Forget what is durable everywhere; if the log is full now, the next watermark will."""
+        if sequence > self._memory.stable(client):
+            try:
+                self._store.set_stable(client, sequence)
+                if client in self._prepared_for:
+                    self._store.forget_outcomes(client, sequence + 1)
+            except (WouldBlock, BrickFailed):
+                return
+            self._memory.set_stable(client, sequence)
 
 
 def _fact_name(client: int, sequence: int) -> str:

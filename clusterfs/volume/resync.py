@@ -24,9 +24,9 @@ import structlog
 import trio
 
 from clusterfs.cluster.views import View
-from clusterfs.errors import FilesystemError, WouldBlock
+from clusterfs.errors import BrickFailed, FilesystemError, OutOfSpace, WouldBlock
 from clusterfs.store.objects import ABSENT, Change, Delete, ObjectId, Transaction, Version
-from clusterfs.volume.copies import Blockwise, Moved, deletion, describe
+from clusterfs.volume.copies import Blockwise, Moved, deletion, describe, replace
 from clusterfs.volume.merge import differing
 from clusterfs.volume.messages import Agree, List, Listing
 from clusterfs.volume.parts import part
@@ -78,7 +78,7 @@ class Resync:
         self._held: dict[tuple[int, int], tuple[Transaction, Buffer]] = {}
         self._groups: frozenset[int] = frozenset()
         self._cursors: dict[frozenset[int], ObjectId | None] = {}
-        self._work = trio.Event()
+        self._attempts = 0  # a source that fails is not asked twice in a row
         self.compared = self.pulled = self.pulled_bytes = 0
 
     @property
@@ -144,7 +144,6 @@ class Resync:
         for object_id, group in objects:
             if group in self._groups:
                 self._needs.setdefault(object_id, Need(group))
-        self._work.set()
 
     def entered(self, old: View, new: View) -> None:
         """Adapt to another view."""
@@ -163,7 +162,6 @@ class Resync:
         up = {m.incarnation for m in new.members if new.has(m.node, m.incarnation)} | {INTERNAL}
         self._disown(lambda client, _: client not in up)
         self._held = {key: value for key, value in self._held.items() if key[0] in up}
-        self._work.set()
 
     def statistics(self) -> dict[str, Any]:
         """Return the progress."""
@@ -205,7 +203,6 @@ class Resync:
             self._needs[change.object_id] = Need(
                 change.group, change.version, transaction.client, transaction.sequence
             )
-        self._work.set()
 
     def _disown(self, matches: Callable[[int, int], bool]) -> None:
         for object_id, need in list(self._needs.items()):
@@ -224,15 +221,19 @@ class Resync:
     async def run(self) -> None:
         """Bring this replica's syncing groups up to date, whenever there are any."""
         while True:
-            if self._groups and self._store is not None:
+            if self._groups:
                 epoch = self._site.view.epoch
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._until_changed, nursery.cancel_scope)
                         await self._round()
                         nursery.cancel_scope.cancel()
-                except* (PeerLost, Refused, Moved):
+                except* (PeerLost, Refused, Moved, WouldBlock):
+                    self._attempts += 1
                     await trio.sleep(_RETRY_S)
+                except* (BrickFailed, OutOfSpace) as errors:
+                    reason = str(errors.exceptions[0])
+                    await self._site.views.drop_replica(self._site.node, None, reason)
                 if self._site.view.epoch == epoch and self._groups:
                     await trio.sleep(_RETRY_S)
             else:
@@ -268,7 +269,7 @@ class Resync:
             sources = self._site.others(view.in_sync[group])
             if not sources:
                 return None
-            by_source.setdefault(sources[0], set()).add(group)
+            by_source.setdefault(sources[self._attempts % len(sources)], set()).add(group)
         plan = {source: frozenset(groups) for source, groups in by_source.items()}
         self._cursors = {theirs: self._cursors.get(theirs, START) for theirs in plan.values()}
         return plan
@@ -286,7 +287,7 @@ class Resync:
             self.compared += len(theirs)
             for object_id in differing(mine, theirs):
                 known = theirs.get(object_id)
-                group = known[0] if known else self._store.group(object_id)
+                group = known[0] if known else mine[object_id][0]
                 self._needs.setdefault(object_id, Need(group))
             self._cursors[groups] = listing.end
             await self._serve_needs(self._site.view)
@@ -301,7 +302,7 @@ class Resync:
                 if end is not None and object_id > end:
                     return found
                 group = self._store.group(object_id)
-                if group in groups:
+                if group is not None and group in groups:
                     found[object_id] = (group, version)
             if len(page) < _PAGE:
                 return found
@@ -314,7 +315,7 @@ class Resync:
             async with limit:
                 sources = self._site.others(view.in_sync[need.group])
                 if sources:
-                    await self.pull(sources[0], object_id)
+                    await self.pull(sources[self._attempts % len(sources)], object_id)
 
         while self._needs:
             async with trio.open_nursery() as nursery:
@@ -336,9 +337,7 @@ class Resync:
                     if copy.version == ABSENT:
                         self._delete(object_id)
                     elif copy.version != self._store.version(object_id):
-                        await self._store.replace(
-                            object_id, copy.group, copy.version, copy.keys, copy.blocks, fetch
-                        )
+                        await replace(self._store, object_id, copy, fetch)
                         self.pulled += 1
                         self.pulled_bytes += fetch.fetched * 4096
                 except Moved as moved:

@@ -159,7 +159,7 @@ class Service:
         assert isinstance(request, List)
         groups = bitmap_to_groups(request.groups)
         page = self._store.objects(None, request.after, min(request.limit, _PAGE))
-        listed = [Listed(o, self._store.group(o), version) for o, version in page]
+        listed = [Listed(o, self._store.group(o) or 0, version) for o, version in page]
         complete = len(page) < min(request.limit, _PAGE)
         entries = tuple(entry for entry in listed if entry.group in groups)
         return encode(Listing(entries, None if complete else page[-1][0])), b""
@@ -221,7 +221,7 @@ def stripes(store: LocalStore, inode: int) -> list[Listed]:
         for object_id, version in page:
             if split_object_id(object_id)[0] != inode:
                 return found
-            found.append(Listed(object_id, store.group(object_id), version))
+            found.append(Listed(object_id, store.group(object_id) or 0, version))
         if len(page) < 256:
             return found
         after = page[-1][0]
@@ -229,4 +229,4 @@ def stripes(store: LocalStore, inode: int) -> list[Listed]:
 
 def marked(store: LocalStore) -> list[Listed]:
     """Return the marked objects in this store."""
-    return [Listed(o, store.group(o), store.version(o)) for o in store.marked()]
+    return [Listed(o, store.group(o) or 0, store.version(o)) for o in store.marked()]

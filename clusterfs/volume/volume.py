@@ -94,12 +94,15 @@ class Volume:
             self._gate = Gate(site, store, self._memory, self._replica, self._resync)
             self._service = Service(site, store, self._gate)
         mesh.register(CHANNEL, self)
-        views.subscribe(self._entered)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do the background work until cancelled."""
+        """Follow the views and do the background work until cancelled.
+
+        Subscribes now: whoever lists the mesh's peers must have subscribed before.
+        """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._views.subscribe(self._entered)
             self._begin_views()
             if self._gate is not None and self._resync is not None:
                 nursery.start_soon(self._gate.run)
@@ -294,7 +297,7 @@ class Volume:
         """Take a one-way message."""
         self._site.hear(epoch)
         try:
-            message = decode(body, Message)  # type: ignore[arg-type]
+            message = decode(body, Message)  # type: ignore[arg-type, var-annotated]
         except Malformed as error:
             self._log.warning("malformed message", sender=sender, error=str(error))
             return

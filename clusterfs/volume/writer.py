@@ -29,7 +29,7 @@ from clusterfs.volume.messages import (
     Stage,
     Void,
 )
-from clusterfs.volume.parts import part
+from clusterfs.volume.parts import of_groups
 from clusterfs.volume.pending import ERRORS, Pending, judge
 from clusterfs.volume.placement import targets
 from clusterfs.volume.ports import Buffer
@@ -201,10 +201,8 @@ class Writer:
         pending.expect(Stage.PREPARE, pending.participants, trio.current_time())
         self._pay(pending, pending.participants)
         for node in nodes_of(pending.participants):
-            wanted = {group for group in pending.groups if targets(view, group) >> node & 1}
-            transaction, payload = part(
-                pending.transaction, pending.payload, lambda c, wanted=wanted: c.group in wanted
-            )
+            mine = {group for group in pending.groups if targets(view, group) >> node & 1}
+            transaction, payload = of_groups(pending.transaction, pending.payload, mine)
             message = Prepare(transaction, self.stable, pending.groups)
             self._spread(message, 1 << node, payload)
 
