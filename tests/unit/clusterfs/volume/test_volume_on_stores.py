@@ -1,0 +1,135 @@
+"""Volumes on real stores in directories: the interfaces fit, and a returning brick resyncs."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from clusterfs.sim.volume_world import Node, World
+from clusterfs.store.disk import DirectoryDisk
+from clusterfs.store.objects import (
+    ABSENT,
+    BLOCK_BYTES,
+    Change,
+    Delete,
+    Discard,
+    ObjectId,
+    Put,
+    Write,
+    inode_object,
+    stripe_object,
+)
+from clusterfs.store.store import Options, Store
+
+KEY = bytes(32)
+OPTIONS = Options(segment_bytes=1 << 20, log_bytes=1 << 17, size_limit_bytes=64 << 20)
+
+
+async def open_store(path: Path) -> Store:
+    path.mkdir(exist_ok=True)
+    return await Store.open(DirectoryDisk(path, reserve_bytes=0), KEY, options=OPTIONS)
+
+
+class Bricks(World):
+    """A world whose stores are directories."""
+
+    path: Path
+
+    async def start_on_brick(self, number: int) -> Node:
+        store = await open_store(self.path / str(number))
+        self.stores[number] = store  # type: ignore[assignment]
+        return await self.start(number)
+
+    async def stop(self, number: int) -> None:
+        node = self.nodes.pop(number)
+        node.mesh.stop()
+        node.scope.cancel()
+        node.volume.lose()
+        await self.stores.pop(number).close()  # type: ignore[attr-defined]
+        self.agreement.remove([node.incarnation])
+
+    def image(self, number: int) -> dict[ObjectId, tuple[object, ...]]:
+        store = self.stores[number]
+        return {
+            o: (version, store.group(o), store.scan(o, b"", b"", 1000), store.blocks(o))
+            for o, version in store.objects(None, b"", 1000)
+        }
+
+
+@asynccontextmanager
+async def bricks(path: Path) -> AsyncIterator[Bricks]:
+    async with trio.open_nursery() as nursery:
+        world = Bricks(3, nursery)
+        world.path = path
+        for number in (1, 2, 3):
+            await world.start_on_brick(number)
+        await world.settled()
+        yield world
+        await world.settled()
+        for number in list(world.nodes):
+            await world.stop(number)
+        nursery.cancel_scope.cancel()
+
+
+def block(n: int) -> bytes:
+    return n.to_bytes(2, "big") * (BLOCK_BYTES // 2)
+
+
+async def test_a_brick_that_was_away_becomes_equal_again(tmp_path: Path) -> None:
+    async with bricks(tmp_path) as world:
+        volume = world.nodes[1].volume
+        stripe, first = stripe_object(7, 0), ABSENT.after(volume.epoch)
+        data = b"".join(block(n) for n in range(1, 601))
+        await volume.commit([Change(stripe, 1, ABSENT, first, (Write(0, 600),))], data)
+        for n in range(20):
+            change = Change(inode_object(n), n % 4, ABSENT, first, (Put(b"k", b"old"),))
+            await volume.commit([change])
+        await world.stop(3)
+        second = first.after(volume.epoch)
+        operations = (Write(10, 300), Discard(500, 50))
+        data = b"".join(block(n) for n in range(1000, 1300))
+        await volume.commit([Change(stripe, 1, first, second, operations)], data)
+        await volume.commit([Change(inode_object(3), 3, first, second, (Delete(),))])
+        await volume.commit([Change(inode_object(4), 0, first, second, (Put(b"k", b"new"),))])
+        await world.start_on_brick(3)
+        await world.settled()
+        assert world.image(3) == world.image(1) == world.image(2)
+        assert await world.nodes[3].volume.read(stripe, 1, 10, 1) == block(1000)
+        assert world.nodes[3].volume.statistics()["resync"]["pulled_bytes"] <= 300 * BLOCK_BYTES
+        await world.nodes[3].volume.sync()
+
+
+async def test_a_dead_clients_transaction_is_rolled_forward_with_its_data(tmp_path: Path) -> None:
+    async with bricks(tmp_path) as world:
+        volume = world.nodes[1].volume
+        stripe, first = stripe_object(7, 0), ABSENT.after(volume.epoch)
+        change = Change(stripe, 1, ABSENT, first, (Write(0, 2), Put(b"k", b"v")))
+        await volume.commit([change], block(1) + block(2))
+        world.network.cut(1, 3)
+        second = first.after(volume.epoch)
+        change = Change(stripe, 1, first, second, (Write(1, 1), Put(b"k", b"w")))
+        with trio.move_on_after(0.3):
+            await volume.commit([change], block(3))
+        await world.stop(1)
+        await world.settled()
+        for number in (2, 3):
+            assert await world.nodes[number].volume.read(stripe, 1, 0, 2) == block(1) + block(3)
+        assert world.image(2) == world.image(3)
+
+
+async def test_all_bricks_stop_and_start_again(tmp_path: Path) -> None:
+    async with bricks(tmp_path) as world:
+        volume = world.nodes[1].volume
+        first = ABSENT.after(volume.epoch)
+        await volume.commit([Change(inode_object(7), 0, ABSENT, first, (Put(b"k", b"v"),))])
+        await volume.sync()
+        for number in (1, 2, 3):
+            await world.stop(number)
+        for number in (1, 2, 3):
+            await world.start_on_brick(number)
+        await world.settled()
+        assert (await world.nodes[2].volume.fetch(inode_object(7), 0, [b"k"]))[1] == [b"v"]
+        assert world.image(1) == world.image(2) == world.image(3)
+
+
