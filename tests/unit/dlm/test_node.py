@@ -189,14 +189,19 @@ async def test_a_removed_node_loses_everything(cluster: Cluster) -> None:
         await one.lock(A, PR)
 
 
-async def test_a_wait_ends_when_the_node_is_removed(cluster: Cluster) -> None:
+async def test_a_wait_ends_when_the_node_is_removed(
+    cluster: Cluster, nursery: trio.Nursery
+) -> None:
     one, two = cluster.spaces[1], cluster.spaces[2]
     await one.lock(A, EX)
-    with pytest.raises(LockLost):  # noqa: PT012
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            nursery.start_soon(two.lock, A, EX)
-            await wait_all_tasks_blocked()
-            cluster.stop(2)
+
+    async def remove_when_waiting() -> None:
+        await wait_all_tasks_blocked()
+        cluster.stop(2)
+
+    nursery.start_soon(remove_when_waiting)
+    with pytest.raises(LockLost):
+        await two.lock(A, EX)
 
 
 async def test_before_the_first_view_everything_waits() -> None:
