@@ -269,7 +269,7 @@ def _stop(node: Node) -> None:
         return
     if mount_at(node.mount):
         _unmount(node)
-    else:
+    elif not processes.wait_gone(process, STOP_TIMEOUT_S):  # it may be busy with its last flush
         processes.send(process, signal.SIGTERM)
     ended = processes.wait_gone(process, STOP_TIMEOUT_S)
     if not ended or (node.supervisor and not processes.wait_gone(node.supervisor, STOP_TIMEOUT_S)):

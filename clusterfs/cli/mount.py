@@ -7,6 +7,7 @@ nothing changed.
 """
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -91,6 +92,22 @@ def check_device(device: Path = FUSE_DEVICE) -> None:
         raise SetupError(f"cannot open {device}: {failure.strerror}; run as root") from failure
 
 
+def check_address(address: str) -> None:
+    """Raise SetupError if the daemon could not listen there; it would notice only after it joined."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
+            probe.listen(1)
+    except OSError as failure:
+        raise SetupError(
+            f"cannot listen on {address}: {failure.strerror}; choose another with the key 'listen'"
+        ) from failure
+
+
 def mount(source: Path, directory: Path, options: Options, *, foreground: bool) -> int:
     """Run a node's daemon and its supervisor.
 
@@ -101,6 +118,7 @@ def mount(source: Path, directory: Path, options: Options, *, foreground: bool) 
     loaded = config.load(source, dict(options.settings))
     place = check_mount_point(directory)
     check_device()
+    check_address(loaded.listen)
 
     def daemon(beat: Beat, ready: ReadyPipe) -> int:
         from clusterfs import daemon as composition  # noqa: PLC0415  (the supervisor stays small)

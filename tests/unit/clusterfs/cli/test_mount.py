@@ -1,8 +1,9 @@
+import socket
 from pathlib import Path
 
 import pytest
 
-from clusterfs.cli.mount import check_device, check_mount_point, parse_options
+from clusterfs.cli.mount import check_address, check_device, check_mount_point, parse_options
 from clusterfs.errors import SetupError
 
 
@@ -28,6 +29,18 @@ def test_only_a_directory_is_mounted_on(tmp_path: Path) -> None:
         check_mount_point(tmp_path / "file")
     with pytest.raises(SetupError, match="No such file"):
         check_mount_point(tmp_path / "none")
+
+
+def test_a_busy_or_foreign_address_is_said() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SetupError, match=f"cannot listen on {address}"):
+            check_address(address)
+    check_address(address)
+    with pytest.raises(SetupError, match="cannot listen on 192.0.2.1:7400"):
+        check_address("192.0.2.1:7400")
 
 
 def test_a_missing_device_is_said(tmp_path: Path) -> None:
