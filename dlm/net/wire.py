@@ -29,7 +29,7 @@ def decode(data: bytes, wanted: type[_T]) -> _T:
     """
     try:
         plain = msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise Malformed(f"not MessagePack: {error}") from error
     try:
         return msgspec.convert(plain, wanted, builtin_types=(bytes,))
