@@ -5,8 +5,8 @@ brick as it may look when the power went after the first `at` events: what a syn
 of every other write, `fate` says which 512-byte sectors arrived, were lost, or are garbage.
 Creating a segment, replacing the superblock and committing the table are atomic and durable.
 
-Faults besides power cuts: `fail_writes` and `fail_syncs` raise EIO, `rot` flips a bit, `full`
-raises ENOSPC for new segments.
+Faults besides power cuts: `fail_writes`, `fail_syncs`, `fail_commits` raise EIO, `rot` flips a bit,
+`full` raises ENOSPC for new segments.
 
 Invariant: the same journal, `at` and fate give the same brick.
 """
@@ -161,9 +161,9 @@ class SimulatedDisk:
         self._locked = False
         self.fail_writes = False
         self.fail_syncs = False
+        self.fail_commits = False
         self.full = False
         self.cached = True  # read_nowait finds everything
-        self.on_event: Callable[[Event], None] = lambda _: None
 
     # -- faults
 
@@ -201,7 +201,11 @@ class SimulatedDisk:
         with self._mutex:
             self.medium.take(event)
             self.journal.append(event)
-        self.on_event(event)
+
+    def _commit(self, event: Event) -> None:
+        if self.fail_commits:
+            raise OSError(errno.EIO, "simulated failure of the table")
+        self._record(event)
 
     # -- Disk
 
@@ -221,7 +225,7 @@ class SimulatedDisk:
 
     def open_table(self) -> Table:
         """Return the table."""
-        return SimulatedTable(self.medium.table, self._record)
+        return SimulatedTable(self.medium.table, self._commit)
 
     def segments(self) -> list[int]:
         """Return the segments' numbers."""

@@ -241,6 +241,7 @@ class Log:
 
     async def sync(self, position: int) -> None:
         """Return once everything up to `position` is durable. Raises BrickFailed."""
+        self.check()
         self._wanted = max(self._wanted, position)
         while self.durable < position:
             self.check()

@@ -65,7 +65,7 @@ class Room:
     def usable_blocks(self) -> int:
         """Return how many live blocks user data may have."""
         segments = self._segments
-        return max(0, segments.limit - RESERVE_DATA) * segments.size_blocks * 9 // 10
+        return max(0, segments.limit - RESERVE_DATA) * segments.dense_blocks * 9 // 10
 
     def space(self) -> Space:
         """Return how full the brick is."""

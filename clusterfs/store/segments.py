@@ -21,8 +21,11 @@ RESERVE_DATA = 3
 class Segments:
     """The segments of one brick."""
 
-    def __init__(self, size_blocks: int, limit: int) -> None:
+    def __init__(self, size_blocks: int, limit: int, log_blocks: int) -> None:
         self.size_blocks = size_blocks
+        # What of a segment can be payload, with headers and records in logs of this size.
+        self.dense_blocks = size_blocks * (log_blocks - 2) // log_blocks
+        self.gained = 0  # how many segments became ready so far
         self.limit = limit  # how many there may be
         self.ready: deque[int] = deque()
         self.used: dict[int, tuple[int, int]] = {}  # segment -> first and last log id in it
@@ -47,6 +50,11 @@ class Segments:
     def free(self) -> int:
         """Return how many segments the log could still take, created or not."""
         return max(0, self.limit - self.count) + len(self.ready) + len(self._dead)
+
+    def add(self, segment: int) -> None:
+        """A segment was created."""
+        self.ready.append(segment)
+        self.gained += 1
 
     def take(self) -> int:
         """Return a segment for the log's head; the former head becomes used (see `close`)."""
@@ -84,6 +92,7 @@ class Segments:
 
     def release(self, segments: list[int]) -> None:
         """The checkpoint for which `reusable` named them is synced."""
+        self.gained += len(segments)
         for segment in segments:
             del self.used[segment]
             self.damaged.discard(segment)
@@ -94,7 +103,7 @@ class Segments:
 
     def victim(self, live: Mapping[int, int]) -> int | None:
         """Return the segment that is cheapest to clean, if cleaning it gains anything."""
-        best, best_live = None, self.size_blocks * 15 // 16
+        best, best_live = None, self.dense_blocks * 15 // 16
         for segment, (_, last) in self.used.items():
             count = live.get(segment, 0)
             if last <= self.checkpointed_id and 0 < count < best_live:

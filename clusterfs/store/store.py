@@ -25,6 +25,7 @@ from clusterfs.errors import (
     ChunkCorrupted,
     InvalidArgument,
     NoSuchChunk,
+    OutOfSpace,
     SetupError,
     VersionMismatch,
     WouldBlock,
@@ -193,8 +194,11 @@ class Store:
         while True:
             self._log.check()
             if not self._room.has_segments(need):
-                self._upkeep.poke(self._log.blocks_of(need.nbytes))
-                await self._upkeep.progress.park()
+                if not await self._upkeep.gain(self._log.blocks_of(need.nbytes)):
+                    self._log.check()
+                    if self._room.has_segments(need):
+                        continue
+                    raise OutOfSpace("the brick is full, and nothing can be cleaned")
             elif not self._log.has_ring_room(need.nbytes):
                 await self._log.wait_ring_room(need.nbytes)
             else:
@@ -534,7 +538,9 @@ class _Opening:
                 f"the brick has room for {limit_bytes} bytes; it needs at least "
                 f"{_MIN_SEGMENTS * size_bytes}"
             )
-        self.segments = Segments(size_bytes // BLOCK_BYTES, limit)
+        self.segments = Segments(
+            size_bytes // BLOCK_BYTES, limit, self._options.log_bytes // BLOCK_BYTES
+        )
         self.contents = Contents(self.table)
         self.checkpoint = Checkpoint(self.table, self.contents, self.segments)
         self.reader = LogReader(disk, superblock.store_bytes, self.segments.size_blocks)

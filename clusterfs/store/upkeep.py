@@ -56,7 +56,9 @@ class Upkeep:
         self._stopping = False
         self._stopped = trio.Event()
         self._busy = trio.Lock()
-        self.progress = trio.lowlevel.ParkingLot()  # who waits for room in the segments
+        self._begun = 0  # rounds of `tend`
+        self._ended = 0
+        self._progress = trio.lowlevel.ParkingLot()  # who waits for room in the segments
 
     def poke(self, wanted_blocks: int = 0) -> None:
         """Say that something may be due; somebody may wait for so much room."""
@@ -87,7 +89,7 @@ class Upkeep:
             pass  # everybody else learns it from the log
         finally:
             self._stopped.set()
-            self.progress.unpark_all()
+            self._progress.unpark_all()
 
     async def stop(self) -> None:
         """End the task between two pieces of work."""
@@ -95,15 +97,27 @@ class Upkeep:
         self._poked.set()
         await self._stopped.wait()
 
+    async def gain(self, wanted_blocks: int) -> bool:
+        """Wait until there may be more room in the segments; False if there will be none."""
+        begun, gained = self._begun, self._segments.gained
+        self.poke(wanted_blocks)
+        while self._segments.gained == gained:
+            if self._ended > begun or self._stopped.is_set():
+                return False  # a whole round since the call found nothing to gain
+            await self._progress.park()
+        return True
+
     async def tend(self) -> None:
         """Do what is due."""
+        self._begun += 1
         await self.make_segments()
         if self._is_checkpoint_due():
             await self.take_checkpoint()
         await self._clean_while_short()
         await self.make_segments()
         self._wanted_blocks = 0
-        self.progress.unpark_all()
+        self._ended = self._begun
+        self._progress.unpark_all()
 
     async def make_segments(self) -> None:
         """Create segments until enough are ready, or there may be no more."""
@@ -120,8 +134,8 @@ class Upkeep:
                     raise BrickFailed(f"cannot create segment {number}: {error}") from error
                 segments.limit = segments.count  # others filled the filesystem
                 return
-            segments.ready.append(number)
-            self.progress.unpark_all()
+            segments.add(number)
+            self._progress.unpark_all()
 
     def _wants_segments(self) -> bool:
         ready = len(self._segments.ready)
@@ -162,7 +176,7 @@ class Upkeep:
                 return
             await self._cleaner.clean(victim)
             await self.take_checkpoint()
-            self.progress.unpark_all()
+            self._progress.unpark_all()
 
     def _unchecked(self) -> bool:
         """Tell whether a used segment waits for a checkpoint before it can be cleaned."""
@@ -190,4 +204,4 @@ class Upkeep:
                 self._log.fail(error)
                 raise BrickFailed(f"checkpoint: {error}") from error
             self._checkpoint.finish(image)
-            self.progress.unpark_all()
+            self._progress.unpark_all()

@@ -1,0 +1,159 @@
+"""The four replay holes of dm-writeboost, closed; and media damage, told apart from a torn tail."""
+
+import pytest
+import trio
+
+from clusterfs.errors import BrickDamaged
+from clusterfs.sim.bricks import KEY, SMALL, Trial, open_trial
+from clusterfs.sim.disk import SimulatedDisk, Written, dropped
+from clusterfs.store.format import Header, parse_header
+from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.store import Store
+
+pytestmark = pytest.mark.trio
+
+
+def writes(disk: SimulatedDisk) -> list[Written]:
+    return [event for event in disk.journal if isinstance(event, Written)]
+
+
+def header_of(write: Written) -> Header:
+    header = parse_header(write.content[:BLOCK_BYTES], write.content[16:32])
+    assert header is not None
+    return header
+
+
+async def trial_with_logs(count: int, *, seed: int = 1) -> Trial:
+    """Return a trial whose journal has `count` synced logs, one transaction each."""
+    trial = await open_trial(seed)
+    while len(writes(trial.disk)) < count:
+        await trial.transact()
+        await trial.sync()
+    return trial
+
+
+async def test_a_flipped_bit_in_an_old_log_does_not_drop_the_newer_ones() -> None:
+    """Hole a: replay stopped at the bad log, and everything acknowledged after it was gone."""
+    trial = await trial_with_logs(6)
+    victim = writes(trial.disk)[2]
+    await trial.store.close()
+    for offset in (0, 20, 40, 88, 95, 300, len(victim.content) - 1):
+        brick = trial.disk.crash(journal_before_close(trial), dropped)
+        before = dict(brick.medium.segments)
+        brick.rot(victim.segment, victim.offset + offset)
+        with pytest.raises(BrickDamaged, match=f"log {header_of(victim).id} .* was durable"):
+            await Store.open(brick, KEY, options=SMALL)
+        assert brick.journal == [], "nothing may be truncated or written"
+        assert before == brick.medium.segments
+
+
+def journal_before_close(trial: Trial) -> int:
+    """Return how many events there were before the last checkpoint."""
+    return trial.acknowledged[-1][0]
+
+
+async def test_a_former_laps_log_in_the_place_of_a_lost_one_is_not_applied() -> None:
+    """Hole b: ids were not checked, so a valid log of the former lap put old blocks over new."""
+    trial = await open_trial(3)
+    while True:  # until a segment is used for the second time
+        await trial.run(10)
+        await trial.sync()
+        places: dict[tuple[int, int], Written] = {}
+        again = [w for w in writes(trial.disk) if was_there(places, w) and w.offset == 0]
+        if again:
+            break
+    events = trial.disk.journal.index(again[0])  # the second lap's log is lost entirely
+    assert places[again[0].segment, 0]
+    await trial.check_crash(events + 1, dropped)
+    await trial.store.close()
+
+
+def was_there(places: dict[tuple[int, int], Written], write: Written) -> bool:
+    key = (write.segment, write.offset)
+    return places.setdefault(key, write) is not write
+
+
+async def test_a_stale_log_behind_a_rewritten_one_is_not_applied() -> None:
+    """Hole c: N was lost, N + 1 stayed; after N was written anew the stale N + 1 looked valid."""
+    trial = await open_trial(1)
+    store = trial.store
+    store.set_fact("epoch", 1)
+    await store.sync()
+    for name, value in (("cluster", b"lost" * 2000), ("epoch", b"stale")):
+        store.set_fact(name, value)
+        store._log.seal()
+    await until_written(trial)
+    lost, stale = writes(trial.disk)[-2:]
+
+    def only_the_second(write: Written, old: bytes) -> bytes:
+        return write.content if write is stale else old
+
+    brick = trial.disk.crash(len(trial.disk.journal), only_the_second)
+    await store.close()
+    second = await Store.open(brick, KEY, options=SMALL)
+    assert second.fact("epoch") == 1
+    second.set_fact("cluster", b"anew" * 2000)  # the same length: its end is where N + 1 begins
+    await second.sync()
+    rewritten = writes(brick)[-1]
+    assert (rewritten.segment, rewritten.offset) == (lost.segment, lost.offset)
+    assert header_of(rewritten).id == header_of(lost).id
+    assert len(rewritten.content) == len(lost.content)
+    there = brick.medium.segments[stale.segment][stale.offset :][: len(stale.content)]
+    assert bytes(there) == stale.content, "the stale log must still be there"
+    third = await Store.open(brick.crash(len(brick.journal), dropped), KEY, options=SMALL)
+    assert third.fact("cluster") == b"anew" * 2000
+    assert third.fact("epoch") == 1
+    await third.close()
+    await second.close()
+
+
+async def until_written(trial: Trial) -> None:
+    while trial.store._log.backlog:
+        await trio.sleep(0)
+
+
+@pytest.mark.parametrize("field", range(8, 96, 4))
+async def test_ids_and_lengths_are_believed_only_under_the_checksum(field: int) -> None:
+    """Hole d: id and length were outside the checksum, and the newest id came from any header."""
+    trial = await trial_with_logs(4)
+    events = journal_before_close(trial)
+    steps = trial.acknowledged[-1][1]
+    # The header of a log that was never synced claims anything: the tail ends before it.
+    trial.store.set_fact("epoch", 5)
+    trial.store._log.seal()
+    await until_written(trial)
+    last = writes(trial.disk)[-1]
+
+    def one_field_flipped(write: Written, _: bytes) -> bytes:
+        content = bytearray(write.content)
+        content[field + 3] ^= 0x5A
+        return bytes(content)
+
+    brick = trial.disk.crash(len(trial.disk.journal), one_field_flipped)
+    life = await trial.next_life(brick, events)
+    assert life.steps[0].dump == trial.steps[steps].dump
+    assert life.store.position == header_of(last).id - 1
+    await life.store.close()
+    await trial.store.close()
+
+
+async def test_the_last_synced_log_is_protected_once_the_store_was_idle() -> None:
+    """After an idle moment an empty log tells that the last one was durable."""
+    trial = await trial_with_logs(3)
+    while trial.store._log._flusher.marked < trial.store._log.durable:
+        await trio.sleep(0.01)
+    real = [w for w in writes(trial.disk) if header_of(w).payload_blocks or header_of(w).fragments]
+    brick = trial.disk.killed()
+    brick.rot(real[-1].segment, real[-1].offset + 200)
+    with pytest.raises(BrickDamaged):
+        await Store.open(brick, KEY, options=SMALL)
+    await trial.store.close()
+
+
+async def test_damage_in_the_checkpoint_is_told_as_such() -> None:
+    trial = await trial_with_logs(3)
+    await trial.store.close()
+    key = next(iter(sorted(trial.disk.medium.table)))
+    trial.disk.medium.table[key] = trial.disk.medium.table[key][:-1] + b"\xff"
+    with pytest.raises(BrickDamaged, match="checkpoint"):
+        await Store.open(trial.disk, KEY, options=SMALL)
