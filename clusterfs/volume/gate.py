@@ -22,10 +22,19 @@ import trio
 
 from clusterfs.cluster.views import View, nodes_of
 from clusterfs.errors import FilesystemError, WouldBlock
-from clusterfs.store.objects import ABSENT, Change, ObjectId, Transaction
+from clusterfs.store.objects import ABSENT, Change, ObjectId, Transaction, Version
 from clusterfs.volume.copies import Blockwise, Copy, Moved, deletion, describe, difference
 from clusterfs.volume.memory import Memory
-from clusterfs.volume.messages import Agree, Known, List, Listing, Remembered, Unstable
+from clusterfs.volume.messages import (
+    Agree,
+    Buried,
+    Gone,
+    Known,
+    List,
+    Listing,
+    Remembered,
+    Unstable,
+)
 from clusterfs.volume.placement import groups_to_bitmap
 from clusterfs.volume.ports import LocalStore
 from clusterfs.volume.replica import Replica
@@ -93,6 +102,10 @@ class Gate:
             tuple(self._memory.traces(gone)),
             tuple(self._replica.known(client, sequence) for client, sequence in request.asked),
         )
+
+    def tombstone(self, object_id: ObjectId) -> Version | None:
+        """Return the version at which this replica deleted the object lately."""
+        return self._memory.tombstone(object_id)
 
     def statistics(self) -> dict[str, Any]:
         """Return the state."""
@@ -170,8 +183,9 @@ class Gate:
         pending = {transaction.client for transaction in self._replica.undecided()}
         if not any(view.stopped):
             for client in self._memory.clients() - _up(view) - pending:
-                self._memory.forget(client)
+                self._replica.tombstones.remove(self._memory.forget(client))
                 self._store.forget_client(client)
+            self._replica.tombstones.remove(self._memory.drop_loaded())
         self._last_open = _up(view)
         self._site.gate_open = True
         self._opened.set()
@@ -286,10 +300,6 @@ class Gate:
         for group in groups:
             mask |= view.in_sync[group]
         peers = site.others(mask)
-        reports = await self._ask(peers)
-        for report in reports.values():
-            for trace in report.traces:
-                await self._delete_gone(trace.objects)
         for peer in peers:
             shared = frozenset(g for g in groups if view.in_sync[g] >> peer & 1)
             await self._take_newer(peer, shared)
@@ -301,25 +311,33 @@ class Gate:
             opened = await site.views.restart_groups(ours)
             self._log.info("groups restarted", groups=len(opened))
 
-    async def _delete_gone(self, objects: Iterable[Any]) -> None:
-        """Delete what another replica deleted at a later version."""
-        for touched in objects:
-            version = self._store.version(touched.object_id)
-            if touched.deleted and ABSENT < version < touched.version:
-                await self._apply((deletion(self._store, touched.object_id, touched.version),), b"")
-
     async def _take_newer(self, peer: int, groups: frozenset[int]) -> None:
+        """Go through all objects of shared groups: take what the peer has newer, deletions too."""
         after: ObjectId | None = START
         while after is not None:
             request = List(self._site.view.epoch, groups_to_bitmap(groups), after, _PAGE)
             body, _ = await self._site.call(peer, encode(request))
             listing = decode(body, Listing)
             theirs = {entry.object_id: (entry.group, entry.version) for entry in listing.objects}
-            mine = {o: (0, v) for o in theirs if (v := self._store.version(o)) != ABSENT}
+            mine = self._resync.local(groups, after, listing.end)
             tombstones = {o: t for o in theirs if (t := self._memory.tombstone(o)) is not None}
             for object_id in newer(mine, theirs, tombstones):
                 await self._install([(object_id, peer)])
+            await self._delete_gone(peer, [o for o in mine if o not in theirs])
             after = listing.end
+
+    async def _delete_gone(self, peer: int, objects: list[ObjectId]) -> None:
+        """Delete what the peer deleted at a later version."""
+        for start in range(0, len(objects), _PAGE):
+            some = objects[start : start + _PAGE]
+            request = Gone(self._site.view.epoch, tuple(some))
+            body, _ = await self._site.call(peer, encode(request))
+            for object_id, deleted in zip(some, decode(body, Buried).versions, strict=True):
+                version = self._store.version(object_id)
+                if deleted is not None and ABSENT < version < deleted:
+                    self._replica.tombstones.add(object_id, deleted)
+                    self._memory.load({object_id: deleted})
+                    await self._apply((deletion(self._store, object_id, deleted),), b"")
 
 
 def _up(view: View) -> frozenset[int]:

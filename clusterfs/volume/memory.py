@@ -4,12 +4,13 @@ Per client the objects that each transaction touched, until the client's stable 
 every transaction up to the watermark is durable at every replica. When a client is gone, replicas
 compare these memories and bring each other up to the union. A deletion leaves a tombstone that
 lives as long as its transaction is remembered, so that a deleted object does not come back from a
-replica that missed the deletion.
+replica that missed the deletion. The owner may keep tombstones durably; those it loads after a
+restart belong to no transaction, and stay until `drop_loaded`.
 
 Invariant: a transaction that some replica may lack is remembered by every replica that applied it.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from clusterfs.store.objects import ObjectId, Transaction, Version
 from clusterfs.volume.messages import Touched, Trace, touched_by
@@ -21,6 +22,7 @@ class Memory:
     def __init__(self) -> None:
         self._traces: dict[int, dict[int, tuple[Touched, ...]]] = {}
         self._tombstones: dict[ObjectId, Version] = {}
+        self._loaded: dict[ObjectId, Version] = {}
         self._stable: dict[int, int] = {}
 
     def remember(self, transaction: Transaction) -> None:
@@ -41,25 +43,35 @@ class Memory:
             if touched.deleted:
                 self._tombstones[touched.object_id] = touched.version
 
-    def set_stable(self, client: int, sequence: int) -> bool:
-        """Forget what is durable everywhere; tell whether the watermark moved."""
+    def load(self, tombstones: Mapping[ObjectId, Version]) -> None:
+        """Take tombstones of an earlier life."""
+        self._tombstones.update(tombstones)
+        self._loaded.update(tombstones)
+
+    def drop_loaded(self) -> list[ObjectId]:
+        """Forget the tombstones of an earlier life; returns those."""
+        gone = [o for o, version in self._loaded.items() if self._tombstones.get(o) == version]
+        for object_id in gone:
+            del self._tombstones[object_id]
+        self._loaded.clear()
+        return gone
+
+    def set_stable(self, client: int, sequence: int) -> list[ObjectId]:
+        """Forget what is durable everywhere; returns the objects whose tombstones went."""
         if sequence <= self._stable.get(client, 0):
-            return False
+            return []
         self._stable[client] = sequence
         known = self._traces.get(client, {})
-        for old in [s for s in known if s <= sequence]:
-            self._bury(known.pop(old))
-        return True
+        return self._bury(t for old in [s for s in known if s <= sequence] for t in known.pop(old))
 
     def stable(self, client: int) -> int:
         """Return a client's watermark."""
         return self._stable.get(client, 0)
 
-    def forget(self, client: int) -> None:
-        """Forget a client that is gone and rolled forward."""
-        for objects in self._traces.pop(client, {}).values():
-            self._bury(objects)
+    def forget(self, client: int) -> list[ObjectId]:
+        """Forget a client that is gone and rolled forward; returns whose tombstones went."""
         self._stable.pop(client, None)
+        return self._bury(t for objects in self._traces.pop(client, {}).values() for t in objects)
 
     def clients(self) -> set[int]:
         """Return the clients of whom anything is remembered."""
@@ -81,7 +93,10 @@ class Memory:
         """Return how many transactions are remembered."""
         return sum(map(len, self._traces.values()))
 
-    def _bury(self, objects: Iterable[Touched]) -> None:
+    def _bury(self, objects: Iterable[Touched]) -> list[ObjectId]:
+        gone = []
         for touched in objects:
             if self._tombstones.get(touched.object_id) == touched.version:
                 del self._tombstones[touched.object_id]
+                gone.append(touched.object_id)
+        return gone

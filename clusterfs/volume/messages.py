@@ -243,6 +243,13 @@ class Agree(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=30):
     part: str
 
 
+class Gone(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=31):
+    """Replica to replica: which of these did you delete lately? -> Buried."""
+
+    epoch: U63
+    objects: tuple[ObjectId, ...]
+
+
 Request = (
     Fetch | Scan | Read | Stripes | Marked | List | Describe | Slice | Blocks | Unstable | Agree
 )
@@ -290,6 +297,12 @@ class Copied(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The answer to Blocks: the keyed hash of each block sent."""
 
     identities: tuple[bytes, ...]
+
+
+class Buried(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The answer to Gone: the version of each deletion, None where there was none."""
+
+    versions: tuple[Version | None, ...]
 
 
 class Contents(msgspec.Struct, frozen=True, array_like=True, gc=False):

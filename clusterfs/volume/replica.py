@@ -19,7 +19,7 @@ import trio
 
 from clusterfs.cluster.views import View
 from clusterfs.errors import BrickFailed, FilesystemError, WouldBlock
-from clusterfs.store.objects import ABSENT, Change, Transaction
+from clusterfs.store.objects import Delete, Transaction
 from clusterfs.volume.credits import Ledger
 from clusterfs.volume.lanes import Lane
 from clusterfs.volume.memory import Memory
@@ -44,6 +44,7 @@ from clusterfs.volume.pending import ERRORS
 from clusterfs.volume.ports import Buffer, LocalStore
 from clusterfs.volume.resync import Resync
 from clusterfs.volume.site import INTERNAL, Site, Spawn
+from clusterfs.volume.tombstones import Tombstones
 from dlm.net.wire import encode
 
 _CODES: dict[type[Exception], Code] = {error: code for code, error in ERRORS.items()}
@@ -81,6 +82,8 @@ class Replica:
         self._answer = answer
         self._wait_gate = wait_gate
         self._lanes: dict[int, Lane[Arrival]] = {}
+        self.tombstones = Tombstones(store)
+        memory.load(self.tombstones.loaded)
         self._undecided = {(t.client, t.sequence): t for t in store.prepared()}
         self._prepared_for = {client for client, _ in self._undecided}
         self.ledger = Ledger(store.space)
@@ -167,7 +170,7 @@ class Replica:
         client, sequence = transaction.client, transaction.sequence
         if committed:
             self._store.commit(client, sequence)
-            self._memory.remember(transaction)
+            self._remember(transaction)
             self._resync.recheck((c.object_id, c.group) for c in transaction.changes)
         else:
             self._store.abort(client, sequence)
@@ -235,7 +238,7 @@ class Replica:
             self._resync.take(transaction, payload)
         else:
             store.apply(transaction, payload)
-        self._memory.remember(transaction)
+        self._remember(transaction)
         self.ledger.consumed(client, len(payload))
         self.applied += 1
 
@@ -303,7 +306,13 @@ class Replica:
             except BrickFailed:
                 pass
             return None
-        changes = tuple(c for t in (standing, held) if t is not None for c in t.changes)
+        changes = tuple(
+            change
+            for known in (standing, held)
+            if known is not None
+            for change in known.changes
+            if self._site.in_set(change.group)  # what we are out of since does not count
+        )
         transaction = Transaction(client, sequence, message.epoch, changes)
         code = self._fence(arrival, transaction)
         if not isinstance(code, Code):
@@ -364,6 +373,12 @@ class Replica:
             code = Code.BRICK
         self._answer(sender, incarnation, Synced(message.token, code))
 
+    def _remember(self, transaction: Transaction) -> None:
+        self._memory.remember(transaction)
+        for change in transaction.changes:
+            if change.operations and isinstance(change.operations[-1], Delete):
+                self.tombstones.add(change.object_id, change.version)
+
     def _set_stable(self, client: int, sequence: int) -> None:
         """Forget what is durable everywhere; if the log is full now, the next watermark will."""
         if sequence > self._memory.stable(client):
@@ -373,7 +388,7 @@ class Replica:
                     self._store.forget_outcomes(client, sequence + 1)
             except (WouldBlock, BrickFailed):
                 return
-            self._memory.set_stable(client, sequence)
+            self.tombstones.remove(self._memory.set_stable(client, sequence))
 
 
 def _fact_name(client: int, sequence: int) -> str:

@@ -79,6 +79,7 @@ class Resync:
         self._groups: frozenset[int] = frozenset()
         self._cursors: dict[frozenset[int], ObjectId | None] = {}
         self._attempts = 0  # a source that fails is not asked twice in a row
+        self._relapsed: set[int] = set()  # called in sync, but something was needed after all
         self.compared = self.pulled = self.pulled_bytes = 0
 
     @property
@@ -106,10 +107,8 @@ class Resync:
                     now.add(change.object_id)
                 else:
                     later.append(change)
-        if len(now) == len(transaction.changes):
-            self._store.apply(transaction, payload)
-        elif now:
-            self._store.apply(*part(transaction, payload, lambda c: c.object_id in now))
+        if now:
+            self._apply_part(*part(transaction, payload, lambda c: c.object_id in now))
         for change in later:
             self._set_aside(transaction, payload, change)
 
@@ -158,6 +157,11 @@ class Resync:
                 self._cursors.clear()
                 break
         self._groups = groups
+        self._relapsed |= {
+            need.group
+            for need in self._needs.values()
+            if need.group not in groups and new.in_sync[need.group] & bit
+        }
         self._needs = {o: need for o, need in self._needs.items() if need.group in groups}
         up = {m.incarnation for m in new.members if new.has(m.node, m.incarnation)} | {INTERNAL}
         self._disown(lambda client, _: client not in up)
@@ -175,6 +179,13 @@ class Resync:
             "parked_bytes": self._parked_bytes,
             "listed": bool(self._groups) and self._listed(),
         }
+
+    def _apply_part(self, transaction: Transaction, payload: Buffer) -> None:
+        """Apply what fits; under a name of our own if another part went by the client's before."""
+        if not self._store.applied(transaction.client, transaction.sequence):
+            self._store.apply(transaction, payload)
+        else:
+            self._apply_internal(transaction.changes, payload)
 
     def _contains(self, change: Change) -> bool:
         """Tell whether the local object has this change already."""
@@ -221,6 +232,10 @@ class Resync:
     async def run(self) -> None:
         """Bring this replica's syncing groups up to date, whenever there are any."""
         while True:
+            if self._relapsed:
+                relapsed, self._relapsed = self._relapsed, set()
+                me = self._site.node
+                await self._site.views.drop_replica(me, relapsed, "not in sync after all")
             if self._groups:
                 epoch = self._site.view.epoch
                 try:
@@ -282,7 +297,7 @@ class Resync:
             request = List(self._site.view.epoch, groups_to_bitmap(groups), cursor, _PAGE)
             body, _ = await self._site.call(source, encode(request))
             listing = decode(body, Listing)
-            mine = self._local(groups, cursor, listing.end)
+            mine = self.local(groups, cursor, listing.end)
             theirs = {entry.object_id: (entry.group, entry.version) for entry in listing.objects}
             self.compared += len(theirs)
             for object_id in differing(mine, theirs):
@@ -292,9 +307,10 @@ class Resync:
             self._cursors[groups] = listing.end
             await self._serve_needs(self._site.view)
 
-    def _local(
+    def local(
         self, groups: frozenset[int], after: ObjectId, end: ObjectId | None
     ) -> dict[ObjectId, tuple[int, Version]]:
+        """Return this store's objects of the groups with after < id <= end."""
         found: dict[ObjectId, tuple[int, Version]] = {}
         while True:
             page = self._store.objects(None, after, _PAGE)
@@ -370,7 +386,7 @@ class Resync:
                 self._needs[object_id] = need
                 return
             try:
-                self._apply_internal(change, item.payload)
+                self._apply_internal((change,), item.payload)
             except (WouldBlock, FilesystemError):
                 self._needs[object_id] = need
                 return
@@ -378,11 +394,11 @@ class Resync:
     def _delete(self, object_id: ObjectId) -> None:
         version = self._store.version(object_id)
         if version != ABSENT:
-            self._apply_internal(deletion(self._store, object_id, version), b"")
+            self._apply_internal((deletion(self._store, object_id, version),), b"")
 
-    def _apply_internal(self, change: Change, payload: Buffer) -> None:
+    def _apply_internal(self, changes: tuple[Change, ...], payload: Buffer) -> None:
         sequence = self._site.internal_sequence()
-        transaction = Transaction(INTERNAL, sequence, self._site.view.epoch, (change,))
+        transaction = Transaction(INTERNAL, sequence, self._site.view.epoch, changes)
         self._store.apply(transaction, payload)
         self._store.set_stable(INTERNAL, sequence)
 

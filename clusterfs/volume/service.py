@@ -14,10 +14,12 @@ from clusterfs.volume.gate import Gate
 from clusterfs.volume.messages import (
     Agree,
     Blocks,
+    Buried,
     Code,
     Describe,
     Fetch,
     Fetched,
+    Gone,
     List,
     Listed,
     Listing,
@@ -62,6 +64,7 @@ class Service:
             Blocks: self._copy,
             Unstable: self._unstable,
             Agree: self._agree,
+            Gone: self._gone,
         }
 
     def serve(self, sender: int, incarnation: int, request: Request) -> Serving:
@@ -182,6 +185,10 @@ class Service:
         assert isinstance(request, Unstable)
         self._check_epoch(request.epoch)
         return encode(self._gate.remembered(request)), b""
+
+    def _gone(self, sender: int, incarnation: int, request: Request) -> Serving:
+        assert isinstance(request, Gone)
+        return encode(Buried(tuple(self._gate.tombstone(o) for o in request.objects))), b""
 
     async def _agree(self, sender: int, incarnation: int, request: Request) -> Reply:
         assert isinstance(request, Agree)

@@ -67,6 +67,10 @@ class Site:
         while self.view.epoch < self.heard:
             await self.views.entered(self.heard)
 
+    def in_set(self, group: int) -> bool:
+        """Tell whether this node must receive the group's transactions."""
+        return bool((self.view.in_sync[group] | self.view.syncing[group]) & self.bit)
+
     def holds(self, group: int) -> bool:
         """Tell whether this node's copy of the group is the truth."""
         return bool(self.view.in_sync[group] & self.bit) and not self.view.stopped[group]
