@@ -211,7 +211,7 @@ async def _fill(
         await _replace(store, object_id, copy.group, INCOMPLETE, writes, data)
 
 
-async def _replace(  # noqa: PLR0913 - an object has that many parts
+async def _replace(
     store: LocalStore,
     object_id: ObjectId,
     group: int,

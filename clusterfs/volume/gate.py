@@ -1,4 +1,4 @@
-"""The group gate: after a client is gone, nobody serves before its last transactions are everywhere.
+"""The group gate: once a client is gone, nobody serves before its last work is everywhere.
 
 In a view from which a client is gone since our gate was last open, or when we may have missed such
 a view, this replica answers no read, prepare or commit. It asks every other replica what it
@@ -25,6 +25,7 @@ from clusterfs.errors import FilesystemError, WouldBlock
 from clusterfs.store.objects import ABSENT, Change, ObjectId, Transaction, Version
 from clusterfs.volume.copies import Blockwise, Copy, Moved, deletion, describe, difference
 from clusterfs.volume.memory import Memory
+from clusterfs.volume.merge import newer
 from clusterfs.volume.messages import (
     Agree,
     Buried,
@@ -40,7 +41,6 @@ from clusterfs.volume.ports import LocalStore
 from clusterfs.volume.replica import Replica
 from clusterfs.volume.resync import START, Resync
 from clusterfs.volume.rollforward import Newest, components, lacks, union, verdict
-from clusterfs.volume.merge import newer
 from clusterfs.volume.site import INTERNAL, Site
 from dlm.errors import PeerLost
 from dlm.net.errors import Refused

@@ -1,4 +1,4 @@
-"""What volumes say to each other: transactions to replicas, answers, reads, copies, agreement. PURE.
+"""What volumes say to each other: transactions, answers, reads, copies, agreement. PURE.
 
 One-way messages travel in order per sender and are never lost while both incarnations are members;
 calls have an answer. Every message names the epoch its sender was in. Bulk data travels beside the
@@ -107,7 +107,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
-    """A replica's answer to Apply, Prepare or Decide as sent in `epoch`; `view` is its own epoch."""
+    """A replica's answer to what was sent in `epoch`; `view` is its own epoch."""
 
     sequence: U63
     epoch: U63

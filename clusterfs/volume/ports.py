@@ -126,7 +126,7 @@ class LocalStore(Protocol):
         """Return number and identity of each block that is no hole."""
         ...
 
-    def replace(  # noqa: PLR0913 - an object has that many parts
+    def replace(
         self,
         object_id: ObjectId,
         group: int,

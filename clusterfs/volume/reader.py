@@ -1,4 +1,4 @@
-"""The client side of reads: from this node's store where it may serve, else from an in-sync replica.
+"""The client side of reads: from this node's store if it may serve, else from a replica in sync.
 
 Retries over lost peers and changed views until a replica answers. A block that is damaged in one
 copy is read from another, and the damaged copy is repaired; so a flipped bit is never returned.
@@ -119,7 +119,9 @@ class Reader:
             lambda body, _: list(decode(body, Scanned).entries),
         )
 
-    async def read(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
+    async def read(  # noqa: C901 - one loop over all that may go wrong with a replica
+        self, object_id: ObjectId, group: int, first: int, count: int
+    ) -> bytes:
         """Return verified blocks. Raises ChunkCorrupted when no replica has a good copy."""
         damaged = 0
         while True:

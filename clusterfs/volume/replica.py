@@ -45,7 +45,6 @@ from clusterfs.volume.ports import Buffer, LocalStore
 from clusterfs.volume.resync import Resync
 from clusterfs.volume.site import INTERNAL, Site, Spawn
 from clusterfs.volume.tombstones import Tombstones
-from dlm.net.wire import encode
 
 _CODES: dict[type[Exception], Code] = {error: code for code, error in ERRORS.items()}
 
@@ -64,7 +63,7 @@ class Arrival(NamedTuple):
 class Replica:
     """Applies clients' transactions to this node's store."""
 
-    def __init__(  # noqa: PLR0913 - the parts of a volume meet here
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a volume meet here
         self,
         site: Site,
         store: LocalStore,
@@ -182,7 +181,9 @@ class Replica:
     def _attempt(self, arrival: Arrival) -> Obstacle | None:
         return self._serve[type(arrival.message)](arrival)
 
-    def _fence(self, arrival: Arrival, transaction: Transaction) -> Code | Obstacle:
+    def _fence(  # noqa: PLR0911 - one return for each reason to refuse
+        self, arrival: Arrival, transaction: Transaction
+    ) -> Code | Obstacle:
         """Return OK, a refusal, or what to wait for."""
         site = self._site
         view = site.view
@@ -223,7 +224,7 @@ class Replica:
         return None
 
     def _take(self, transaction: Transaction, payload: Buffer) -> None:
-        """Apply a transaction unless that was done before; note what a syncing group cannot take."""
+        """Apply a transaction unless that was done; note what a syncing group cannot take."""
         store = self._store
         client, sequence = transaction.client, transaction.sequence
         if store.applied(client, sequence):
@@ -344,7 +345,7 @@ class Replica:
             self._resync.decided(held, committed=False)
 
     def _failed(self, transaction: Transaction, error: Exception) -> Code:
-        """An older epoch excuses a mismatch: an earlier transaction may have been refused as stale."""
+        """An older epoch excuses a mismatch: an earlier one may have been refused as stale."""
         code = _CODES.get(type(error), Code.MALFORMED)
         if code is Code.MISMATCH and transaction.epoch < self._site.view.epoch:
             return Code.STALE

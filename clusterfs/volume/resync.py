@@ -113,7 +113,7 @@ class Resync:
             self._set_aside(transaction, payload, change)
 
     def missed(self, transaction: Transaction) -> None:
-        """Note what a transaction that was applied here earlier did not yet do in syncing groups."""
+        """Note what a transaction applied here earlier did not yet do in syncing groups."""
         if self.concerns(transaction):
             for change in transaction.changes:
                 if change.group in self._groups and not self._contains(change):
@@ -129,10 +129,14 @@ class Resync:
         return None if found is None else found[0]
 
     def decided(self, transaction: Transaction, *, committed: bool) -> None:
-        """Take or forget a held transaction."""
-        transaction, payload = self._held.pop((transaction.client, transaction.sequence))
-        if committed:
-            self.take(transaction, payload)
+        """Take or forget a held transaction.
+
+        A group that is in sync by now has it prepared: its new generation made the client ask anew.
+        """
+        held, payload = self._held.pop((transaction.client, transaction.sequence))
+        held, payload = part(held, payload, lambda change: change.group in self._groups)
+        if committed and held.changes:
+            self.take(held, payload)
 
     def void(self, client: int, sequence: int) -> None:
         """A transaction failed everywhere: only compare what it touched."""

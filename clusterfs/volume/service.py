@@ -229,7 +229,7 @@ def stripes(store: LocalStore, inode: int) -> list[Listed]:
             if split_object_id(object_id)[0] != inode:
                 return found
             found.append(Listed(object_id, store.group(object_id) or 0, version))
-        if len(page) < 256:
+        if len(page) < _PAGE:
             return found
         after = page[-1][0]
 

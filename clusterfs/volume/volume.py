@@ -31,7 +31,6 @@ from clusterfs.volume.messages import (
     Message,
     Patience,
     Request,
-    Sync,
     Synced,
     Watermark,
 )
@@ -186,7 +185,7 @@ class Volume:
         await self._writer.commit(changes, payload)
 
     async def sync(self) -> None:
-        """Wait until all that is committed is on disk at every replica. Raises BrickFailed, LockLost."""
+        """Wait until all that is committed is on all disks. Raises BrickFailed, LockLost."""
         stable = self._writer.oldest() - 1
         await self._syncer.sync()
         if not any(self._site.view.stopped):
