@@ -93,7 +93,7 @@ def check_device(device: Path = FUSE_DEVICE) -> None:
 
 
 def check_address(address: str) -> None:
-    """Raise SetupError if the daemon could not listen there; it would notice only after it joined."""
+    """Raise SetupError if the daemon could not listen there; it would notice only when joined."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
@@ -121,14 +121,14 @@ def mount(source: Path, directory: Path, options: Options, *, foreground: bool) 
     check_address(loaded.listen)
 
     def daemon(beat: Beat, ready: ReadyPipe) -> int:
-        from clusterfs import daemon as composition  # noqa: PLC0415  (the supervisor stays small)
+        from clusterfs import daemon as composition
 
         if options.pidfile:
             processes.record(options.pidfile, processes.family())
         return composition.run(loaded, source.absolute(), place, options.kernel, beat, ready)
 
     def report(node: int, incarnation: int) -> None:
-        from clusterfs import daemon as composition  # noqa: PLC0415  (as above)
+        from clusterfs import daemon as composition
 
         composition.caches_dropped(loaded, node, incarnation)
 

@@ -161,9 +161,10 @@ def _digest(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
 
 
-def kill_now(nodes: list[Node]) -> None:
-    """Kill daemons at this moment, all together."""
+def kill_now(nodes: list[Node], *, with_supervisors: bool = False) -> None:
+    """Kill daemons at this moment, all together; with their supervisors it is a host that died."""
     killed = [node.process for node in nodes]
+    killed += [node.supervisor for node in nodes if with_supervisors]
     for process in killed:
         assert process is not None
         assert processes.send(process, signal.SIGKILL)
@@ -218,7 +219,7 @@ class Rounds:
         for worker in workers:
             worker.expected_death = worker.number in dead
         killed_s = time.monotonic()
-        kill_now(victims)
+        kill_now(victims, with_supervisors=self.source.random() < 0.5)
         before = {worker.name: worker.operations for worker in workers}
         alive = [worker for worker in workers if worker.number not in dead]
         _await(lambda: all(w.operations > before[w.name] + 5 for w in alive), 60)

@@ -34,12 +34,14 @@ def refused(*words: object, prefix: tuple[str, ...] = ()) -> str:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Everything there is under a folder, by content; sockets and mounts by name only."""
+    """Everything there is under a folder, by content; not logs, nor what SQLite keeps in RAM."""
     found = {}
     for path in sorted(folder.rglob("*")):
         relative = str(path.relative_to(folder))
+        if path.name.endswith((".log", "-wal", "-shm")):
+            continue
         found[relative] = "folder" if path.is_dir() else "other"
-        if path.is_file() and path.suffix != ".log":
+        if path.is_file():
             found[relative] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

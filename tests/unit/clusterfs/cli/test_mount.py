@@ -39,7 +39,7 @@ def test_a_busy_or_foreign_address_is_said() -> None:
         with pytest.raises(SetupError, match=f"cannot listen on {address}"):
             check_address(address)
     check_address(address)
-    with pytest.raises(SetupError, match="cannot listen on 192.0.2.1:7400"):
+    with pytest.raises(SetupError, match=r"cannot listen on 192\.0\.2\.1:7400"):
         check_address("192.0.2.1:7400")
 
 
