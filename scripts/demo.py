@@ -67,7 +67,7 @@ class Demonstration:
         return "three nodes mounted and in sync"
 
     def copy_a_tree(self) -> str:
-        """Copy the Python standard library in on n1, read every byte of it on n2 and n3."""
+        """Copy files of the Python standard library in on n1, read every byte on n2 and n3."""
         first, *others = self.mounts
         started_s = time.monotonic()
         run("cp", "-a", self.tree, first / "library")

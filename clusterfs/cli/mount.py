@@ -121,14 +121,14 @@ def mount(source: Path, directory: Path, options: Options, *, foreground: bool) 
     check_address(loaded.listen)
 
     def daemon(beat: Beat, ready: ReadyPipe) -> int:
-        from clusterfs import daemon as composition
+        from clusterfs import daemon as composition  # noqa: PLC0415  (the supervisor stays small)
 
         if options.pidfile:
             processes.record(options.pidfile, processes.family())
         return composition.run(loaded, source.absolute(), place, options.kernel, beat, ready)
 
     def report(node: int, incarnation: int) -> None:
-        from clusterfs import daemon as composition
+        from clusterfs import daemon as composition  # noqa: PLC0415  (as above)
 
         composition.caches_dropped(loaded, node, incarnation)
 
