@@ -326,8 +326,18 @@ class Daemon:
             self.locks = self._new_locks()
             self._enter_locks(self.membership.view)
             self._lock_channel.drain(self.membership.view)
-            with suppress(LockLost):  # lost once more: the next round takes care of it
-                await self.filesystem.readmitted(self.locks)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._give_up_when_lost)
+                with suppress(LockLost):  # lost once more: the next round takes care of it
+                    await self.filesystem.readmitted(self.locks)
+                nursery.cancel_scope.cancel()
+
+    async def _give_up_when_lost(self) -> None:
+        """End the waits of a readmission that the next loss has overtaken."""
+        await self.membership.lost.wait()
+        self.filesystem.lost()
+        self.locks.lose()
+        self.volume.lose()
 
     async def _reclaim_when_told(self) -> None:
         """Reclaim what clients that are gone left unlinked but open."""

@@ -1,6 +1,6 @@
 """A store in memory with the interface of the real one: a journal, replayed after a crash.
 
-What was not synced may be lost in a crash: the journal is cut at a seeded place at or after the last
+What was not synced may be lost in a crash: its journal is cut at a seeded place, after the last
 sync. Syncing takes simulated time. Nothing else of a real store is modelled.
 
 Invariant: the state is what replaying the journal gives.
@@ -205,7 +205,7 @@ class ModelStore:
         found = self._objects[object_id]
         return _hash(repr((sorted(found.keys.items()), self.blocks(object_id))).encode())
 
-    def replace(  # noqa: PLR0913 - an object has that many parts
+    def replace(
         self,
         object_id: ObjectId,
         group: int,

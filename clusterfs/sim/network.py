@@ -138,9 +138,9 @@ class SimMesh:
         """Handle what the network brings."""
         while self.paused is not None:
             await self.paused.wait()
-        if self._peers.get(sender) != incarnation or not self.alive:
-            if not await self._listed(sender, incarnation):
-                return
+        listed = self.alive and self._peers.get(sender) == incarnation
+        if not listed and not await self._listed(sender, incarnation):
+            return
         kind, channel, number, epoch, body, payload = item
         if kind == "message":
             self._handlers[channel].message(sender, incarnation, epoch, body, payload)

@@ -1,7 +1,7 @@
 """Agreed views in one process: one truth, of which each node learns after a seeded delay.
 
 `Agreement` is the provider: a compare-and-swap on the view, by the same pure functions that real
-membership uses. `SimViews` is one node's membership; deaths are declared by the world, not detected.
+membership uses. `SimViews` is one node's membership; the world declares deaths, nobody detects.
 
 Invariant: a node that is out of the view gets no later view; it is lost.
 """

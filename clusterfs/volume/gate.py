@@ -14,7 +14,7 @@ Invariants:
   * a client is forgotten only when all have rolled forward and no group is stopped.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import structlog
@@ -99,7 +99,7 @@ class Gate:
         """Say what this replica knows of clients that are not up."""
         gone = self._memory.clients() - _up(self._site.view)
         return Remembered(
-            tuple(self._memory.traces(gone)),
+            self._traces(gone),
             tuple(self._replica.known(client, sequence) for client, sequence in request.asked),
         )
 
@@ -163,7 +163,7 @@ class Gate:
         self._resolve(view, reports)
         gone = self._memory.clients() - _up(view)
         traces = {node: report.traces for node, report in reports.items()}
-        traces[site.node] = tuple(self._memory.traces(gone))
+        traces[site.node] = self._traces(gone)
         newest = union(traces, lambda node, group: bool(view.in_sync[group] >> node & 1))
         await self._bring_forward(newest, [t for some in traces.values() for t in some])
         self._resync.recheck(
@@ -216,6 +216,25 @@ class Gate:
         async with trio.open_nursery() as nursery:
             for node in peers:
                 nursery.start_soon(self._site.call, node, request)
+
+    def _traces(self, clients: Collection[int]) -> tuple[Trace, ...]:
+        """Return what is remembered of these clients, as far as the objects are still so here.
+
+        A replica that synced anew since may have lost what only it had.
+        """
+        found = []
+        for trace in self._memory.traces(clients):
+            kept = tuple(touched for touched in trace.objects if self._has(touched))
+            if kept:
+                found.append(Trace(trace.client, trace.sequence, kept))
+        return tuple(found)
+
+    def _has(self, touched: Touched) -> bool:
+        version = self._store.version(touched.object_id)
+        if touched.deleted:
+            return version == ABSENT
+        tombstone = self._memory.tombstone(touched.object_id)
+        return max(version, tombstone or version) >= touched.version
 
     # -- bringing objects forward ---------------------------------------------------------------
 

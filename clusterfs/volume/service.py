@@ -42,6 +42,7 @@ Reply = tuple[bytes, bytes]
 Serving = Reply | Awaitable[Reply]
 
 _PAGE = 4096
+_STRIPES_PER_PAGE = 256
 
 
 class Service:
@@ -224,12 +225,12 @@ def stripes(store: LocalStore, inode: int) -> list[Listed]:
     found: list[Listed] = []
     after = inode_object(inode)
     while True:
-        page = store.objects(None, after, 256)
+        page = store.objects(None, after, _STRIPES_PER_PAGE)
         for object_id, version in page:
             if split_object_id(object_id)[0] != inode:
                 return found
             found.append(Listed(object_id, store.group(object_id) or 0, version))
-        if len(page) < _PAGE:
+        if len(page) < _STRIPES_PER_PAGE:
             return found
         after = page[-1][0]
 

@@ -180,7 +180,9 @@ async def play(seed: int, replicas: int) -> None:
 @pytest.mark.parametrize("replicas", [3, 2])
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_acknowledged_survives(
-    autojump_clock: trio.testing.MockClock, seed: int, replicas: int
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    seed: int,
+    replicas: int,
 ) -> None:
     try:
         await play(seed, replicas)

@@ -239,8 +239,8 @@ def report_caches_dropped(path: Path | str, node: int, incarnation: int) -> None
 def _make_private(path: str, *, found: bool) -> None:
     if path == ":memory:":
         return
-    # An existing file is never opened here: closing any descriptor of it would drop the locks of our
-    # own connections, and the next to close would believe itself the last, and delete the
+    # An existing file is never opened here: closing any descriptor of it would drop the locks of
+    # our own connections, and the next to close would believe itself the last, and delete the
     # write-ahead log that the others go on to write (sqlite.org/howtocorrupt.html, 2.2).
     if found:
         with contextlib.suppress(FileExistsError, FileNotFoundError):

@@ -258,13 +258,13 @@ async def test_credits_run_out_before_the_space_does() -> None:
     async with cluster(total_bytes=100 << 20) as world:
         volume = world.nodes[1].volume
         taken = 0
-        with pytest.raises(OutOfSpace):
+        with pytest.raises(OutOfSpace):  # noqa: PT012
             while True:
                 await volume.reserve(1 << 20)
                 taken += 1 << 20
         assert 10 << 20 <= taken <= 95 << 20
         other = 0
-        with pytest.raises(OutOfSpace):
+        with pytest.raises(OutOfSpace):  # noqa: PT012
             while True:
                 await world.nodes[2].volume.reserve(1 << 20)
                 other += 1 << 20

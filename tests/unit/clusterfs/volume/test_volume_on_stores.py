@@ -131,5 +131,3 @@ async def test_all_bricks_stop_and_start_again(tmp_path: Path) -> None:
         await world.settled()
         assert (await world.nodes[2].volume.fetch(inode_object(7), 0, [b"k"]))[1] == [b"v"]
         assert world.image(1) == world.image(2) == world.image(3)
-
-
