@@ -175,10 +175,7 @@ _ENACT: dict[type, Callable[..., None]] = {
 
 def locations(runs: Iterable[Run]) -> "array[int]":
     """Return the location of every block of the runs."""
-    found = array("Q")
-    for first, count in runs:
-        found.extend(range(first, first + count))
-    return found
+    return array("Q", [at for first, count in runs for at in range(first, first + count)])
 
 
 def _identities(changes: Sequence[ResolvedChange]) -> bytes:

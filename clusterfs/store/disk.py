@@ -181,12 +181,17 @@ class DirectoryDisk:
 
     def read_nowait(self, segment: int, offset: int, length: int) -> bytes | None:
         """Read only what the page cache has."""
-        into = bytearray(length)
-        try:
-            got = os.preadv(self._buffered_fd(segment), [into], offset, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return None
-        return bytes(into) if got == length else None
+        into, fd, done = bytearray(length), self._buffered_fd(segment), 0
+        while done < length:  # the kernel may stop in the middle although it has the rest
+            rest = memoryview(into)[done:] if done else into
+            try:
+                got = os.preadv(fd, [rest], offset + done, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return None
+            if not got:
+                return None
+            done += got
+        return bytes(into)
 
     def free_bytes(self) -> int:
         """Return what the filesystem has free, less the reserve for the checkpoint."""

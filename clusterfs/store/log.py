@@ -25,6 +25,7 @@ from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.segments import Segments
 
 SMALL_TAIL_BLOCKS = 4  # a segment's rest of less than this is left unused
+_ONLY = layout.BEGIN | layout.COMMIT
 _CUT_BLOCKS = 2 * SMALL_TAIL_BLOCKS  # what a cut at a segment's end may waste, and headers
 _SMALL_ROOM_BYTES = 256  # a log with less room for records is sealed
 
@@ -136,6 +137,43 @@ class Log:
         ranges: (first, end) bytes of `payload` that are stored, whole blocks, in order.
         """
         self._serial += 1
+        log = self._open
+        if log is not None and len(ranges) <= 1:
+            blocks = (ranges[0][1] - ranges[0][0]) // BLOCK_BYTES if ranges else 0
+            records = len(log.records) + FRAGMENT_BYTES + len(body)
+            if layout.blocks_needed(records, log.payload_blocks + blocks) <= self._open_limit:
+                return self._append_at_once(log, body, payload, ranges, blocks, first_cid)
+        return self._append_in_pieces(body, payload, ranges, first_cid)
+
+    def _append_at_once(
+        self,
+        log: Sealed,
+        body: bytes,
+        payload: memoryview,
+        ranges: Sequence[tuple[int, int]],
+        blocks: int,
+        first_cid: int,
+    ) -> list[Run]:
+        head = layout.pack_fragment(_ONLY, len(body), blocks, first_cid, self._serial)
+        log.records += head + body
+        log.fragments += 1
+        self.position = log.id
+        if not blocks:
+            return []
+        index = 1 + log.payload_blocks
+        at = index * BLOCK_BYTES
+        first, end = ranges[0]
+        log.memory[at : at + end - first] = payload[first:end]
+        log.payload_blocks += blocks
+        return [((log.segment << LOCATION_BITS) + log.block + index, blocks)]
+
+    def _append_in_pieces(
+        self,
+        body: bytes,
+        payload: memoryview,
+        ranges: Sequence[tuple[int, int]],
+        first_cid: int,
+    ) -> list[Run]:
         runs: list[Run] = []
         copy = _Copy(payload, ranges)
         flags, at, cid = layout.BEGIN, 0, first_cid
@@ -296,6 +334,8 @@ class Log:
 
     def in_memory(self, location: int) -> memoryview | None:
         """Return the block at that location if it still lies in a RAM buffer."""
+        if self._open is None and not self._flushing:
+            return None
         segment, block = location >> LOCATION_BITS, location & LOCATION_MASK
         for log in self._in_flight():
             if log.segment == segment:

@@ -186,12 +186,14 @@ def _encode_changes(record: Changes) -> bytes:
 
 
 def _encode_operation(operation: Resolved, parts: list[bytes]) -> None:
+    if isinstance(operation, Placed):
+        cids, identities = operation.cids, operation.identities
+        fresh = len(identities) // IDENTITY_BYTES
+        parts.append(_PLACED.pack(_TAG_PLACED, operation.first, len(cids), fresh))
+        parts.append(cids.tobytes())
+        parts.append(identities)
+        return
     match operation:
-        case Placed(first=first, cids=cids, identities=identities):
-            fresh = len(identities) // IDENTITY_BYTES
-            parts.append(_PLACED.pack(_TAG_PLACED, first, len(cids), fresh))
-            parts.append(cids.tobytes())
-            parts.append(identities)
         case Put(key=key, value=value):
             parts.append(_PUT.pack(_TAG_PUT, len(key), len(value)))
             parts.append(key)

@@ -94,6 +94,8 @@ class Room:
         """Tell whether the segments that are ready have room, in the tier of this need."""
         segments = self._segments
         blocks = self._log.blocks_of(need.nbytes)
+        if len(segments.ready) > RESERVE_DATA and blocks <= segments.size_blocks:
+            return True
         tier = RESERVE_DATA if need.data_blocks else RESERVE_METADATA
         left = self._log.segment_room_blocks() - blocks
         if left < 0:

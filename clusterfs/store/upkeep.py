@@ -20,7 +20,7 @@ from clusterfs.store.log import Log
 from clusterfs.store.segments import RESERVE_DATA, Segments
 from clusterfs.store.state import State
 
-_READY_SEGMENTS = 2
+_READY_SEGMENTS = RESERVE_DATA + 2
 _MARK_AFTER_S = 0.25
 _DIRTY_RECORDS = 200_000
 
@@ -138,11 +138,9 @@ class Upkeep:
             self._progress.unpark_all()
 
     def _wants_segments(self) -> bool:
-        ready = len(self._segments.ready)
+        wanted = self._wanted_blocks + RESERVE_DATA * self._segments.size_blocks
         return (
-            ready < _READY_SEGMENTS
-            or self._log.segment_room_blocks()
-            < self._wanted_blocks + RESERVE_DATA * self._segments.size_blocks
+            len(self._segments.ready) < _READY_SEGMENTS or self._log.segment_room_blocks() < wanted
         )
 
     def _is_checkpoint_due(self) -> bool:
