@@ -34,6 +34,8 @@ from clusterfs.volume.messages import (
     List,
     Listing,
     Remembered,
+    Touched,
+    Trace,
     Unstable,
 )
 from clusterfs.volume.placement import groups_to_bitmap

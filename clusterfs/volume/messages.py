@@ -251,7 +251,18 @@ class Gone(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=31):
 
 
 Request = (
-    Fetch | Scan | Read | Stripes | Marked | List | Describe | Slice | Blocks | Unstable | Agree
+    Fetch
+    | Scan
+    | Read
+    | Stripes
+    | Marked
+    | List
+    | Describe
+    | Slice
+    | Blocks
+    | Unstable
+    | Agree
+    | Gone
 )
 
 
