@@ -356,7 +356,7 @@ class Gate:
             for object_id, deleted in zip(some, decode(body, Buried).versions, strict=True):
                 version = self._store.version(object_id)
                 if deleted is not None and ABSENT < version < deleted:
-                    self._replica.tombstones.add(object_id, deleted)
+                    self._replica.tombstones.add({object_id: deleted})
                     self._memory.load({object_id: deleted})
                     await self._apply((deletion(self._store, object_id, deleted),), b"")
 

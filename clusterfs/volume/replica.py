@@ -19,7 +19,7 @@ import trio
 
 from clusterfs.cluster.views import View
 from clusterfs.errors import BrickFailed, FilesystemError, WouldBlock
-from clusterfs.store.objects import Delete, Transaction
+from clusterfs.store.objects import Transaction
 from clusterfs.volume.credits import Ledger
 from clusterfs.volume.lanes import Lane
 from clusterfs.volume.memory import Memory
@@ -44,7 +44,7 @@ from clusterfs.volume.pending import ERRORS
 from clusterfs.volume.ports import Buffer, LocalStore
 from clusterfs.volume.resync import Resync
 from clusterfs.volume.site import INTERNAL, Site, Spawn
-from clusterfs.volume.tombstones import Tombstones
+from clusterfs.volume.tombstones import Tombstones, deletions
 
 _CODES: dict[type[Exception], Code] = {error: code for code, error in ERRORS.items()}
 
@@ -168,8 +168,9 @@ class Replica:
         """Carry out the outcome of a prepared transaction."""
         client, sequence = transaction.client, transaction.sequence
         if committed:
+            self.tombstones.add(deletions(transaction))
             self._store.commit(client, sequence)
-            self._remember(transaction)
+            self._memory.remember(transaction)
             self._resync.recheck((c.object_id, c.group) for c in transaction.changes)
         else:
             self._store.abort(client, sequence)
@@ -235,11 +236,18 @@ class Replica:
             self.resolve(standing, committed=True)
             self._resync.missed(transaction)
             return
-        if self._resync.concerns(transaction):
-            self._resync.take(transaction, payload)
-        else:
-            store.apply(transaction, payload)
-        self._remember(transaction)
+        gone = deletions(transaction)
+        if gone:
+            self.tombstones.add(gone)
+        try:
+            if self._resync.concerns(transaction):
+                self._resync.take(transaction, payload)
+            else:
+                store.apply(transaction, payload)
+        except FilesystemError:
+            self.tombstones.remove(gone)
+            raise
+        self._memory.remember(transaction)
         self.ledger.consumed(client, len(payload))
         self.applied += 1
 
@@ -373,12 +381,6 @@ class Replica:
         except BrickFailed:
             code = Code.BRICK
         self._answer(sender, incarnation, Synced(message.token, code))
-
-    def _remember(self, transaction: Transaction) -> None:
-        self._memory.remember(transaction)
-        for change in transaction.changes:
-            if change.operations and isinstance(change.operations[-1], Delete):
-                self.tombstones.add(change.object_id, change.version)
 
     def _set_stable(self, client: int, sequence: int) -> None:
         """Forget what is durable everywhere; if the log is full now, the next watermark will."""

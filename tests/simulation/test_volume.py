@@ -7,6 +7,7 @@ Each client owns some objects, as locks would give it; every object holds a coun
   * replicas are equal at quiescence.
 """
 
+import os
 import random
 
 import pytest
@@ -19,7 +20,7 @@ from clusterfs.store.objects import ABSENT, BLOCK_BYTES, Change, Delete, Put, Wr
 from dlm.errors import LockError
 
 GROUPS = 4
-SEEDS = range(int(__import__("os").environ.get("SEEDS", "12")))
+SEEDS = range(int(os.environ.get("SEEDS", "12")))
 
 
 class Client:
