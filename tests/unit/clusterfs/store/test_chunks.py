@@ -1,0 +1,137 @@
+import pytest
+
+from clusterfs.sim.disk import SimulatedDisk
+from clusterfs.store.chunks import PAGE_CIDS, ChunkPage, ChunkTable
+from clusterfs.store.format import LOCATION_BITS
+from clusterfs.store.hints import Hints
+from clusterfs.store.table import Table
+
+
+def identity(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def table_with(chunks: int) -> tuple[Table, ChunkTable]:
+    table = SimulatedDisk().open_table()
+    found = ChunkTable(table)
+    found.add(1, range(100, 100 + chunks), range(chunks), b"".join(map(identity, range(chunks))))
+    for cid in range(1, chunks + 1):
+        found.take(cid)
+    return table, found
+
+
+def test_a_chunk_lives_as_long_as_it_has_references() -> None:
+    _, chunks = table_with(3)
+    chunks.take(2)
+    assert chunks.live_total == 3
+    assert chunks.find(2) == (101, 1)
+    assert chunks.is_live(2, identity(1))
+    assert not chunks.is_live(2, identity(9))
+    chunks.drop(2)
+    assert chunks.find(2) is not None
+    chunks.drop(2)
+    assert chunks.find(2) is None
+    assert not chunks.is_live(2, identity(1))
+    assert (chunks.live_total, chunks.live[0]) == (2, 2)
+    with pytest.raises(OverflowError):
+        chunks.drop(2)
+    with pytest.raises(AssertionError, match="not in the table"):
+        chunks.take(PAGE_CIDS * 9)
+
+
+def test_a_move_counts_only_from_the_right_place() -> None:
+    _, chunks = table_with(2)
+    target = 5 << LOCATION_BITS
+    assert not chunks.move(1, 999, target)
+    assert chunks.move(1, 100, target)
+    assert chunks.find(1) == (target, 0)
+    assert (chunks.live[0], chunks.live[5]) == (1, 1)
+    chunks.drop(2)
+    assert not chunks.move(2, 101, target), "the dead do not move"
+
+
+def test_a_checkpoint_does_not_see_later_changes() -> None:
+    table, chunks = table_with(PAGE_CIDS * 2)
+    chunks.freeze()
+    chunks.drop(1)
+    chunks.add(chunks.next_cid, [777], [7], identity(7))
+    chunks.take(chunks.next_cid - 1)
+    table.commit(chunks.frozen_changes())
+    image = ChunkTable(table)
+    table.refresh()
+    image.next_cid = PAGE_CIDS * 2 + 1
+    assert image.find(1) == (100, 0)
+    chunks.thaw()
+    assert chunks.find(1) is None
+    assert chunks.find(5) == (104, 4)
+    assert chunks.identity(5) == identity(4)
+
+
+def test_a_page_without_living_chunks_is_removed_at_the_next_checkpoint() -> None:
+    table, chunks = table_with(PAGE_CIDS * 2)
+    chunks.freeze()
+    table.commit(chunks.frozen_changes())
+    table.refresh()
+    chunks.thaw()
+    assert len(list(table.items(b"C", b"D"))) == 3
+    for cid in range(1, PAGE_CIDS):
+        chunks.drop(cid)
+    chunks.freeze()
+    table.commit(chunks.frozen_changes())
+    table.refresh()
+    chunks.thaw()
+    assert len(list(table.items(b"C", b"D"))) == 2
+    assert chunks.find(1) is None
+    assert chunks.find(PAGE_CIDS) is not None
+
+
+def test_a_page_reads_back() -> None:
+    page = ChunkPage()
+    page.locations[3], page.references[3], page.checksums[3] = 2**63, 2**31, 2**64 - 1
+    page.identities[48:64] = identity(5)
+    found = ChunkPage.decode(page.encode())
+    assert found.encode() == page.encode()
+    assert found.live == 1
+    copy = found.copy()
+    copy.references[3] = 0
+    assert found.references[3] == 2**31
+
+
+def test_a_hint_counts_only_if_the_table_agrees() -> None:
+    _, chunks = table_with(3)
+    hints = Hints(chunks, 4096)
+    hints.add(identity(0), 1)
+    hints.add(identity(1), 1)  # wrong
+    assert hints.find(identity(0)) == 1
+    assert hints.find(identity(1)) is None
+    assert hints.find(identity(2)) is None
+    hints.damaged.add(1)
+    assert hints.find(identity(0)) is None
+    hints.damaged.clear()
+    chunks.drop(1)
+    assert hints.find(identity(0)) is None
+
+
+def test_the_window_is_bounded_and_keeps_what_is_used() -> None:
+    table = SimulatedDisk().open_table()
+    chunks = ChunkTable(table)
+    count = 3000
+    chunks.add(1, range(count), range(count), b"".join(map(identity, range(count))))
+    for cid in range(1, count + 1):
+        chunks.take(cid)
+    hints = Hints(chunks, 1024)  # all these identities fall into one shard of 4
+    for number in range(count):
+        hints.add(identity(number), number + 1)
+        assert hints.find(identity(0)) == 1
+        assert len(hints) <= 1024
+    assert hints.find(identity(5)) is None
+
+
+def test_hints_are_rebuilt_from_the_newest_chunks() -> None:
+    _, chunks = table_with(PAGE_CIDS * 3)
+    hints = Hints(chunks, 1 << 20)
+    hints.fill(1)
+    assert hints.find(identity(PAGE_CIDS * 3 - 1)) == PAGE_CIDS * 3
+    assert hints.find(identity(0)) is None
+    hints.fill(100)
+    assert hints.find(identity(0)) == 1

@@ -1,0 +1,128 @@
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from clusterfs.errors import SetupError
+from clusterfs.store.disk import DirectoryDisk
+from clusterfs.store.table import LmdbTable
+
+BLOCK = 4096
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> DirectoryDisk:
+    found = DirectoryDisk(tmp_path / "brick")
+    found.lock()
+    found.create_segment(0, 64 * BLOCK)
+    return found
+
+
+def aligned(content: bytes) -> memoryview:
+    memory = mmap.mmap(-1, len(content))
+    memory.write(content)
+    return memoryview(memory)
+
+
+def test_reads_after_direct_writes_are_fresh(disk: DirectoryDisk) -> None:
+    """The page cache may hold the old block; a direct write must drop it."""
+    for turn in range(50):
+        content = bytes([turn + 1]) * BLOCK
+        for block in range(4):
+            disk.write(0, block * BLOCK, aligned(content))
+            assert disk.read(0, block * BLOCK, BLOCK) == content
+            assert disk.read_direct(0, block * BLOCK, BLOCK) == content
+            assert disk.read_nowait(0, block * BLOCK, BLOCK) in (content, None)
+        disk.sync([0])
+    disk.close()
+
+
+def test_read_nowait_answers_from_the_page_cache_only(disk: DirectoryDisk) -> None:
+    content = os.urandom(16 * BLOCK)
+    disk.write(0, 0, aligned(content))
+    disk.sync([0])
+    cold = disk.read_nowait(0, 0, len(content))
+    assert cold in (None, content)
+    assert disk.read(0, 0, len(content)) == content
+    assert disk.read_nowait(0, 0, len(content)) in (None, content)
+    assert disk.read_nowait(0, 1 << 30, BLOCK) is None
+    disk.close()
+
+
+def test_one_process_a_brick(disk: DirectoryDisk) -> None:
+    other = DirectoryDisk(disk.path)
+    with pytest.raises(SetupError, match="in use by another process"):
+        other.lock()
+    disk.close()
+    other.lock()
+    other.close()
+
+
+def test_a_brick_that_cannot_be_made_is_a_setup_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SetupError, match="give a directory"):
+        DirectoryDisk(tmp_path / "file").lock()
+
+
+def test_the_superblock_is_replaced_whole(disk: DirectoryDisk) -> None:
+    assert disk.read_superblock() is None
+    disk.write_superblock(b"one" * 100)
+    disk.write_superblock(b"two")
+    assert disk.read_superblock() == b"two"
+    assert not (disk.path / "brick.json.new").exists()
+    disk.close()
+
+
+def test_a_segment_half_created_is_removed(disk: DirectoryDisk) -> None:
+    (disk.path / "segments" / "00000005.new").write_bytes(b"half")
+    disk.create_segment(12, 8 * BLOCK)
+    assert disk.segments() == [0, 12]
+    assert [entry.name for entry in sorted((disk.path / "segments").iterdir())] == [
+        "00000000",
+        "00000012",
+    ]
+    status = (disk.path / "segments" / "00000012").stat()
+    assert status.st_blocks * 512 >= 8 * BLOCK, "preallocated"
+    disk.close()
+
+
+def test_what_is_free_leaves_the_reserve(disk: DirectoryDisk) -> None:
+    all_of_it = DirectoryDisk(disk.path, reserve_bytes=0).free_bytes()
+    assert disk.free_bytes() <= max(0, all_of_it - (1 << 30)) + (64 << 20)
+    assert DirectoryDisk(disk.path, reserve_bytes=1 << 60).free_bytes() == 0
+    disk.close()
+
+
+def test_a_table_shows_a_snapshot_until_it_is_refreshed(tmp_path: Path) -> None:
+    table = LmdbTable(tmp_path / "checkpoint")
+    table.commit([(b"b", b"2"), (b"a", b"1"), (b"c", b"3")])
+    assert table.get(b"a") is None
+    table.refresh()
+    assert list(table.items(b"a", b"c")) == [(b"a", b"1"), (b"b", b"2")]
+    assert list(table.items(b"d", b"e")) == []
+    table.commit([(b"a", None), (b"absent", None), (b"b", b"22")])
+    assert (table.get(b"a"), table.get(b"b")) == (b"1", b"2")
+    table.refresh()
+    assert (table.get(b"a"), table.get(b"b")) == (None, b"22")
+    table.close()
+    again = LmdbTable(tmp_path / "checkpoint")
+    assert list(again.items(b"", b"\xff")) == [(b"b", b"22"), (b"c", b"3")]
+    again.close()
+
+
+def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:
+    table = LmdbTable(tmp_path / "checkpoint")
+    with pytest.raises(OSError, match="checkpoint"):
+        table.commit([(b"good", b"1"), (b"k" * 600, b"a key too long")])
+    table.refresh()
+    assert list(table.items(b"", b"\xff")) == []
+    table.close()
+
+
+def test_rubbish_in_the_checkpoint_is_a_setup_error(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    path.mkdir()
+    (path / "data.mdb").write_bytes(b"rubbish" * 5000)
+    with pytest.raises(SetupError, match="cannot be opened"):
+        LmdbTable(path)

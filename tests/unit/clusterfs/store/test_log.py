@@ -1,0 +1,163 @@
+"""The log's writing end and its reading end, against each other."""
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from clusterfs.sim.disk import SimulatedDisk
+from clusterfs.store.contents import locations
+from clusterfs.store.flush import Flusher
+from clusterfs.store.format import (
+    BEGIN,
+    COMMIT,
+    LOCATION_BITS,
+    LOCATION_MASK,
+    Fragment,
+    fragments_of,
+    records_of,
+)
+from clusterfs.store.log import Log, Tail
+from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.recovery import LogReader, ValidLog
+from clusterfs.store.segments import Segments
+
+STORE_ID = bytes(range(16))
+SEGMENT_BLOCKS = 32
+
+pytestmark = pytest.mark.trio
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.disk = SimulatedDisk()
+        self.segments = Segments(SEGMENT_BLOCKS, 64, 8)
+        for number in range(64):
+            self.disk.create_segment(number, SEGMENT_BLOCKS * BLOCK_BYTES)
+            self.segments.add(number)
+        flusher = Flusher(self.disk, STORE_ID, 1, 0, 0)
+        tail = Tail(-1, 0, 1, 1, 0)
+        self.log = Log(self.segments, flusher, tail, log_bytes=8 * BLOCK_BYTES, buffers=4)
+        self.log.start(lambda _: None)
+
+    def logs(self) -> Iterator[ValidLog]:
+        reader = LogReader(self.disk, STORE_ID, SEGMENT_BLOCKS)
+        for number in range(64):
+            yield from reader.anywhere(number, 0)
+
+
+async def test_transactions_of_any_size_read_back_whole() -> None:
+    rig, chooser = Rig(), random.Random(5)
+    wanted = []
+    for serial in range(1, 60):
+        body = chooser.randbytes(chooser.choice((0, 5, 300, 5000, 40000)))
+        blocks = chooser.choice((0, 1, 2, 9, 30))
+        payload = chooser.randbytes((blocks + 2) * BLOCK_BYTES)
+        ranges = [(0, 0)][:0]
+        if blocks:
+            half = blocks // 2 * BLOCK_BYTES
+            ends = (blocks + 1) * BLOCK_BYTES
+            ranges = [(0, half), (half + BLOCK_BYTES, ends)] if half else [(BLOCK_BYTES, ends)]
+        data = b"".join(payload[first:end] for first, end in ranges)
+        await rig.log.wait_ring_room(len(body) + len(data))
+        runs = rig.log.append(body, memoryview(payload), ranges, 100 * serial if blocks else 0)
+        wanted.append((serial, body, data, runs))
+        for index, location in enumerate(locations(runs)):
+            memory = rig.log.in_memory(location)
+            if memory is not None:
+                assert memory == data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+        if chooser.random() < 0.2:
+            await rig.log.sync(rig.log.position)
+    await rig.log.sync(rig.log.position)
+    logs = sorted(rig.logs(), key=lambda log: log.header.id)
+    assert [log.header.id for log in logs] == list(range(1, len(logs) + 1))
+    assert all(
+        later.header.previous == log.header.checksum for log, later in itertools.pairwise(logs)
+    )
+    assert sorted(transactions(logs)) == [(s, b) for s, b, _, _ in wanted]
+    for _, _, data, runs in wanted:
+        assert b"".join(stored(rig.disk, location) for location in locations(runs)) == data
+    await rig.log.stop()
+
+
+def stored(disk: SimulatedDisk, location: int) -> bytes:
+    offset = (location & LOCATION_MASK) * BLOCK_BYTES
+    return disk.read(location >> LOCATION_BITS, offset, BLOCK_BYTES)
+
+
+def transactions(logs: list[ValidLog]) -> Iterator[tuple[int, bytes]]:
+    pieces: list[Fragment] = []
+    for log in logs:
+        for fragment in fragments_of(records_of(log.content, log.header)):
+            assert bool(fragment.flags & BEGIN) == (not pieces), "fragments are contiguous"
+            pieces.append(fragment)
+            if fragment.flags & COMMIT:
+                yield fragment.serial, b"".join(piece.body for piece in pieces)
+                pieces = []
+    assert not pieces
+
+
+async def test_one_sync_serves_all_who_wait() -> None:
+    rig = Rig()
+    durable: list[int] = []
+
+    async def append_and_sync(number: int) -> None:
+        rig.log.append(b"x" * number, memoryview(b""))
+        position = rig.log.position
+        await rig.log.sync(position)
+        assert rig.log.durable >= position
+        durable.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(append_and_sync, number)
+    assert len(durable) == 50
+    assert rig.log.syncs <= 2
+    await rig.log.sync(rig.log.position)
+    assert rig.log.syncs <= 2, "nothing new: no sync"
+    await rig.log.stop()
+
+
+async def test_a_cancelled_waiter_harms_nobody() -> None:
+    rig = Rig()
+    for _ in range(5):
+        rig.log.append(b"x", memoryview(b""))
+        with trio.move_on_after(0):
+            await rig.log.sync(rig.log.position)
+        rig.log.append(b"y", memoryview(b""))
+        await rig.log.sync(rig.log.position)
+    assert rig.log.durable == rig.log.position
+    await rig.log.stop()
+
+
+async def test_whole_room_is_room() -> None:
+    rig, chooser = Rig(), random.Random(1)
+    for _ in range(200):
+        room = rig.log.whole_room(5, 16)
+        count = chooser.randint(1, room)
+        payload = memoryview(bytes(count * BLOCK_BYTES))
+        runs = rig.log.append(bytes(5 + 16 * count), payload, [(0, len(payload))])
+        assert len(runs) == 1
+        assert runs[0][1] == count
+        await rig.log.wait_ring_room(9 * BLOCK_BYTES)
+        if len(rig.segments.ready) < 2:
+            break
+    await rig.log.stop()
+
+
+async def test_the_idle_mark_tells_what_is_durable_once() -> None:
+    rig = Rig()
+    rig.log.append(b"x", memoryview(b""))
+    await rig.log.sync(rig.log.position)
+    for _ in range(3):
+        rig.log.mark_durable()
+        while rig.log.backlog:
+            await trio.lowlevel.checkpoint()
+    headers = sorted((log.header for log in rig.logs()), key=lambda header: header.id)
+    assert [(h.id, h.durable, h.fragments) for h in headers] == [(1, 0, 1), (2, 1, 0)]
+    rig.log.append(b"y", memoryview(b""))
+    assert rig.log.position == 3
+    await rig.log.sync(3)
+    await rig.log.stop()
