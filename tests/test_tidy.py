@@ -13,7 +13,7 @@ MODULES = sorted(
     for path in (ROOT / package).rglob("*.py")
     if path.name not in ("__init__.py", "__main__.py")
 )
-MODULE_LINES = 460
+MODULE_LINES = 480
 FUNCTION_LINES = 60
 METHODS = 40
 LONG = {  # doors: one short method for each thing that can be asked for
