@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from clusterfs.errors import BrickDamaged, BrickFailed
 from clusterfs.store.contents import Contents
 from clusterfs.store.flush import Sealed
 from clusterfs.store.format import seal_value
-from clusterfs.store.layers import opened
+from clusterfs.store.layers import Values
 from clusterfs.store.log import Tail
 from clusterfs.store.objects import ObjectId
 from clusterfs.store.outcomes import PREFIXES
@@ -50,8 +49,11 @@ class Image(NamedTuple):
 class Checkpoint:
     """Writes images and loads the last one."""
 
-    def __init__(self, table: Table, contents: Contents, segments: Segments) -> None:
+    def __init__(
+        self, table: Table, values: Values, contents: Contents, segments: Segments
+    ) -> None:
         self._table = table
+        self._values = values
         self._contents = contents
         self._segments = segments
         self._stored_segments: dict[int, bytes] = {}
@@ -156,24 +158,18 @@ class Checkpoint:
     def load(self) -> tuple[Tail, int]:
         """Load the small records; return where replay starts, and the epoch seen.
 
-        Raises BrickDamaged.
+        Raises BrickFailed if one rotted.
         """
-        try:
-            return self._load()
-        except BrickFailed as error:
-            raise BrickDamaged(str(error)) from error
-
-    def _load(self) -> tuple[Tail, int]:
         contents, segments = self._contents, self._segments
-        sealed = self._table.get(_POSITION_KEY)
-        if sealed is None:
+        position = self._values.get(_POSITION_KEY)
+        if position is None:
             return Tail(-1, 0, 1, 1, 0), 0
-        fields = _POSITION.unpack(opened(_POSITION_KEY, sealed))
+        fields = _POSITION.unpack(position)
         next_id, segment, block, first_id, previous, next_cid, epoch = fields
         chunks = contents.state.chunks
         chunks.next_cid = next_cid
         segments.checkpointed_id = next_id - 1
-        for key, value in self._opened(b"S"):
+        for key, value in self._all(b"S"):
             number = _SEGMENT_KEY.unpack(key)[1]
             live, first, last = _SEGMENT.unpack(value)
             segments.used[number] = (first, last)
@@ -181,20 +177,19 @@ class Checkpoint:
             chunks.live_total += live
             self._stored_segments[number] = value
         for prefix in PREFIXES:
-            for key, value in self._opened(prefix):
+            for key, value in self._all(prefix):
                 contents.outcomes.load(key, value)
-        for key, value in self._opened(b"F"):
+        for key, value in self._all(b"F"):
             number_or_bytes = value[1:]
             contents.facts[key[1:].decode()] = (
                 number_or_bytes
                 if value[:1] == _BYTES
                 else int.from_bytes(number_or_bytes, "little")
             )
-        for key, _ in self._opened(b"X"):
+        for key, _ in self._all(b"X"):
             contents.state.marked.add(ObjectId(key[1:]))
         self._stored_marks = set(contents.state.marked)
         return Tail(segment, block, first_id, next_id, previous), epoch
 
-    def _opened(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        for key, sealed in self._table.items(prefix, bytes((prefix[0] + 1,))):
-            yield key, opened(key, sealed)
+    def _all(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        return self._values.items(prefix, bytes((prefix[0] + 1,)))

@@ -17,9 +17,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
 from clusterfs.store.format import LOCATION_BITS, seal_value
-from clusterfs.store.layers import opened
+from clusterfs.store.layers import Values
 from clusterfs.store.records import IDENTITY_BYTES
-from clusterfs.store.table import Table
 
 PAGE_CIDS = 64
 _PAGE_BITS = 6
@@ -71,8 +70,8 @@ class ChunkPage:
 class ChunkTable:
     """All chunks of the brick."""
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
+    def __init__(self, values: Values) -> None:
+        self._values = values
         self._dirty: dict[int, ChunkPage | None] = {}
         self._frozen: dict[int, ChunkPage | None] = {}
         self._clean: OrderedDict[int, ChunkPage] = OrderedDict()
@@ -211,9 +210,8 @@ class ChunkTable:
     def _load(self, number: int) -> ChunkPage | None:
         if number > self.next_cid >> _PAGE_BITS:
             return None
-        key = _KEY.pack(_PREFIX, number)
-        sealed = self._table.get(key)
-        return None if sealed is None else ChunkPage.decode(opened(key, sealed))
+        value = self._values.get(_KEY.pack(_PREFIX, number))
+        return None if value is None else ChunkPage.decode(value)
 
     def freeze(self) -> None:
         """Start a new dirty layer; between transactions: a new chunk has no references at first."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from clusterfs.store.chunks import cids_of_page
 from clusterfs.store.format import LOCATION_BITS
+from clusterfs.store.layers import Values
 from clusterfs.store.objects import MARK
 from clusterfs.store.outcomes import Outcomes
 from clusterfs.store.records import (
@@ -29,7 +30,6 @@ from clusterfs.store.records import (
     Stable,
 )
 from clusterfs.store.state import State
-from clusterfs.store.table import Table
 
 Run = tuple[int, int]
 
@@ -37,8 +37,8 @@ Run = tuple[int, int]
 class Contents:
     """The state of one brick."""
 
-    def __init__(self, table: Table) -> None:
-        self.state = State(table)
+    def __init__(self, values: Values) -> None:
+        self.state = State(values)
         self.outcomes = Outcomes()
         self.facts: dict[str, int | bytes] = {}
         self.changed_facts: set[str] = set()

@@ -11,6 +11,7 @@ Invariants:
   * every value in the table carries a checksum over key and value.
 """
 
+import errno
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -21,6 +22,32 @@ from clusterfs.store.format import open_value, seal_value
 from clusterfs.store.table import Table
 
 V = TypeVar("V")
+
+
+class Values:
+    """A table's values, verified. Raises BrickFailed for one that rotted, and tells `on_damage`."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.on_damage: Callable[[OSError], None] = lambda _: None
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the key's value in the snapshot."""
+        sealed = self._table.get(key)
+        return None if sealed is None else self._opened(key, sealed)
+
+    def items(self, first: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the snapshot's pairs with first <= key < end, in order."""
+        for key, sealed in self._table.items(first, end):
+            yield key, self._opened(key, sealed)
+
+    def _opened(self, key: bytes, sealed: bytes) -> bytes:
+        value = open_value(key, sealed)
+        if value is None:
+            text = f"the checkpoint's record {key[:40]!r} is damaged; synchronise the brick anew"
+            self.on_damage(OSError(errno.EIO, text))
+            raise BrickFailed(text)
+        return value
 
 
 class Layer(Generic[V]):
@@ -50,13 +77,13 @@ class Family(Generic[V]):
 
     def __init__(
         self,
-        table: Table,
+        values: Values,
         prefix: bytes,
         encode: Callable[[V], bytes],
         decode: Callable[[bytes], V],
         copy: Callable[[V], V] = lambda value: value,
     ) -> None:
-        self._table = table
+        self._values = values
         self._prefix = prefix
         self._encode = encode
         self._decode = decode
@@ -128,25 +155,14 @@ class Family(Generic[V]):
         self._frozen = {}
 
     def _load(self, key: bytes) -> V | None:
-        full = self._prefix + key
-        sealed = self._table.get(full)
-        return None if sealed is None else self._decode(opened(full, sealed))
+        value = self._values.get(self._prefix + key)
+        return None if value is None else self._decode(value)
 
     def _base_after(self, owner: bytes, key: bytes, end: bytes) -> Iterator[tuple[bytes, V]]:
         head = self._prefix + owner
         first = head + key + b"\0" if key else head
-        for full, sealed in self._table.items(first, head + end):
-            yield full[len(head) :], self._decode(opened(full, sealed))
-
-
-def opened(key: bytes, sealed: bytes) -> bytes:
-    """Return the value of a table's record. Raises BrickFailed if it rotted."""
-    value = open_value(key, sealed)
-    if value is None:
-        raise BrickFailed(
-            f"checkpoint: the record {key[:40]!r} is damaged; resynchronise the brick"
-        )
-    return value
+        for full, value in self._values.items(first, head + end):
+            yield full[len(head) :], self._decode(value)
 
 
 def _overlay(

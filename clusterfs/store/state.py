@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from clusterfs.store.chunks import ChunkTable
-from clusterfs.store.layers import Family
+from clusterfs.store.layers import Family, Values
 from clusterfs.store.objects import (
     ABSENT,
     MARK,
@@ -30,7 +30,6 @@ from clusterfs.store.objects import (
     Version,
 )
 from clusterfs.store.records import HOLE, Placed, Resolved, ResolvedChange
-from clusterfs.store.table import Table
 
 MAP_BLOCKS = 256  # blocks whose cids one map page holds: 1 MiB of data
 _MAP_BITS = 8
@@ -68,13 +67,13 @@ def _decode_page(value: bytes) -> "array[int]":
 class State:
     """Objects and chunks. Belongs to the trio thread, except what a checkpoint freezes."""
 
-    def __init__(self, table: Table) -> None:
-        self.chunks = ChunkTable(table)
-        self._heads: Family[Head] = Family(table, b"O", _encode_head, _decode_head)
-        self._groups: Family[bytes] = Family(table, b"G", bytes, bytes)
-        self._keys: Family[bytes] = Family(table, b"K", bytes, bytes)
+    def __init__(self, values: Values) -> None:
+        self.chunks = ChunkTable(values)
+        self._heads: Family[Head] = Family(values, b"O", _encode_head, _decode_head)
+        self._groups: Family[bytes] = Family(values, b"G", bytes, bytes)
+        self._keys: Family[bytes] = Family(values, b"K", bytes, bytes)
         self._maps: Family[array[int]] = Family(
-            table, b"M", lambda page: page.tobytes(), _decode_page, lambda page: page[:]
+            values, b"M", lambda page: page.tobytes(), _decode_page, lambda page: page[:]
         )
         self.families: tuple[Family[Head] | Family[bytes] | Family[array[int]], ...] = (
             self._heads,

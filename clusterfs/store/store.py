@@ -21,6 +21,7 @@ import trio
 from blake3 import blake3
 
 from clusterfs.errors import (
+    BrickDamaged,
     BrickFailed,
     ChunkCorrupted,
     InvalidArgument,
@@ -38,6 +39,7 @@ from clusterfs.store.disk import Buffer, Disk
 from clusterfs.store.flush import Flusher
 from clusterfs.store.hints import Hints
 from clusterfs.store.ingest import Ingest, Ingested
+from clusterfs.store.layers import Values
 from clusterfs.store.log import Log
 from clusterfs.store.objects import (
     ABSENT,
@@ -119,6 +121,7 @@ class Store:
             raise
         store = cls(disk, key, options, opening)
         store._log.start(on_failed or (lambda _: None))
+        opening.values.on_damage = store._log.fail
         await store._upkeep.make_segments()
         trio.lowlevel.spawn_system_task(store._upkeep.run)
         return store
@@ -522,6 +525,9 @@ class _Opening:
         self.table = disk.open_table()
         try:
             self._replay(superblock)
+        except BrickFailed as error:
+            self.table.close()
+            raise BrickDamaged(str(error)) from error
         except BaseException:
             self.table.close()
             raise
@@ -541,8 +547,9 @@ class _Opening:
         self.segments = Segments(
             size_bytes // BLOCK_BYTES, limit, self._options.log_bytes // BLOCK_BYTES
         )
-        self.contents = Contents(self.table)
-        self.checkpoint = Checkpoint(self.table, self.contents, self.segments)
+        self.values = Values(self.table)
+        self.contents = Contents(self.values)
+        self.checkpoint = Checkpoint(self.table, self.values, self.contents, self.segments)
         self.reader = LogReader(disk, superblock.store_bytes, self.segments.size_blocks)
         tail, epoch = self.checkpoint.load()
         recovery = Recovery(disk, self.reader, self.contents, self.segments)

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from clusterfs.errors import BrickDamaged
+from clusterfs.errors import BrickDamaged, BrickFailed
 from clusterfs.sim.bricks import KEY, SMALL, Trial, open_trial
 from clusterfs.sim.disk import SimulatedDisk, Written, dropped
 from clusterfs.store.format import Header, parse_header
@@ -157,3 +157,21 @@ async def test_damage_in_the_checkpoint_is_told_as_such() -> None:
     trial.disk.medium.table[key] = trial.disk.medium.table[key][:-1] + b"\xff"
     with pytest.raises(BrickDamaged, match="checkpoint"):
         await Store.open(trial.disk, KEY, options=SMALL)
+
+
+async def test_damage_in_the_checkpoint_found_later_makes_the_brick_read_only() -> None:
+    trial = await trial_with_logs(6)
+    await trial.store.close()
+    failures: list[OSError] = []
+    store = await Store.open(trial.disk, KEY, options=SMALL, on_failed=failures.append)
+    object_id = next(iter(trial.model.objects))
+    key = b"O" + object_id
+    content = trial.disk.medium.table
+    content[key] = content[key][:-1] + b"\xff"
+    store._opening.table.refresh()
+    with pytest.raises(BrickFailed, match="damaged"):
+        store.version(object_id)
+    assert len(failures) == 1
+    with pytest.raises(BrickFailed):
+        store.set_fact("epoch", 1)
+    await store.close()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from clusterfs.sim.disk import SimulatedDisk
-from clusterfs.store.layers import Family
+from clusterfs.store.layers import Family, Values
 
 OWNERS = st.sampled_from([b"o1", b"o2"])
 KEYS = st.sampled_from([bytes((n,)) * m for n in (1, 9, 255) for m in (1, 2)])
@@ -17,7 +17,9 @@ class Layers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.table = SimulatedDisk().open_table()
-        self.family: Family[bytearray] = Family(self.table, b"T", bytes, bytearray, bytearray)
+        self.family: Family[bytearray] = Family(
+            Values(self.table), b"T", bytes, bytearray, bytearray
+        )
         self.model: dict[tuple[bytes, bytes], bytes] = {}
         self.frozen: dict[tuple[bytes, bytes], bytes] | None = None
         self.written = False
@@ -58,7 +60,7 @@ class Layers(RuleBasedStateMachine):
         assert self.frozen is not None
         self.table.refresh()
         self.family.thaw()
-        image: Family[bytearray] = Family(self.table, b"T", bytes, bytearray, bytearray)
+        image: Family[bytearray] = Family(Values(self.table), b"T", bytes, bytearray, bytearray)
         assert everything(image) == self.frozen, "the table is the state when it was frozen"
         self.frozen, self.written = None, False
 

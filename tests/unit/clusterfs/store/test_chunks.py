@@ -4,6 +4,7 @@ from clusterfs.sim.disk import SimulatedDisk
 from clusterfs.store.chunks import PAGE_CIDS, ChunkPage, ChunkTable
 from clusterfs.store.format import LOCATION_BITS
 from clusterfs.store.hints import Hints
+from clusterfs.store.layers import Values
 from clusterfs.store.table import Table
 
 
@@ -13,7 +14,7 @@ def identity(number: int) -> bytes:
 
 def table_with(chunks: int) -> tuple[Table, ChunkTable]:
     table = SimulatedDisk().open_table()
-    found = ChunkTable(table)
+    found = ChunkTable(Values(table))
     found.add(1, range(100, 100 + chunks), range(chunks), b"".join(map(identity, range(chunks))))
     for cid in range(1, chunks + 1):
         found.take(cid)
@@ -57,7 +58,7 @@ def test_a_checkpoint_does_not_see_later_changes() -> None:
     chunks.add(chunks.next_cid, [777], [7], identity(7))
     chunks.take(chunks.next_cid - 1)
     table.commit(chunks.frozen_changes())
-    image = ChunkTable(table)
+    image = ChunkTable(Values(table))
     table.refresh()
     image.next_cid = PAGE_CIDS * 2 + 1
     assert image.find(1) == (100, 0)
@@ -114,7 +115,7 @@ def test_a_hint_counts_only_if_the_table_agrees() -> None:
 
 def test_the_window_is_bounded_and_keeps_what_is_used() -> None:
     table = SimulatedDisk().open_table()
-    chunks = ChunkTable(table)
+    chunks = ChunkTable(Values(table))
     count = 3000
     chunks.add(1, range(count), range(count), b"".join(map(identity, range(count))))
     for cid in range(1, count + 1):
