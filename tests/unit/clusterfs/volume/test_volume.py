@@ -1,3 +1,4 @@
+# ruff: noqa: ARG001 - pytest-trio takes its clock from the test's own arguments
 """Volumes on model stores over a simulated network: commits, reads, syncs, views that change."""
 
 from collections.abc import AsyncIterator
@@ -25,10 +26,7 @@ from clusterfs.store.objects import (
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
 
-
-@pytest.fixture(autouse=True)
-def _clock(autojump_clock: trio.testing.MockClock) -> None:
-    """Simulated time."""
+Clock = trio.testing.MockClock  # `autojump_clock`: simulated time costs nothing
 
 
 @asynccontextmanager
@@ -55,7 +53,7 @@ async def value(volume: Volume, object_id: ObjectId, group: int) -> bytes | None
     return (await volume.fetch(object_id, group, [b"k"]))[1][0]
 
 
-async def test_a_commit_is_in_every_replica_when_it_returns() -> None:
+async def test_a_commit_is_in_every_replica_when_it_returns(autojump_clock: Clock) -> None:
     async with cluster() as world:
         volume = world.nodes[1].volume
         await volume.commit([put(volume, inode_object(7), 0, b"v", ABSENT)])
@@ -63,7 +61,7 @@ async def test_a_commit_is_in_every_replica_when_it_returns() -> None:
         assert world.nodes[2].volume.fetch_nowait(inode_object(7), 0, [b"k"])[1] == [b"v"]
 
 
-async def test_blocks_and_holes_read_back_everywhere() -> None:
+async def test_blocks_and_holes_read_back_everywhere(autojump_clock: Clock) -> None:
     async with cluster() as world:
         volume = world.nodes[1].volume
         stripe, data = stripe_object(7, 0), bytes([5]) * BLOCK_BYTES
@@ -74,7 +72,7 @@ async def test_blocks_and_holes_read_back_everywhere() -> None:
             assert await node.volume.stripes(7) == [(0, 1)]
 
 
-async def test_pipelined_commits_of_one_object_keep_their_order() -> None:
+async def test_pipelined_commits_of_one_object_keep_their_order(autojump_clock: Clock) -> None:
     async with cluster() as world:
         volume = world.nodes[2].volume
         async with trio.open_nursery() as nursery:
@@ -87,7 +85,9 @@ async def test_pipelined_commits_of_one_object_keep_their_order() -> None:
         assert await value(world.nodes[3].volume, inode_object(9), 3) == b"49"
 
 
-async def test_a_wrong_expectation_fails_everywhere_and_changes_nothing() -> None:
+async def test_a_wrong_expectation_fails_everywhere_and_changes_nothing(
+    autojump_clock: Clock,
+) -> None:
     async with cluster() as world:
         volume = world.nodes[1].volume
         await write(volume, inode_object(7), 0, b"v")
@@ -97,7 +97,7 @@ async def test_a_wrong_expectation_fails_everywhere_and_changes_nothing() -> Non
         assert await value(volume, inode_object(7), 0) == b"v"
 
 
-async def test_sync_makes_it_survive_a_crash_of_all() -> None:
+async def test_sync_makes_it_survive_a_crash_of_all(autojump_clock: Clock) -> None:
     async with cluster() as world:
         volume = world.nodes[1].volume
         await write(volume, inode_object(7), 2, b"v")
@@ -111,7 +111,9 @@ async def test_sync_makes_it_survive_a_crash_of_all() -> None:
         world.assert_replicas_equal()
 
 
-async def test_the_loss_of_a_replica_stalls_a_commit_only_until_the_view_changes() -> None:
+async def test_the_loss_of_a_replica_stalls_a_commit_only_until_the_view_changes(
+    autojump_clock: Clock,
+) -> None:
     async with cluster() as world:
         volume = world.nodes[1].volume
         gone = world.crash(3)
@@ -125,7 +127,7 @@ async def test_the_loss_of_a_replica_stalls_a_commit_only_until_the_view_changes
         assert await value(world.nodes[2].volume, inode_object(7), 0) == b"v"
 
 
-async def test_a_returning_replica_becomes_equal_while_writes_go_on() -> None:
+async def test_a_returning_replica_becomes_equal_while_writes_go_on(autojump_clock: Clock) -> None:
     async with cluster() as world:
         volume = world.nodes[1].volume
         for i in range(20):
@@ -159,7 +161,7 @@ async def test_a_returning_replica_becomes_equal_while_writes_go_on() -> None:
         assert world.agreement.view.in_sync == (0b1110,) * 4
 
 
-async def test_a_dead_clients_last_transaction_reaches_all_or_none() -> None:
+async def test_a_dead_clients_last_transaction_reaches_all_or_none(autojump_clock: Clock) -> None:
     for cut in ([(1, 2)], [(1, 3)], [(1, 2), (1, 3)]):
         async with cluster() as world:
             volume = world.nodes[1].volume
@@ -177,7 +179,7 @@ async def test_a_dead_clients_last_transaction_reaches_all_or_none() -> None:
             assert found == (b"old" if len(cut) == 2 else b"new")
 
 
-async def test_reads_wait_for_the_gate() -> None:
+async def test_reads_wait_for_the_gate(autojump_clock: Clock) -> None:
     async with cluster() as world:
         await write(world.nodes[1].volume, inode_object(7), 0, b"v")
         world.network.cut(2, 3)
@@ -192,7 +194,7 @@ async def test_reads_wait_for_the_gate() -> None:
         assert await value(world.nodes[2].volume, inode_object(7), 0) == b"v"
 
 
-async def test_a_replica_that_fails_alone_leaves_the_set() -> None:
+async def test_a_replica_that_fails_alone_leaves_the_set(autojump_clock: Clock) -> None:
     async with cluster() as world:
         world.stores[3].broken = True
         await write(world.nodes[1].volume, inode_object(7), 0, b"v")
@@ -200,14 +202,14 @@ async def test_a_replica_that_fails_alone_leaves_the_set() -> None:
         assert await value(world.nodes[3].volume, inode_object(7), 0) == b"v"
 
 
-async def test_a_replica_that_never_answers_is_dropped() -> None:
+async def test_a_replica_that_never_answers_is_dropped(autojump_clock: Clock) -> None:
     async with cluster() as world:
         world.nodes[3].mesh.paused = trio.Event()
         await write(world.nodes[1].volume, inode_object(7), 0, b"v")
         assert not world.agreement.view.in_sync[0] >> 3 & 1
 
 
-async def test_a_damaged_block_is_read_from_another_and_repaired() -> None:
+async def test_a_damaged_block_is_read_from_another_and_repaired(autojump_clock: Clock) -> None:
     async with cluster() as world:
         volume = world.nodes[1].volume
         stripe, data = stripe_object(7, 0), bytes([9]) * BLOCK_BYTES
@@ -222,7 +224,9 @@ async def test_a_damaged_block_is_read_from_another_and_repaired() -> None:
         assert volume.read_nowait(stripe, 1, 0, 1) == data
 
 
-async def test_losing_the_membership_fails_waits_and_a_session_starts_anew() -> None:
+async def test_losing_the_membership_fails_waits_and_a_session_starts_anew(
+    autojump_clock: Clock,
+) -> None:
     async with cluster() as world:
         node = world.nodes[1]
         world.network.cut(1, 2)
@@ -254,7 +258,7 @@ async def rejoin(world: World, node: Node) -> None:
     world.nursery.start_soon(node.views.run)
 
 
-async def test_credits_run_out_before_the_space_does() -> None:
+async def test_credits_run_out_before_the_space_does(autojump_clock: Clock) -> None:
     async with cluster(total_bytes=100 << 20) as world:
         volume = world.nodes[1].volume
         taken = 0
@@ -274,7 +278,7 @@ async def test_credits_run_out_before_the_space_does() -> None:
         assert (await volume.statfs()).total == 100 << 20
 
 
-async def test_groups_with_different_replicas_commit_together() -> None:
+async def test_groups_with_different_replicas_commit_together(autojump_clock: Clock) -> None:
     async with cluster(4, groups=8, replicas=2) as world:
         view = world.agreement.view
         one, other = differing_groups(view.in_sync)
@@ -297,7 +301,7 @@ async def test_groups_with_different_replicas_commit_together() -> None:
         world.assert_replicas_equal()
 
 
-async def test_marked_objects_are_found_over_all_replicas() -> None:
+async def test_marked_objects_are_found_over_all_replicas(autojump_clock: Clock) -> None:
     async with cluster(4, groups=8, replicas=2) as world:
         volume = world.nodes[1].volume
         for group in range(8):
