@@ -19,7 +19,7 @@ from typing import NamedTuple
 from clusterfs.store.contents import Contents
 from clusterfs.store.flush import Sealed
 from clusterfs.store.format import seal_value
-from clusterfs.store.layers import Values
+from clusterfs.store.layers import Rubbish, Values
 from clusterfs.store.log import Tail
 from clusterfs.store.objects import ObjectId
 from clusterfs.store.outcomes import PREFIXES
@@ -105,15 +105,16 @@ class Checkpoint:
         for family in self._contents.state.families:
             yield from family.frozen_changes()
 
-    def finish(self, image: Image) -> None:
+    def finish(self, image: Image) -> Rubbish:
         """The image is written: read from it, and let dead segments be used again."""
         self._table.refresh()
-        self._contents.state.chunks.thaw()
+        rubbish = self._contents.state.chunks.thaw()
         for family in self._contents.state.families:
-            family.thaw()
+            rubbish += family.thaw()
         self._segments.checkpointed_id = image.last.id
         self._segments.release(image.reusable)
         self.taken += 1
+        return rubbish
 
     def _take_facts(self) -> Iterator[tuple[bytes, bytes | None]]:
         contents = self._contents

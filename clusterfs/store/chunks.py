@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
 from clusterfs.store.format import LOCATION_BITS, seal_value
-from clusterfs.store.layers import Values
+from clusterfs.store.layers import Rubbish, Values
 from clusterfs.store.records import IDENTITY_BYTES
 
 PAGE_CIDS = 64
@@ -229,9 +229,11 @@ class ChunkTable:
             key = _KEY.pack(_PREFIX, number)
             yield key, None if page is None else seal_value(key, page.encode())
 
-    def thaw(self) -> None:
+    def thaw(self) -> Rubbish:
         """Forget the frozen layer."""
+        rubbish: Rubbish = [self._frozen]
         self._frozen = {}
+        return rubbish
 
     def pages(self, newest: int = 1 << 60) -> Iterator[tuple[int, ChunkPage]]:
         """Yield the newest pages, those with the highest cids last."""

@@ -15,13 +15,17 @@ import errno
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from clusterfs.errors import BrickFailed
 from clusterfs.store.format import open_value, seal_value
 from clusterfs.store.table import Table
 
 V = TypeVar("V")
+
+
+# Dicts nobody refers to any more. To free a large one at once would hold all threads for long.
+Rubbish = list[dict[Any, Any]]
 
 
 class Values:
@@ -150,9 +154,12 @@ class Family(Generic[V]):
                 full = self._prefix + owner + key
                 yield full, None if value is None else seal_value(full, self._encode(value))
 
-    def thaw(self) -> None:
+    def thaw(self) -> Rubbish:
         """Forget the frozen layer: the table has it, and has been refreshed."""
+        rubbish: Rubbish = [layer.values for layer in self._frozen.values()]
+        rubbish.append(self._frozen)
         self._frozen = {}
+        return rubbish
 
     def _load(self, key: bytes) -> V | None:
         value = self._values.get(self._prefix + key)

@@ -7,7 +7,7 @@ Invariants:
 """
 
 import struct
-from collections.abc import Iterator
+from array import array
 from typing import Literal
 
 from clusterfs.store.objects import ObjectId
@@ -16,7 +16,6 @@ from clusterfs.store.records import Prepared, decode, encode
 Outcome = Literal["committed", "aborted"]
 
 _ID = struct.Struct(">QQ")
-_U64 = struct.Struct("<Q")
 
 
 class Client:
@@ -115,7 +114,7 @@ class Outcomes:
         first, second = _ID.unpack(key[1:])
         if key[:1] == b"A":
             client = self.clients.get(first)
-            return None if client is None else b"".join(_numbers(client))
+            return None if client is None else _numbers(client)
         if key[:1] == b"P":
             transaction = self.prepared.get((first, second))
             return None if transaction is None else encode(transaction)
@@ -126,7 +125,7 @@ class Outcomes:
         """Take over one record of the table."""
         first, second = _ID.unpack(key[1:])
         if key[:1] == b"A":
-            numbers = [number for (number,) in _U64.iter_unpack(value)]
+            numbers = array("Q", value)
             client = self.clients[first] = Client(numbers[0])
             client.above.update(numbers[1:])
         elif key[:1] == b"P":
@@ -153,7 +152,5 @@ def _decided_key(client: int, sequence: int) -> bytes:
     return b"D" + _ID.pack(client, sequence)
 
 
-def _numbers(client: Client) -> Iterator[bytes]:
-    yield _U64.pack(client.stable)
-    for number in sorted(client.above):
-        yield _U64.pack(number)
+def _numbers(client: Client) -> bytes:
+    return array("Q", [client.stable, *sorted(client.above)]).tobytes()

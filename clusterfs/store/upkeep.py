@@ -16,6 +16,7 @@ from clusterfs.errors import BrickFailed
 from clusterfs.store.checkpoint import Checkpoint
 from clusterfs.store.cleaning import Cleaner
 from clusterfs.store.disk import Disk
+from clusterfs.store.layers import Rubbish
 from clusterfs.store.log import Log
 from clusterfs.store.segments import RESERVE_DATA, Segments
 from clusterfs.store.state import State
@@ -23,6 +24,7 @@ from clusterfs.store.state import State
 _READY_SEGMENTS = RESERVE_DATA + 2
 _MARK_AFTER_S = 0.25
 _DIRTY_RECORDS = 200_000
+_PIECE = 2000
 
 
 class Upkeep:
@@ -201,5 +203,15 @@ class Upkeep:
             except OSError as error:
                 self._log.fail(error)
                 raise BrickFailed(f"checkpoint: {error}") from error
-            self._checkpoint.finish(image)
+            rubbish = self._checkpoint.finish(image)
             self._progress.unpark_all()
+            await _throw_away(rubbish)
+
+
+async def _throw_away(rubbish: Rubbish) -> None:
+    """Free the entries in small pieces."""
+    for content in rubbish:
+        while content:
+            for _ in range(min(len(content), _PIECE)):
+                content.popitem()
+            await trio.lowlevel.checkpoint()
