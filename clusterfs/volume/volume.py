@@ -30,9 +30,10 @@ from clusterfs.volume.messages import (
     Granted,
     Message,
     Patience,
-    Request,
     Synced,
     Watermark,
+    decode_message,
+    decode_request,
 )
 from clusterfs.volume.ports import Buffer, LocalStore, Mesh, Views
 from clusterfs.volume.reader import Reader
@@ -44,7 +45,7 @@ from clusterfs.volume.syncer import Syncer
 from clusterfs.volume.writer import Writer
 from dlm.errors import LockLost
 from dlm.net.errors import Malformed, Refused
-from dlm.net.wire import decode, encode
+from dlm.net.wire import encode
 
 _TICK_S = 0.25
 
@@ -296,7 +297,7 @@ class Volume:
         """Take a one-way message."""
         self._site.hear(epoch)
         try:
-            message = decode(body, Message)  # type: ignore[arg-type, var-annotated]
+            message = decode_message(body)
         except Malformed as error:
             self._log.warning("malformed message", sender=sender, error=str(error))
             return
@@ -315,7 +316,7 @@ class Volume:
         if self._service is None:
             raise Refused(Code.STALE)
         try:
-            request: Request = decode(body, Request)  # type: ignore[arg-type]
+            request = decode_request(body)
         except Malformed as error:
             raise Refused(Code.MALFORMED, str(error).encode()) from error
         return self._service.serve(sender, incarnation, request)
