@@ -245,3 +245,31 @@ async def test_a_brick_opens_once_and_too_small_a_one_not_at_all() -> None:
     with pytest.raises(SetupError, match="in use"):
         disk.lock()
     await store.close()
+
+
+async def test_the_cleaner_leaves_a_rotten_chunk_where_it_is_and_moves_the_others() -> None:
+    disk = SimulatedDisk()
+    store = await Store.open(disk, KEY, options=SMALL)
+    writer = Writer(store, stripe_object(1, 0))
+    for number in range(60):
+        await writer.put(number, number + 1)
+    await store.checkpoint()
+    chunks = store._state.chunks
+    cids = store._state.cids(writer.object_id, 0, 60)
+    before = {cid: found[0] for cid in cids if (found := chunks.find(cid)) is not None}
+    rotten = cids[3]
+    victim = before[rotten] >> LOCATION_BITS
+    assert victim in store._segments.used
+    disk.rot(victim, (before[rotten] & LOCATION_MASK) * BLOCK_BYTES + 5)
+    # The log that holds it is damaged as a whole: nothing of this segment can be listed from there.
+    await store._upkeep._cleaner.clean(victim)
+    assert victim in store._segments.damaged
+    after = chunks.find(rotten)
+    assert after is not None
+    assert after[0] == before[rotten]
+    with pytest.raises(ChunkCorrupted):
+        await store.read(writer.object_id, 3, 1)
+    for number in (0, 1, 2, *range(4, 60)):
+        assert await store.read(writer.object_id, number, 1) == block(number + 1)
+    store.validate()
+    await store.close()
