@@ -228,13 +228,11 @@ class Replica:
         """Apply a transaction unless that was done; note what a syncing group cannot take."""
         store = self._store
         client, sequence = transaction.client, transaction.sequence
-        if store.applied(client, sequence):
-            self._resync.missed(transaction)
-            return
         standing = self._undecided.get((client, sequence))
         if standing is not None:
             self.resolve(standing, committed=True)
-            self._resync.missed(transaction)
+        if store.applied(client, sequence):
+            self._resync.finish(transaction, payload)
             return
         gone = deletions(transaction)
         if gone:
@@ -262,12 +260,8 @@ class Replica:
             self._reply(arrival, transaction, Stage.PREPARE, code)
             return None
         self._set_stable(arrival.incarnation, message.stable)
-        client, sequence = transaction.client, transaction.sequence
         try:
-            if self._store.applied(client, sequence):
-                self._resync.missed(transaction)
-            else:
-                self._note(transaction, arrival.payload, message.groups)
+            self._note(transaction, arrival.payload, message.groups)
         except WouldBlock:
             return functools.partial(self._make_room, transaction)
         except FilesystemError as error:
@@ -277,19 +271,25 @@ class Replica:
         return None
 
     def _note(self, transaction: Transaction, payload: Buffer, groups: tuple[int, ...]) -> None:
-        """Prepare a transaction; a replica that syncs one of its groups only notes it there."""
-        syncing = self._resync.groups
+        """Prepare a transaction; what only syncs here, or came to us since, is just held."""
+        client, sequence = transaction.client, transaction.sequence
+        if self._store.applied(client, sequence):
+            self._resync.finish(transaction, payload)
+            return
+        standing = self._undecided.get((client, sequence))
+        if standing is not None:
+            known = {change.object_id for change in standing.changes}
+            self._resync.hold(*part(transaction, payload, lambda c: c.object_id not in known))
+            return
         if self._resync.concerns(transaction):
+            syncing = self._resync.groups
             self._resync.hold(*part(transaction, payload, lambda c: c.group in syncing))
             transaction, payload = part(transaction, payload, lambda c: c.group not in syncing)
-        known = (transaction.client, transaction.sequence) in self._undecided
-        if known or not transaction.changes:
-            return
-        self._store.prepare(transaction, payload)
-        name = _fact_name(transaction.client, transaction.sequence)
-        self._store.set_fact(name, msgpack.packb(groups))
-        self._undecided[transaction.client, transaction.sequence] = transaction
-        self._prepared_for.add(transaction.client)
+        if transaction.changes:
+            self._store.prepare(transaction, payload)
+            self._store.set_fact(_fact_name(client, sequence), msgpack.packb(groups))
+            self._undecided[client, sequence] = transaction
+            self._prepared_for.add(client)
 
     async def _prepared(self, arrival: Arrival, transaction: Transaction) -> None:
         code = Code.OK

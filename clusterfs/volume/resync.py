@@ -112,12 +112,14 @@ class Resync:
         for change in later:
             self._set_aside(transaction, payload, change)
 
-    def missed(self, transaction: Transaction) -> None:
-        """Note what a transaction applied here earlier did not yet do in syncing groups."""
-        if self.concerns(transaction):
-            for change in transaction.changes:
-                if change.group in self._groups and not self._contains(change):
-                    self._note(transaction, change)
+    def finish(self, transaction: Transaction, payload: Buffer) -> None:
+        """Do what an earlier life of a transaction has left undone here.
+
+        It was sent to fewer groups of ours, in an older view. Raises as `LocalStore.apply` does.
+        """
+        rest, data = part(transaction, payload, lambda change: not self._done(change))
+        if rest.changes:
+            self.take(rest, data)
 
     def hold(self, transaction: Transaction, payload: Buffer) -> None:
         """Keep a prepared transaction in memory until it is decided."""
@@ -129,14 +131,10 @@ class Resync:
         return None if found is None else found[0]
 
     def decided(self, transaction: Transaction, *, committed: bool) -> None:
-        """Take or forget a held transaction.
-
-        A group that is in sync by now has it prepared: its new generation made the client ask anew.
-        """
+        """Take or forget a held transaction."""
         held, payload = self._held.pop((transaction.client, transaction.sequence))
-        held, payload = part(held, payload, lambda change: change.group in self._groups)
-        if committed and held.changes:
-            self.take(held, payload)
+        if committed:
+            self.finish(held, payload)
 
     def void(self, client: int, sequence: int) -> None:
         """A transaction failed everywhere: only compare what it touched."""
@@ -197,6 +195,13 @@ class Resync:
             return False
         version = self._store.version(change.object_id)
         return version >= change.version
+
+    def _done(self, change: Change) -> bool:
+        if self._contains(change):
+            return True
+        deleted = bool(change.operations) and isinstance(change.operations[-1], Delete)
+        gone = self._store.version(change.object_id) == ABSENT
+        return gone and deleted and change.group not in self._groups
 
     def _fits(self, change: Change) -> bool:
         if change.object_id in self._pulling or change.object_id in self._needs:
