@@ -153,16 +153,26 @@ class Daemon:
     async def main(self) -> None:
         """Run until the filesystem is unmounted. Raises SetupError."""
         provider = LocalProvider(self._config.provider_path)
+        try:
+            await self._open_and_serve(provider)
+        finally:
+            with trio.CancelScope(shield=True):
+                await provider.close()
+
+    async def _open_and_serve(self, provider: LocalProvider) -> None:
         disk = DirectoryDisk(Path(self._config.brick))
         found = disk.read_superblock() is None
         identity = await provider.identity(self._config.lease_s, found=found)
-        self.store = await Store.open(
-            disk,
-            identity.secret,
-            cluster_id=identity.cluster,
-            options=Options(segment_bytes=self._config.segment_mib << 20),
-            on_failed=self._brick_failed,
-        )
+        try:
+            self.store = await Store.open(
+                disk,
+                identity.secret,
+                cluster_id=identity.cluster,
+                options=Options(segment_bytes=self._config.segment_mib << 20),
+                on_failed=self._brick_failed,
+            )
+        except SetupError as refusal:
+            raise SetupError(f"{self._config.brick}: {refusal}") from refusal
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -171,7 +181,6 @@ class Daemon:
         finally:
             with trio.CancelScope(shield=True):
                 await self.store.close()
-                await provider.close()
 
     async def _serve(self, provider: LocalProvider, identity: Identity) -> None:
         applicant = Applicant(
@@ -362,11 +371,11 @@ class Daemon:
         self._mount.attach(Operations(self.filesystem, cached))
         try:
             self._mount.share_with_supervisor(self._beat)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._detach_on_signal)
-                nursery.start_soon(self._say_ready)
-                await self._mount.run()
-                nursery.cancel_scope.cancel()
+            # Signals are taken until the very end: one that comes during the last flush must not
+            # end the process before it has written everything.
+            self._nursery.start_soon(self._detach_on_signal)
+            self._nursery.start_soon(self._say_ready)
+            await self._mount.run()
         finally:
             self._mount.close()
 
@@ -377,7 +386,8 @@ class Daemon:
     async def _detach_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
-                self._nursery.start_soon(self._mount.detach)
+                if self._mount.answering:
+                    self._nursery.start_soon(self._mount.detach)
 
     async def _end(self) -> None:
         """Leave nothing behind: everything on disk, no lock, no membership."""

@@ -80,7 +80,7 @@ class Mount:
         self.options = options
         self.connection = -1
         self.kernel = SessionKernel()
-        self._answering = False
+        self.answering = False
         self._cached_inodes: Callable[[], Iterable[int]] = tuple
 
     def attach(self, operations: "Operations") -> SessionKernel:
@@ -120,11 +120,11 @@ class Mount:
             task_status.started()
 
     async def _answer(self, scope: trio.CancelScope) -> None:
-        self._answering = True
+        self.answering = True
         try:
             await pyfuse3.main(min_tasks=_SPARE_TASKS, max_tasks=_MAX_TASKS)
         finally:
-            self._answering = False
+            self.answering = False
         scope.cancel()
 
     async def _watch(self, scope: trio.CancelScope) -> None:
@@ -155,7 +155,7 @@ class Mount:
             await trio.to_thread.run_sync(syncfs, self.mountpoint, abandon_on_cancel=True)
         log.warning("the mount is busy; unmounting it lazily", mountpoint=self.mountpoint)
         await trio.to_thread.run_sync(self._abort, abandon_on_cancel=True)
-        if self._answering:
+        if self.answering:
             pyfuse3.terminate()
 
     def _abort(self) -> None:
