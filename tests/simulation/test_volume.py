@@ -20,7 +20,8 @@ from clusterfs.store.objects import ABSENT, BLOCK_BYTES, Change, Delete, Put, Wr
 from dlm.errors import LockError
 
 GROUPS = 4
-SEEDS = range(int(os.environ.get("SEEDS", "12")))
+REGRESSIONS = (20, 23, 32, 33, 102, 129)  # each once showed half a transaction, or a stall
+SEEDS = (*range(int(os.environ.get("SEEDS", "12"))), *REGRESSIONS)
 
 
 class Client:
