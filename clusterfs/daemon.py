@@ -5,8 +5,10 @@ that the others had to remove (its lease ended) drops what it had cached, joins 
 incarnation, and goes on; programs on its mount notice a pause.
 
 Invariants:
-  * a view is entered by the volume first (its gate closes), then by the locks, then messages that
-    were sent in it are delivered: so nobody is granted a lock before the data behind it is safe;
+  * a view is entered by mesh, locks and volume in one step, before any task runs: so nobody who is
+    granted a lock in it reads before the volume's gate is closed;
+  * every message carries the highest epoch this node has heard of, and whoever hears of a newer
+    view enters it before it acts: so nobody reads from a replica that was dropped before the write;
   * the mesh lists exactly the members that are UP;
   * the beat tells the supervisor how long what the kernel caches may be believed.
 """
@@ -24,13 +26,13 @@ import structlog
 import trio
 
 from clusterfs import control, observe
+from clusterfs.cluster import report
 from clusterfs.cluster.joining import Applicant
-from clusterfs.cluster.membership import replica_set
 from clusterfs.cluster.node import Membership
 from clusterfs.cluster.providers import Identity, Registration
 from clusterfs.cluster.providers.local import LocalProvider
 from clusterfs.cluster.providers.local_file import report_caches_dropped
-from clusterfs.cluster.views import State, View, mask_of, nodes_of
+from clusterfs.cluster.views import State, View
 from clusterfs.config import Config
 from clusterfs.errors import BrickFailed, SetupError, WouldBlock
 from clusterfs.fs.filesystem import Filesystem, Settings
@@ -94,6 +96,7 @@ class LockChannel:
     ) -> None:
         """Take one message of a peer's lock manager."""
         del payload
+        self._daemon.volume.heard(epoch)
         if self._early or epoch > self._daemon.membership.view.epoch:
             self._early.append((sender, incarnation, epoch, body))
             self._daemon.poke(epoch)
@@ -214,7 +217,7 @@ class Daemon:
             me,
             self._identity.cluster,
             self._identity.secret,
-            lambda: self.membership.view.epoch,
+            self._heard_epoch,
             structlog.get_logger(package="net"),
             on_lost=self._accuse,
         )
@@ -228,6 +231,10 @@ class Daemon:
                 "choose another address with the key 'listen'"
             ) from failure
         return address
+
+    def _heard_epoch(self) -> int:
+        """Return what messages carry: the highest epoch that this node has heard of."""
+        return self.volume.heard_epoch if hasattr(self, "volume") else 0
 
     def _begin(self) -> None:
         """Set up everything above a membership that is new."""
@@ -354,17 +361,9 @@ class Daemon:
         while True:
             await self._reclaim.wait()
             self._reclaim = trio.Event()
-            await self.filesystem.reclaim_marked(self._led_groups())
-
-    def _led_groups(self) -> list[int]:
-        """Return the groups whose first in-sync replica is here: it looks after orphans."""
-        view = self.membership.view
-        up = mask_of(m.node for m in view.members if m.state is State.UP)
-        return [
-            g
-            for g, mask in enumerate(view.in_sync)
-            if _lowest(mask & up) == 1 << self.membership.node
-        ]
+            await self.filesystem.reclaim_marked(
+                report.led_groups(self.membership.view, self.membership.node)
+            )
 
     async def _serve_mount(self) -> None:
         cached = CachedInodes(self._beat)
@@ -403,60 +402,23 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """Return this node's state as JSON-able values."""
-        view = self.membership.view
-        names = {m.node: m.name for m in view.members}
+        view, node = self.membership.view, self.membership.node
+        lost = self.membership.lost.is_set()
         space = self.store.space()
-        return {
+        return report.describe(view) | {
             "name": self._config.name,
-            "node": self.membership.node,
+            "node": node,
             "incarnation": self.membership.incarnation,
-            "cluster": view.cluster,
-            "epoch": view.epoch,
-            "lost": self.membership.lost.is_set(),
+            "lost": lost,
             "lease_left_s": max(0.0, self.membership.lease_left_s()),
             "mount": self._mount.mountpoint,
             "pid": os.getpid(),
-            "synced": self._is_synced(view),
-            "replicas": view.replicas,
-            "groups": len(view.in_sync),
-            "members": [
-                {
-                    "node": m.node,
-                    "name": m.name,
-                    "incarnation": m.incarnation,
-                    "state": m.state.name.lower(),
-                    "address": m.address,
-                    "wanted": self._wanted(view, m.node),
-                    "in_sync": _count(view.in_sync, m.node),
-                    "syncing": _count(view.syncing, m.node),
-                }
-                for m in view.members
-            ],
-            "absent": sorted({n for mask in view.in_sync for n in nodes_of(mask)} - names.keys()),
-            "stopped_groups": sum(view.stopped),
+            "synced": not lost and report.is_synced(view, node),
             "space": {"total": space.total, "free": space.free},
             "resync": self.volume.statistics(),
             "store": self.store.statistics(),
             "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME) - self._started_s,
         }
-
-    def _is_synced(self, view: View) -> bool:
-        """Tell whether this node serves, and its store has all that it should have."""
-        return (
-            not self.membership.lost.is_set()
-            and not any(view.stopped)
-            and not _count(view.syncing, self.membership.node)
-            and _count(view.in_sync, self.membership.node)
-            >= self._wanted(view, self.membership.node)
-        )
-
-    def _wanted(self, view: View, node: int) -> int:
-        """Return how many groups are to have a copy at a node."""
-        replicas = tuple(m.node for m in view.members if m.store_id and m.state is State.UP)
-        return sum(
-            node in replica_set(group, replicas, view.replicas)
-            for group in range(len(view.in_sync))
-        )
 
     def statistics(self) -> dict[str, Any]:
         """Return every counter there is."""
@@ -467,11 +429,3 @@ class Daemon:
             "membership": self.membership.statistics(),
             "filesystem": self.filesystem.statistics(),
         }
-
-
-def _lowest(mask: int) -> int:
-    return mask & -mask
-
-
-def _count(masks: tuple[int, ...], node: int) -> int:
-    return sum(1 for mask in masks if mask >> node & 1)

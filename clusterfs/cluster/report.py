@@ -1,0 +1,63 @@
+"""What a view says, for administrators and for whoever must know its part in it. PURE."""
+
+from typing import Any
+
+from clusterfs.cluster.membership import replica_set
+from clusterfs.cluster.views import State, View, mask_of, nodes_of
+
+
+def describe(view: View) -> dict[str, Any]:
+    """Return a view as JSON-able values: members, and how many groups each has."""
+    names = {m.node for m in view.members}
+    return {
+        "cluster": view.cluster,
+        "epoch": view.epoch,
+        "replicas": view.replicas,
+        "groups": len(view.in_sync),
+        "members": [
+            {
+                "node": m.node,
+                "name": m.name,
+                "incarnation": m.incarnation,
+                "state": m.state.name.lower(),
+                "address": m.address,
+                "wanted": wanted(view, m.node),
+                "in_sync": count(view.in_sync, m.node),
+                "syncing": count(view.syncing, m.node),
+            }
+            for m in view.members
+        ],
+        "absent": sorted({n for mask in view.in_sync for n in nodes_of(mask)} - names),
+        "stopped_groups": sum(view.stopped),
+    }
+
+
+def is_synced(view: View, node: int) -> bool:
+    """Tell whether every group is served and the node has all that it should have."""
+    return (
+        not any(view.stopped)
+        and not count(view.syncing, node)
+        and count(view.in_sync, node) >= wanted(view, node)
+    )
+
+
+def wanted(view: View, node: int) -> int:
+    """Return how many groups are to have a copy at a node."""
+    replicas = tuple(m.node for m in view.members if m.store_id and m.state is State.UP)
+    groups = range(len(view.in_sync))
+    return sum(node in replica_set(group, replicas, view.replicas) for group in groups)
+
+
+def led_groups(view: View, node: int) -> list[int]:
+    """Return the groups whose first in-sync replica that is up is at a node."""
+    up = mask_of(m.node for m in view.members if m.state is State.UP)
+    return [g for g, mask in enumerate(view.in_sync) if _lowest(mask & up) == 1 << node]
+
+
+def count(masks: tuple[int, ...], node: int) -> int:
+    """Return in how many masks a node is."""
+    return sum(1 for mask in masks if mask >> node & 1)
+
+
+def _lowest(mask: int) -> int:
+    return mask & -mask
