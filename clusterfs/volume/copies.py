@@ -25,8 +25,9 @@ from clusterfs.store.objects import (
     Version,
     Write,
 )
+from clusterfs.store.state import INCOMPLETE
 from clusterfs.volume.messages import Blocks, Contents, Copied, Describe, Described, Slice
-from clusterfs.volume.ports import INCOMPLETE, LocalStore
+from clusterfs.volume.ports import LocalStore
 from clusterfs.volume.site import INTERNAL, Site
 from dlm.net.wire import decode, encode
 

@@ -12,9 +12,6 @@ from clusterfs.store.objects import ObjectId, Operation, Transaction, Version
 
 Buffer = bytes | bytearray | memoryview
 
-# An object whose replacement was interrupted: differs from every real version.
-INCOMPLETE = Version(0, 1)
-
 
 class SpaceLike(Protocol):
     """Room of one store, in bytes."""
