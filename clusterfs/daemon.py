@@ -42,7 +42,8 @@ from clusterfs.fuse.mount import Mount, MountOptions
 from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
 from clusterfs.store.disk import DirectoryDisk
-from clusterfs.store.store import Options, Store
+from clusterfs.store.opening import Options
+from clusterfs.store.store import Store
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
 from dlm.messages import BadMessage

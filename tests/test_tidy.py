@@ -20,7 +20,6 @@ LONG = {  # doors: one short method for each thing that can be asked for
     "clusterfs/fuse/operations.py",
     "clusterfs/fs/filesystem.py",
     "clusterfs/sim/model_store.py",
-    "clusterfs/store/store.py",
     "clusterfs/volume/volume.py",
 }
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "common", "misc", "stuff"}

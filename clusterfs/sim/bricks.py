@@ -33,8 +33,9 @@ from clusterfs.store.objects import (
     Write,
     stripe_object,
 )
+from clusterfs.store.opening import Options
 from clusterfs.store.state import INCOMPLETE
-from clusterfs.store.store import Options, Store
+from clusterfs.store.store import Store
 
 KEY = bytes(range(32))
 SMALL = Options(

@@ -25,8 +25,9 @@ from clusterfs.store.objects import (
     inode_object,
     stripe_object,
 )
+from clusterfs.store.opening import Options
 from clusterfs.store.state import INCOMPLETE
-from clusterfs.store.store import Options, Store
+from clusterfs.store.store import Store
 
 KEY = bytes(32)
 SMALL = Options(

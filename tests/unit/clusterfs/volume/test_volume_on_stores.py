@@ -20,7 +20,8 @@ from clusterfs.store.objects import (
     inode_object,
     stripe_object,
 )
-from clusterfs.store.store import Options, Store
+from clusterfs.store.opening import Options
+from clusterfs.store.store import Store
 
 KEY = bytes(32)
 OPTIONS = Options(segment_bytes=1 << 20, log_bytes=1 << 17, size_limit_bytes=64 << 20)

@@ -1,0 +1,88 @@
+"""What a brick must go through before it serves: superblock, checkpoint, replay, a new epoch.
+
+`Opening.recover` runs on a worker thread, before anybody else uses the store. What it found is in
+its attributes; the door takes them over.
+
+Invariant: nothing is written to the brick before replay has succeeded.
+"""
+
+import msgspec
+
+from clusterfs.errors import BrickDamaged, BrickFailed, SetupError
+from clusterfs.store.checkpoint import Checkpoint
+from clusterfs.store.chunks import PAGE_CIDS
+from clusterfs.store.contents import Contents
+from clusterfs.store.disk import Disk
+from clusterfs.store.hints import Hints
+from clusterfs.store.layers import Values
+from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.recovery import LogReader, Recovered, Recovery
+from clusterfs.store.segments import Segments
+from clusterfs.store.superblock import Superblock, enter_epoch, open_superblock
+
+_MIN_SEGMENTS = 6
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Sizes. Only segment_bytes is fixed once the brick exists."""
+
+    segment_bytes: int = 64 << 20
+    log_bytes: int = 1 << 20
+    buffers: int = 16  # RAM buffers of log_bytes each
+    size_limit_bytes: int | None = None  # None: what the filesystem has free, less a reserve
+    checkpoint_bytes: int = 256 << 20  # log between two checkpoints
+    hints: int = 1 << 20  # blocks in the dedup window
+
+
+class Opening:
+    """What `Store.open` finds out on its worker thread."""
+
+    def __init__(self, disk: Disk, options: Options) -> None:
+        self._disk = disk
+        self._options = options
+
+    def recover(self, *, store_id: str | None, cluster_id: str) -> None:
+        """Read superblock, checkpoint and log; enter a new epoch."""
+        disk, options = self._disk, self._options
+        disk.lock()
+        superblock = open_superblock(
+            disk, store_id=store_id, cluster_id=cluster_id, segment_bytes=options.segment_bytes
+        )
+        self.table = disk.open_table()
+        try:
+            self._replay(superblock)
+        except BrickFailed as error:
+            self.table.close()
+            raise BrickDamaged(str(error)) from error
+        except BaseException:
+            self.table.close()
+            raise
+
+    def _replay(self, superblock: Superblock) -> None:
+        disk, size_bytes = self._disk, superblock.segment_bytes
+        limit_bytes = self._options.size_limit_bytes
+        existing = len(disk.segments())
+        if limit_bytes is None:
+            limit_bytes = existing * size_bytes + disk.free_bytes()
+        limit = max(existing, limit_bytes // size_bytes)
+        if limit < _MIN_SEGMENTS:
+            raise SetupError(
+                f"the brick has room for {limit_bytes} bytes; it needs at least "
+                f"{_MIN_SEGMENTS * size_bytes}"
+            )
+        self.segments = Segments(
+            size_bytes // BLOCK_BYTES, limit, self._options.log_bytes // BLOCK_BYTES
+        )
+        self.values = Values(self.table)
+        self.contents = Contents(self.values)
+        self.checkpoint = Checkpoint(self.table, self.values, self.contents, self.segments)
+        self.reader = LogReader(disk, superblock.store_bytes, self.segments.size_blocks)
+        tail, epoch = self.checkpoint.load()
+        recovery = Recovery(disk, self.reader, self.contents, self.segments)
+        self.recovered: Recovered = recovery.run(tail, epoch)
+        disk.sync(sorted(self.recovered.touched))
+        chunks = self.contents.state.chunks
+        self.first_cid = chunks.next_cid
+        self.hints = Hints(chunks, self._options.hints)
+        self.hints.fill(self._options.hints // PAGE_CIDS)
+        self.superblock = enter_epoch(disk, superblock, self.recovered.epoch)
