@@ -8,7 +8,7 @@ passes through).
 Invariants:
   * references(cid) = its occurrences in all object maps and prepared transactions;
   * a chunk whose references reach 0 is dead for good: nothing revives it;
-  * live[s] = chunks with references in segment s.
+  * live[s] = units stored in segment s, of chunks with references.
 """
 
 import struct
@@ -16,8 +16,9 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
-from clusterfs.store.format import LOCATION_BITS, seal_value
+from clusterfs.store.format import seal_value
 from clusterfs.store.layers import Rubbish, Values
+from clusterfs.store.location import segment_of, units_of
 from clusterfs.store.records import IDENTITY_BYTES
 
 PAGE_CIDS = 64
@@ -77,7 +78,7 @@ class ChunkTable:
         self._clean: OrderedDict[int, ChunkPage] = OrderedDict()
         self._emptied: set[int] = set()
         self.next_cid = 1
-        self.live: dict[int, int] = {}  # segment -> chunks with references
+        self.live: dict[int, int] = {}  # segment -> units stored of chunks with references
         self.live_total = 0
 
     @property
@@ -114,9 +115,10 @@ class ChunkTable:
         slot = cid & _PAGE_MASK
         if not page.references[slot]:
             page.live += 1
-            segment = page.locations[slot] >> LOCATION_BITS
-            self.live[segment] = self.live.get(segment, 0) + 1
-            self.live_total += 1
+            location = page.locations[slot]
+            segment, units = segment_of(location), units_of(location)
+            self.live[segment] = self.live.get(segment, 0) + units
+            self.live_total += units
         page.references[slot] += 1
 
     def drop(self, cid: int) -> None:
@@ -128,8 +130,10 @@ class ChunkTable:
         page.references[slot] -= 1  # raises OverflowError below 0
         if not page.references[slot]:
             page.live -= 1
-            self.live[page.locations[slot] >> LOCATION_BITS] -= 1
-            self.live_total -= 1
+            location = page.locations[slot]
+            units = units_of(location)
+            self.live[segment_of(location)] -= units
+            self.live_total -= units
             if not page.live:
                 self._emptied.add(number)
 
@@ -141,9 +145,10 @@ class ChunkTable:
         page = self._own(cid >> _PAGE_BITS)
         assert page is not None
         page.locations[cid & _PAGE_MASK] = target
-        self.live[source >> LOCATION_BITS] -= 1
-        segment = target >> LOCATION_BITS
-        self.live[segment] = self.live.get(segment, 0) + 1
+        before, after, segment = units_of(source), units_of(target), segment_of(target)
+        self.live[segment_of(source)] -= before
+        self.live[segment] = self.live.get(segment, 0) + after
+        self.live_total += after - before
         return True
 
     def find(self, cid: int) -> tuple[int, int] | None:

@@ -17,11 +17,10 @@ from xxhash import xxh3_64_intdigest
 from clusterfs.store.contents import Contents, locations
 from clusterfs.store.disk import Disk
 from clusterfs.store.format import (
-    LOCATION_BITS,
-    LOCATION_MASK,
     fragments_of,
     records_of,
 )
+from clusterfs.store.location import locate, place_of, units_of
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.records import Relocate, decode, encode
@@ -59,7 +58,8 @@ class Cleaner:
         first, last = self._segments.used[segment]
         found = await trio.to_thread.run_sync(self._chunks_of, segment, first, last)
         live = self._living(found)
-        if len(live) < self._contents.state.chunks.live.get(segment, 0):
+        held = self._contents.state.chunks.live.get(segment, 0)
+        if sum(units_of(location) for _, location, _ in live) < held:
             self._segments.damaged.add(segment)
         for at in range(0, len(live), _BATCH_BLOCKS):
             batch = live[at : at + _BATCH_BLOCKS]
@@ -86,7 +86,7 @@ class Cleaner:
                     assert isinstance(record, Relocate)
                     cids = record.cids
                 for index, cid in enumerate(cids):
-                    found.extend((cid, (segment << LOCATION_BITS) + block + index))
+                    found.extend((cid, locate(segment, block + index)))
                 block += fragment.blocks
         return found
 
@@ -105,8 +105,7 @@ class Cleaner:
         read: Callable[[int, int, int], bytes] = self._disk.read
         good = []
         for cid, location, checksum in batch:
-            offset = (location & LOCATION_MASK) * BLOCK_BYTES
-            block = read(location >> LOCATION_BITS, offset, BLOCK_BYTES)
+            block = read(*place_of(location))
             if xxh3_64_intdigest(block) == checksum:
                 good.append((cid, location, block))
         return good

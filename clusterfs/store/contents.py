@@ -10,8 +10,8 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from clusterfs.store.chunks import cids_of_page
-from clusterfs.store.format import LOCATION_BITS
 from clusterfs.store.layers import Values
+from clusterfs.store.location import segment_of, units_of
 from clusterfs.store.objects import MARK
 from clusterfs.store.outcomes import Outcomes
 from clusterfs.store.records import (
@@ -128,8 +128,8 @@ class Contents:
                 assert found is not None
                 assert found[0] not in places, f"two chunks at {found[0]}"
                 places.add(found[0])
-                segment = found[0] >> LOCATION_BITS
-                live[segment] = live.get(segment, 0) + 1
+                segment = segment_of(found[0])
+                live[segment] = live.get(segment, 0) + units_of(found[0])
         assert not counted, f"maps refer to dead chunks {sorted(counted)[:5]}"
         assert live == {s: n for s, n in chunks.live.items() if n}, "live counts of segments"
         assert sum(live.values()) == chunks.live_total, "live total"

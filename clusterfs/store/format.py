@@ -50,10 +50,6 @@ KIND_MARK = 2  # no records: it only tells which id is durable
 
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 
-# A location is segment << 20 | block within the segment.
-LOCATION_BITS = 20
-LOCATION_MASK = (1 << LOCATION_BITS) - 1
-
 
 class Header(NamedTuple):
     """What a log says about itself."""

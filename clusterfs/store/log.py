@@ -20,7 +20,8 @@ import trio
 from clusterfs.errors import BrickFailed
 from clusterfs.store import format as layout
 from clusterfs.store.flush import Flusher, Sealed
-from clusterfs.store.format import FRAGMENT_BYTES, LOCATION_BITS, LOCATION_MASK
+from clusterfs.store.format import FRAGMENT_BYTES
+from clusterfs.store.location import locate, place_of
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.segments import Segments
 
@@ -165,7 +166,7 @@ class Log:
         first, end = ranges[0]
         log.memory[at : at + end - first] = payload[first:end]
         log.payload_blocks += blocks
-        return [((log.segment << LOCATION_BITS) + log.block + index, blocks)]
+        return [(locate(log.segment, log.block + index), blocks)]
 
     def _append_in_pieces(
         self,
@@ -232,7 +233,7 @@ class Log:
         at = (1 + log.payload_blocks) * BLOCK_BYTES
         copy.into(log.memory, at, blocks * BLOCK_BYTES)
         log.payload_blocks += blocks
-        return (log.segment << LOCATION_BITS) + first, blocks
+        return locate(log.segment, first), blocks
 
     def _open_next(self) -> Sealed:
         tail, segments = self._tail, self._segments
@@ -336,10 +337,10 @@ class Log:
         """Return the block at that location if it still lies in a RAM buffer."""
         if self._open is None and not self._flushing:
             return None
-        segment, block = location >> LOCATION_BITS, location & LOCATION_MASK
+        segment, offset, _ = place_of(location)
         for log in self._in_flight():
             if log.segment == segment:
-                index = block - log.block - 1
+                index = offset // BLOCK_BYTES - log.block - 1
                 if 0 <= index < log.payload_blocks:
                     at = (1 + index) * BLOCK_BYTES
                     return log.memory[at : at + BLOCK_BYTES]

@@ -16,8 +16,9 @@ from xxhash import xxh3_64_intdigest
 from clusterfs.errors import ChunkCorrupted, WouldBlock
 from clusterfs.store.chunks import ChunkTable
 from clusterfs.store.disk import Disk
-from clusterfs.store.format import LOCATION_BITS, LOCATION_MASK, ZERO_BLOCK
+from clusterfs.store.format import ZERO_BLOCK
 from clusterfs.store.hints import Hints
+from clusterfs.store.location import place_of, segment_of
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.segments import Segments
@@ -37,11 +38,8 @@ class _Extent:
     @property
     def place(self) -> tuple[int, int, int]:
         """Return (segment, offset, length)."""
-        return (
-            self.location >> LOCATION_BITS,
-            (self.location & LOCATION_MASK) * BLOCK_BYTES,
-            len(self.cids) * BLOCK_BYTES,
-        )
+        segment, offset, _ = place_of(self.location)
+        return segment, offset, len(self.cids) * BLOCK_BYTES
 
     def wrong(self) -> list[int]:
         """Return the indexes of the blocks that do not match."""
@@ -88,7 +86,7 @@ class Reader:
         if missing:
             self.waits += 1
             # The cleaner may move these chunks meanwhile; the pins keep their old places intact.
-            pinned = [part.location >> LOCATION_BITS for part in missing]
+            pinned = [segment_of(part.location) for part in missing]
             for segment in pinned:
                 self._segments.pin(segment)
             try:

@@ -25,7 +25,6 @@ from clusterfs.store.disk import Disk
 from clusterfs.store.format import (
     BEGIN,
     COMMIT,
-    LOCATION_BITS,
     Fragment,
     Header,
     fragments_of,
@@ -33,6 +32,7 @@ from clusterfs.store.format import (
     records_of,
     verify_log,
 )
+from clusterfs.store.location import locate
 from clusterfs.store.log import SMALL_TAIL_BLOCKS, Tail
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.records import decode
@@ -223,7 +223,7 @@ def enact(contents: Contents, pieces: list[tuple[Fragment, ValidLog, int]]) -> N
         if not fragment.blocks:
             continue
         first_cid = first_cid or fragment.first_cid
-        runs.append(((log.header.segment << LOCATION_BITS) + block, fragment.blocks))
+        runs.append((locate(log.header.segment, block), fragment.blocks))
         view = memoryview(log.content)
         start = (block - log.header.block) * BLOCK_BYTES
         checksums.extend(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from clusterfs.errors import OutOfSpace, WouldBlock
 from clusterfs.store.chunks import ChunkTable
+from clusterfs.store.location import BLOCK_UNITS
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES, Change, Put, Remove, Write
 from clusterfs.store.segments import RESERVE_DATA, RESERVE_METADATA, Segments
@@ -67,9 +68,14 @@ class Room:
         segments = self._segments
         return max(0, segments.limit - RESERVE_DATA) * segments.dense_blocks * 9 // 10
 
+    @property
+    def live_blocks(self) -> int:
+        """Return how many blocks the live chunks take, packed ones less than one each."""
+        return -(-self._chunks.live_total // BLOCK_UNITS)
+
     def space(self) -> Space:
         """Return how full the brick is."""
-        usable, live = self.usable_blocks(), self._chunks.live_total
+        usable, live = self.usable_blocks(), self.live_blocks
         physical = self._segments.count * self._segments.size_blocks
         return Space(
             usable * BLOCK_BYTES,
@@ -80,7 +86,7 @@ class Room:
 
     def check_space(self, net_blocks: int) -> None:
         """Raise OutOfSpace if the live data would be too much."""
-        if net_blocks > 0 and self._chunks.live_total + net_blocks > self.usable_blocks():
+        if net_blocks > 0 and self.live_blocks + net_blocks > self.usable_blocks():
             raise OutOfSpace(f"the brick has {self.space().free} bytes free")
 
     def check_log(self, need: Need) -> None:

@@ -13,6 +13,8 @@ Invariants:
 from collections import deque
 from collections.abc import Mapping
 
+from clusterfs.store.location import BLOCK_UNITS
+
 RESERVE_CLEANER = 1  # relocation may leave this few segments' worth of room
 RESERVE_METADATA = 2
 RESERVE_DATA = 3
@@ -103,7 +105,7 @@ class Segments:
 
     def victim(self, live: Mapping[int, int]) -> int | None:
         """Return the segment that is cheapest to clean, if cleaning it gains anything."""
-        best, best_live = None, self.dense_blocks * 15 // 16
+        best, best_live = None, self.dense_blocks * BLOCK_UNITS * 15 // 16
         for segment, (_, last) in self.used.items():
             count = live.get(segment, 0)
             if last <= self.checkpointed_id and 0 < count < best_live:

@@ -226,7 +226,7 @@ class Store(Transactions):
             "deduplicated_blocks": self._ingest.deduplicated,
             "relocated_blocks": self._upkeep.relocated,
             "reads_that_waited": self._reader.waits,
-            "live_blocks": self._state.chunks.live_total,
+            "live_blocks": self._room.live_blocks,
             "damaged_chunks": len(self._hints.damaged),
             "segments": self._segments.count,
             "segments_free": self._segments.free,

@@ -17,6 +17,7 @@ from clusterfs.store.checkpoint import Checkpoint
 from clusterfs.store.cleaning import Cleaner
 from clusterfs.store.disk import Disk
 from clusterfs.store.layers import Rubbish
+from clusterfs.store.location import BLOCK_UNITS
 from clusterfs.store.log import Log
 from clusterfs.store.segments import RESERVE_DATA, Segments
 from clusterfs.store.state import State
@@ -171,7 +172,7 @@ class Upkeep:
                 await self.take_checkpoint()
                 continue
             await self.make_segments()
-            live = self._state.chunks.live.get(victim, 0)
+            live = -(-self._state.chunks.live.get(victim, 0) // BLOCK_UNITS)
             if self._log.segment_room_blocks() < live + live // 16 + 16:
                 return
             await self._cleaner.clean(victim)

@@ -15,7 +15,7 @@ from clusterfs.errors import (
 )
 from clusterfs.sim.bricks import KEY, SMALL, TIGHT, Trial, dump, open_trial
 from clusterfs.sim.disk import Created, SimulatedDisk, dropped
-from clusterfs.store.format import LOCATION_BITS, LOCATION_MASK
+from clusterfs.store.location import place_of, segment_of
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -114,7 +114,8 @@ async def test_a_rotten_chunk_is_refused_and_never_shared() -> None:
     location = found[0]
     while store._log.backlog:
         await trio.sleep(0)
-    disk.rot(location >> LOCATION_BITS, (location & LOCATION_MASK) * BLOCK_BYTES + 77)
+    segment, offset, _ = place_of(location)
+    disk.rot(segment, offset + 77)
     with pytest.raises(WouldBlock):
         store.read_nowait(writer.object_id, 1, 1)
     with pytest.raises(ChunkCorrupted):
@@ -140,7 +141,7 @@ async def test_only_verified_chunks_are_offered_after_a_restart() -> None:
     assert not any(map(store.has_chunk, identities))
     location = store._state.chunks.find(store._state.cids(writer.object_id, 0, 1)[0])
     assert location is not None
-    disk.rot(location[0] >> LOCATION_BITS, (location[0] & LOCATION_MASK) * BLOCK_BYTES)
+    disk.rot(*place_of(location[0])[:2])
     assert not await store.find_chunk(identities[0])
     assert await store.find_chunk(identities[1])
     assert store.has_chunk(identities[1])
@@ -258,9 +259,9 @@ async def test_the_cleaner_leaves_a_rotten_chunk_where_it_is_and_moves_the_other
     cids = store._state.cids(writer.object_id, 0, 60)
     before = {cid: found[0] for cid in cids if (found := chunks.find(cid)) is not None}
     rotten = cids[3]
-    victim = before[rotten] >> LOCATION_BITS
+    victim = segment_of(before[rotten])
     assert victim in store._segments.used
-    disk.rot(victim, (before[rotten] & LOCATION_MASK) * BLOCK_BYTES + 5)
+    disk.rot(victim, place_of(before[rotten])[1] + 5)
     # The log that holds it is damaged as a whole: nothing of this segment can be listed from there.
     await store._upkeep._cleaner.clean(victim)
     assert victim in store._segments.damaged

@@ -2,9 +2,9 @@ import pytest
 
 from clusterfs.sim.disk import SimulatedDisk
 from clusterfs.store.chunks import PAGE_CIDS, ChunkPage, ChunkTable
-from clusterfs.store.format import LOCATION_BITS
 from clusterfs.store.hints import Hints
 from clusterfs.store.layers import Values
+from clusterfs.store.location import BLOCK_UNITS, locate_packed
 from clusterfs.store.table import Table
 
 
@@ -24,7 +24,7 @@ def table_with(chunks: int) -> tuple[Table, ChunkTable]:
 def test_a_chunk_lives_as_long_as_it_has_references() -> None:
     _, chunks = table_with(3)
     chunks.take(2)
-    assert chunks.live_total == 3
+    assert chunks.live_total == 3 * BLOCK_UNITS
     assert chunks.find(2) == (101, 1)
     assert chunks.is_live(2, identity(1))
     assert not chunks.is_live(2, identity(9))
@@ -33,7 +33,7 @@ def test_a_chunk_lives_as_long_as_it_has_references() -> None:
     chunks.drop(2)
     assert chunks.find(2) is None
     assert not chunks.is_live(2, identity(1))
-    assert (chunks.live_total, chunks.live[0]) == (2, 2)
+    assert (chunks.live_total, chunks.live[0]) == (2 * BLOCK_UNITS, 2 * BLOCK_UNITS)
     with pytest.raises(OverflowError):
         chunks.drop(2)
     with pytest.raises(AssertionError, match="not in the table"):
@@ -42,11 +42,15 @@ def test_a_chunk_lives_as_long_as_it_has_references() -> None:
 
 def test_a_move_counts_only_from_the_right_place() -> None:
     _, chunks = table_with(2)
-    target = 5 << LOCATION_BITS
+    target = locate_packed(5, 3, 70, 10)
     assert not chunks.move(1, 999, target)
     assert chunks.move(1, 100, target)
     assert chunks.find(1) == (target, 0)
-    assert (chunks.live[0], chunks.live[5]) == (1, 1)
+    assert (chunks.live[0], chunks.live[5], chunks.live_total) == (
+        BLOCK_UNITS,
+        10,
+        BLOCK_UNITS + 10,
+    )
     chunks.drop(2)
     assert not chunks.move(2, 101, target), "the dead do not move"
 

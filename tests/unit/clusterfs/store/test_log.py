@@ -13,12 +13,11 @@ from clusterfs.store.flush import Flusher
 from clusterfs.store.format import (
     BEGIN,
     COMMIT,
-    LOCATION_BITS,
-    LOCATION_MASK,
     Fragment,
     fragments_of,
     records_of,
 )
+from clusterfs.store.location import place_of
 from clusterfs.store.log import Log, Tail
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.recovery import LogReader, ValidLog
@@ -83,8 +82,7 @@ async def test_transactions_of_any_size_read_back_whole() -> None:
 
 
 def stored(disk: SimulatedDisk, location: int) -> bytes:
-    offset = (location & LOCATION_MASK) * BLOCK_BYTES
-    return disk.read(location >> LOCATION_BITS, offset, BLOCK_BYTES)
+    return disk.read(*place_of(location))
 
 
 def transactions(logs: list[ValidLog]) -> Iterator[tuple[int, bytes]]:

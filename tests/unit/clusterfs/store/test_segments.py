@@ -1,3 +1,4 @@
+from clusterfs.store.location import BLOCK_UNITS
 from clusterfs.store.segments import Segments
 
 
@@ -47,7 +48,7 @@ def test_the_victim_is_the_emptiest_that_gains_something() -> None:
     full, half, damaged, uncovered = (used(segments, n, n) for n in range(1, 5))
     segments.checkpointed_id = 3
     segments.damaged.add(damaged)
-    live = {full: 24, half: 12, damaged: 1, uncovered: 1}
+    live = {full: 24 * BLOCK_UNITS, half: 12 * BLOCK_UNITS, damaged: 1, uncovered: 1}
     assert segments.victim(live) == half
     del segments.used[half]
     assert segments.victim(live) is None
