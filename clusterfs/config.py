@@ -37,6 +37,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     on_lost: Literal["stall", "eio"] = "stall"
     mmap: Literal["strict", "relaxed"] = "strict"
     segment_mib: Annotated[int, msgspec.Meta(ge=4, le=1024)] = 64
+    flush_executors: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     cache_mib: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 256
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

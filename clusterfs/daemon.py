@@ -17,7 +17,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from clusterfs.cluster.providers.local import LocalProvider
 from clusterfs.cluster.providers.local_file import report_caches_dropped
 from clusterfs.cluster.views import State, View
 from clusterfs.config import Config
-from clusterfs.errors import BrickFailed, SetupError, WouldBlock
+from clusterfs.errors import BrickFailed, InvalidArgument, SetupError, Unavailable, WouldBlock
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fuse.beat import Beat
 from clusterfs.fuse.cached import CachedInodes
@@ -172,7 +172,10 @@ class Daemon:
                 disk,
                 identity.secret,
                 cluster_id=identity.cluster,
-                options=Options(segment_bytes=self._config.segment_mib << 20),
+                options=Options(
+                    segment_bytes=self._config.segment_mib << 20,
+                    executors=self._config.flush_executors,
+                ),
                 on_failed=self._brick_failed,
             )
         except SetupError as refusal:
@@ -266,6 +269,7 @@ class Daemon:
             "status": lambda _: self.status(),
             "locks": lambda _: {"node": self._config.name, "locks": self.locks.dump()},
             "statistics": lambda _: {"statistics": self.statistics()},
+            "tune": self._tune,
         }
         await self._nursery.start(control.Server(handlers).serve, self._config.control_socket)
         await self._nursery.start(self.filesystem.run)
@@ -313,6 +317,16 @@ class Daemon:
 
     def _brick_failed(self, failure: OSError) -> None:
         self._log.error("the brick failed and is read-only", reason=str(failure))
+        if hasattr(self, "membership"):
+            self._nursery.start_soon(self._leave_sets, f"its brick failed: {failure}")
+
+    async def _leave_sets(self, reason: str) -> None:
+        """Let nobody wait for this replica any more; the only copy of something stays."""
+        while not self.membership.lost.is_set():
+            with suppress(Unavailable):
+                await self.membership.drop_replica(self.membership.node, None, reason)
+                return
+            await trio.sleep(_BEAT_S)
 
     def _accuse(self, node: int, incarnation: int) -> None:
         self.membership.accuse(node, incarnation)
@@ -416,10 +430,20 @@ class Daemon:
             "pid": os.getpid(),
             "synced": not lost and report.is_synced(view, node),
             "space": {"total": space.total, "free": space.free},
+            "health": self.store.health(),
             "resync": self.volume.statistics(),
             "store": self.store.statistics(),
             "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME) - self._started_s,
         }
+
+    def _tune(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        count = request.get("flush_executors")
+        if not isinstance(count, int):
+            return {"ok": False, "error": "tune what? there is: flush_executors"}
+        try:
+            return dict(self.store.tune(flush_executors=count))
+        except InvalidArgument as refusal:
+            return {"ok": False, "error": str(refusal)}
 
     def statistics(self) -> dict[str, Any]:
         """Return every counter there is."""

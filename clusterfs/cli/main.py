@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from clusterfs import control
-from clusterfs.cli import tables
+from clusterfs.cli import brick, tables
 from clusterfs.cli.control import find_socket, synced
 from clusterfs.cli.dev import Cluster
 from clusterfs.errors import SetupError
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
 app.add_typer(dev, name="dev")
+app.add_typer(brick.tune, name="tune")
 
 Folder = Annotated[Path, typer.Option("--dir", help="Where the cluster lives.")]
 NodeName = Annotated[str, typer.Argument(metavar="nK", help="Which node.")]

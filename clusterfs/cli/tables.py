@@ -2,8 +2,8 @@
 
 A status reply: name, node, incarnation, cluster, epoch, lost, lease_left_s, mount, replicas,
 groups, stopped_groups, absent, uptime_s, members [{node, name, incarnation, state, address,
-in_sync, syncing}] (groups are counted), space {total, free}, resync {...}, store {...}; and
-`synced`, added by the tool.
+in_sync, syncing}] (groups are counted), space {total, free}, health [sentence], resync {...},
+store {...}; and `synced`, added by the tool.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,8 @@ def status(reply: Mapping[str, Any], console: Console) -> None:
     facts.add_row("in sync", _yes(reply["synced"]))
     if space := reply.get("space"):
         facts.add_row("space", f"{decimal(space['free'])} free of {decimal(space['total'])}")
+    for sentence in reply.get("health", ()):
+        facts.add_row("health", f"[red]{sentence}[/]")
     if absent := reply.get("absent"):
         facts.add_row("absent", ", ".join(f"node {node}" for node in absent))
     if reply["stopped_groups"]:

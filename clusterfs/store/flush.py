@@ -1,18 +1,23 @@
-"""The flush thread: it writes sealed logs in order and syncs once for all who wait.
+"""The flush executors: 1 to 64 threads that write sealed logs at the same time, and sync for all.
 
-One plain thread takes jobs from a queue and reports to the trio thread. It alone knows the chain:
-the checksum of the last written log and the highest durable id go into the next header.
+The trio thread hands over sealed logs through one queue. The executor whose turn it is takes the
+next log, completes its header (the chain: the checksum of the log before, the highest durable id)
+and lets the next executor have its turn while it writes. So the order of the logs is fixed before
+any is written, and writing overlaps. Reports to the trio thread are in that order nevertheless: a
+log counts as written once it and all before it are. Whoever completes the row up to a requested
+sync syncs, once for all who wait.
 
 Invariants:
-  * logs are written, and reported, in the order of their ids;
+  * logs are reported written, and become durable, in the order of their ids;
   * a sync covers every log handed over before it;
-  * after the first failed write or sync nothing is written any more, nothing is retried, and the
-    failure is reported once.
+  * a log is chained to its predecessor before either is written;
+  * after the first failed write or sync nothing more is taken up, nothing is retried, nothing more
+    becomes durable, and the failure is reported once.
 """
 
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 import trio
 
@@ -20,14 +25,18 @@ from clusterfs.store.disk import Disk
 from clusterfs.store.format import Header, finish_log
 from clusterfs.store.objects import BLOCK_BYTES
 
+EXECUTORS = 2
+MAX_EXECUTORS = 64
+
 
 class Sealed:
-    """One log on its way to the disk. `checksum` is set once it is written."""
+    """One log on its way to the disk. `checksum` is set before it is reported written."""
 
     __slots__ = (
         "block",
         "blocks",
         "checksum",
+        "durable",
         "fragments",
         "id",
         "kind",
@@ -48,10 +57,11 @@ class Sealed:
         self.blocks = 0  # set when it is sealed
         self.kind = 0
         self.checksum = 0
+        self.durable = 0  # what its header tells
 
 
 class Flusher:
-    """The thread and its queue. All but `_run` and below belongs to the trio thread."""
+    """The threads and their queue. What has no underscore belongs to the trio thread."""
 
     def __init__(
         self, disk: Disk, store_id: bytes, epoch: int, previous: int, durable: int
@@ -59,13 +69,23 @@ class Flusher:
         self._disk = disk
         self._store_id = store_id
         self._epoch = epoch
-        self._previous = previous
-        self._durable = durable
-        self._written = durable
-        self._unsynced: set[int] = set()
-        self._failed = False
         self._jobs: SimpleQueue[Sealed | str] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="clusterfs-flush", daemon=True)
+        self._threads: list[threading.Thread] = []
+        self._token: trio.lowlevel.TrioToken | None = None
+        self.executors = EXECUTORS
+        # Under _turn: the end of the chain.
+        self._turn = threading.Lock()
+        self._previous = previous
+        self._chained = durable
+        # Under _books: what is on the disk.
+        self._books = threading.Lock()
+        self._early: dict[int, Sealed] = {}  # written before one of their predecessors
+        self._written = durable
+        self._durable = durable
+        self._unsynced: set[int] = set()
+        self._sync_upto = 0
+        self._syncing = False
+        self._failed = False
         self.marked = durable  # the highest durable id that a written header tells
         self.syncs = 0
 
@@ -75,12 +95,27 @@ class Flusher:
         durable: Callable[[int], None],
         failed: Callable[[OSError], None],
     ) -> None:
-        """Start the thread; the callbacks run on the trio thread, in order."""
+        """Start the threads; the callbacks run on the trio thread, in order."""
         self._token = trio.lowlevel.current_trio_token()
         self._report_written = written
         self._report_durable = durable
         self._report_failed = failed
-        self._thread.start()
+        self.set_executors(self.executors)
+
+    def set_executors(self, count: int) -> None:
+        """Use so many threads from now on; what is handed over is not disturbed."""
+        assert 0 < count <= MAX_EXECUTORS, count
+        running = self.executors if self._threads else 0
+        self.executors = count
+        if self._token is None:
+            return  # `start` will
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        for _ in range(running - count):
+            self._jobs.put("stop")
+        for _ in range(count - running):
+            thread = threading.Thread(target=self._run, name="clusterfs-flush", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def write(self, log: Sealed) -> None:
         """Hand over a sealed log."""
@@ -91,43 +126,40 @@ class Flusher:
         self._jobs.put("sync")
 
     async def stop(self) -> None:
-        """Let it finish what it has, then end the thread."""
-        self._jobs.put("stop")
-        await trio.to_thread.run_sync(self._thread.join)
+        """Let them finish what they have, then end the threads."""
+        for _ in range(self.executors):
+            self._jobs.put("stop")
+        await trio.to_thread.run_sync(self._join)
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    # -- on an executor
 
     def _run(self) -> None:
         while True:
-            jobs = [self._jobs.get()]
-            while jobs[-1] != "stop":
-                try:
-                    jobs.append(self._jobs.get_nowait())
-                except Empty:
-                    break
-            try:
-                self._do(jobs)
-            except OSError as error:
-                self._failed = True
-                self._post(self._report_failed, error)
-            if jobs[-1] == "stop":
+            with self._turn:
+                job = self._jobs.get()
+                if isinstance(job, Sealed) and not self._failed:
+                    self._chain(job)
+                upto = self._chained
+            if job == "stop":
                 return
+            try:
+                if isinstance(job, Sealed):
+                    self._write(job)
+                else:
+                    with self._books:
+                        self._sync_upto = max(self._sync_upto, upto)
+                self._sync_if_due()
+            except OSError as error:
+                self._fail(error)
 
-    def _do(self, jobs: list[Sealed | str]) -> None:
-        if self._failed:
-            return
-        syncing = "sync" in jobs
-        for job in jobs:
-            if isinstance(job, Sealed):
-                self._write(job)
-                self._post(self._report_written, [job])
-        if syncing:
-            self._disk.sync(sorted(self._unsynced))
-            self._unsynced.clear()
-            self._durable = self._written
-            self.syncs += 1
-            self._post(self._report_durable, self._durable)
-
-    def _write(self, log: Sealed) -> None:
+    def _chain(self, log: Sealed) -> None:
+        """Complete the header; under _turn, so in the order of the ids."""
         memory = log.memory[: log.blocks * BLOCK_BYTES]
+        log.durable = self._durable
         header = Header(
             kind=log.kind,
             length_bytes=len(memory),
@@ -135,7 +167,7 @@ class Flusher:
             epoch=self._epoch,
             id=log.id,
             previous=self._previous,
-            durable=self._durable,
+            durable=log.durable,
             segment=log.segment,
             block=log.block,
             fragments=log.fragments,
@@ -144,12 +176,56 @@ class Flusher:
             checksum=0,
         )
         log.checksum = self._previous = finish_log(memory, header, log.records)
-        self._disk.write(log.segment, log.block * BLOCK_BYTES, memory)
-        self._unsynced.add(log.segment)
-        self._written = log.id
-        self.marked = self._durable
+        self._chained = log.id
+
+    def _write(self, log: Sealed) -> None:
+        if self._failed:
+            return
+        content = log.memory[: log.blocks * BLOCK_BYTES]
+        self._disk.write(log.segment, log.block * BLOCK_BYTES, content)
+        with self._books:
+            if self._over:
+                return
+            self._unsynced.add(log.segment)
+            self._early[log.id] = log
+            row = []
+            while (following := self._early.pop(self._written + 1, None)) is not None:
+                row.append(following)
+                self._written = following.id
+                self.marked = following.durable
+            if row:
+                self._post(self._report_written, row)
+
+    def _sync_if_due(self) -> None:
+        while True:
+            with self._books:
+                due = self._durable < self._sync_upto <= self._written
+                if self._failed or self._syncing or not due:
+                    return
+                self._syncing = True
+                upto, segments = self._written, sorted(self._unsynced)
+                self._unsynced.clear()
+            self._disk.sync(segments)
+            with self._books:
+                self._syncing = False
+                if self._over:
+                    return
+                self._durable = upto
+                self.syncs += 1
+                self._post(self._report_durable, upto)
+
+    @property
+    def _over(self) -> bool:
+        return self._failed
+
+    def _fail(self, error: OSError) -> None:
+        with self._books:
+            if not self._failed:
+                self._failed = True
+                self._post(self._report_failed, error)
 
     def _post(self, report: Callable[..., None], argument: object) -> None:
+        assert self._token is not None
         try:
             self._token.run_sync_soon(report, argument)
         except trio.RunFinishedError:

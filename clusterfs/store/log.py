@@ -327,6 +327,15 @@ class Log:
             self._room.unpark_all()
             self._on_failed(error)
 
+    def set_executors(self, count: int) -> None:
+        """Write with so many threads from now on."""
+        self._flusher.set_executors(count)
+
+    @property
+    def executors(self) -> int:
+        """Return how many threads write."""
+        return self._flusher.executors
+
     async def stop(self) -> None:
         """End the flush thread."""
         await self._flusher.stop()

@@ -13,6 +13,7 @@ from clusterfs.store.checkpoint import Checkpoint
 from clusterfs.store.chunks import PAGE_CIDS
 from clusterfs.store.contents import Contents
 from clusterfs.store.disk import Disk
+from clusterfs.store.flush import EXECUTORS
 from clusterfs.store.hints import Hints
 from clusterfs.store.layers import Values
 from clusterfs.store.objects import BLOCK_BYTES
@@ -30,6 +31,7 @@ class Options(msgspec.Struct, frozen=True):
     log_bytes: int = 1 << 20
     buffers: int = 16  # RAM buffers of log_bytes each
     size_limit_bytes: int | None = None  # None: what the filesystem has free, less a reserve
+    executors: int = EXECUTORS  # threads that write; see Store.tune
     checkpoint_bytes: int = 256 << 20  # log between two checkpoints
     hints: int = 1 << 20  # blocks in the dedup window
 

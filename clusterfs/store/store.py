@@ -19,10 +19,10 @@ from functools import partial
 import trio
 from blake3 import blake3
 
-from clusterfs.errors import BrickFailed, ChunkCorrupted
+from clusterfs.errors import BrickFailed, ChunkCorrupted, InvalidArgument
 from clusterfs.store.cleaning import Cleaner
 from clusterfs.store.disk import Disk
-from clusterfs.store.flush import Flusher
+from clusterfs.store.flush import MAX_EXECUTORS, Flusher
 from clusterfs.store.ingest import Ingest
 from clusterfs.store.log import Log
 from clusterfs.store.objects import STRIPE_BLOCKS, ObjectId, Version
@@ -84,6 +84,7 @@ class Store(Transactions):
             disk, superblock.store_bytes, superblock.epoch, tail.previous, tail.next_id - 1
         )
         log = Log(segments, flusher, tail, log_bytes=options.log_bytes, buffers=options.buffers)
+        flusher.set_executors(options.executors)
         upkeep = Upkeep(
             disk,
             segments,
@@ -232,6 +233,24 @@ class Store(Transactions):
             "segments_free": self._segments.free,
             "hints": len(self._hints),
         }
+
+    def tune(self, *, flush_executors: int | None = None) -> dict[str, int]:
+        """Change what may change while the store is open; return how it is now.
+
+        Raises InvalidArgument.
+        """
+        if flush_executors is not None:
+            if not 0 < flush_executors <= MAX_EXECUTORS:
+                raise InvalidArgument(f"there may be 1 to {MAX_EXECUTORS} flush executors")
+            self._log.set_executors(flush_executors)
+        return {"flush_executors": self._log.executors}
+
+    def health(self) -> list[str]:
+        """Return what an administrator should act on, a sentence each; nothing if all is well."""
+        if self._log.failed is not None:
+            why = f"the brick is read-only: {self._log.failed}; nothing written since is kept."
+            return [f"{why} Replace the disk and let the node synchronise a new brick"]
+        return []
 
     @property
     def failed(self) -> OSError | None:

@@ -85,6 +85,7 @@ async def test_a_failure_reaches_every_waiter_once_and_makes_the_brick_read_only
             nursery.start_soon(wait)
     assert len(errors) == 5
     assert len(failures) == 1
+    assert "read-only: [Errno 5] simulated" in store.health()[0]
     setattr(disk, what, False)
     for attempt in (store.sync, store.checkpoint):
         with pytest.raises(BrickFailed):

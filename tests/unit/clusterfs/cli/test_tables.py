@@ -19,6 +19,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "absent": [2],
         "members": [{**member, "in_sync": 200, "syncing": 56}],
         "space": {"total": 10**9, "free": 10**8},
+        "health": ["the brick is read-only: it burns"],
         "store": {"unique_bytes": 5_000_000, "hits": 7},
         **changes,
     }
@@ -33,7 +34,15 @@ def printed(render: Any, reply: dict[str, Any]) -> str:
 
 def test_a_status_names_what_matters() -> None:
     text = printed(tables.status, status())
-    for part in ("3.2 s", "200 of 256, 56 syncing", "5.0 MB", "3 groups wait", "node 2", "no"):
+    for part in (
+        "3.2 s",
+        "200 of 256, 56 syncing",
+        "5.0 MB",
+        "3 groups wait",
+        "node 2",
+        "no",
+        "it burns",
+    ):
         assert part in text
 
 

@@ -311,6 +311,19 @@ async def test_a_brick_has_one_cluster_and_one_daemon(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_executors_are_tuned_within_bounds(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    assert store.tune() == {"flush_executors": 2}
+    assert store.tune(flush_executors=5) == {"flush_executors": 5}
+    for wrong in (0, 65):
+        with pytest.raises(InvalidArgument, match="1 to 64"):
+            store.tune(flush_executors=wrong)
+    await store.sync(store.set_fact("x", 1))
+    assert store.tune() == {"flush_executors": 5}
+    assert store.health() == []
+    await store.close()
+
+
 async def test_statistics_count(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     before = store.statistics()
