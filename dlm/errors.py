@@ -38,7 +38,10 @@ class LockCancelled(LockError):
 
 
 class DeadlockVictim(LockError):
-    """Granting this request would close a cycle; this request was chosen to give way."""
+    """Granting this request would close a cycle; this request was chosen to give way.
+
+    The message tells the whole cycle: who waits for what, held by whom.
+    """
 
     errno: ClassVar[int] = errno.EDEADLK
 

@@ -1,11 +1,14 @@
 """What a lockspace is told: by its members' list, by its peers, by its users. PURE."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from dlm.messages import Message
 from dlm.modes import Mode
+
+if TYPE_CHECKING:
+    from dlm.core.waits import Wait
 
 
 class Name(NamedTuple):
@@ -13,6 +16,30 @@ class Name(NamedTuple):
 
     root: bytes
     leaf: bytes = b""
+
+    def spelt(self) -> str:
+        """Return it as people can read it."""
+        root, leaf = (part.decode("utf-8", "backslashreplace") for part in self)
+        return f"{root}/{leaf}" if leaf else root
+
+
+class Owner:
+    """A transaction: somebody who holds and awaits locks, and must not wait for itself.
+
+    Locks that are taken for an owner take part in the search for deadlocks; see core/deadlock.py.
+    Of a cycle's owners the one with the lowest priority gives way, then the youngest.
+    """
+
+    __slots__ = ("label", "number", "priority", "waits")
+
+    def __init__(self, label: str = "", *, priority: int = 0) -> None:
+        self.label = label  # who, for people
+        self.priority = priority
+        self.number = 0  # given at its first wait; higher is younger
+        self.waits: dict[tuple[int, int], Wait] = {}  # by kind and number of the thing
+
+    def __repr__(self) -> str:
+        return f"<Owner {self.label!r} {self.number}>"
 
 
 class Lock:
@@ -25,6 +52,7 @@ class Lock:
         "blocked_for",
         "cancelling",
         "context",
+        "deadlock",
         "demoted",
         "flags",
         "granted",
@@ -39,13 +67,20 @@ class Lock:
         "owner",
         "requested",
         "sequence",
+        "transaction",
+        "turn",
+        "users",
         "uses_lvb",
     )
 
-    def __init__(self, name: Name, owner: str = "", context: object = None) -> None:
+    def __init__(self, name: Name, owner: str | Owner = "", context: object = None) -> None:
         self.id = 0  # given when it is first asked for; unique in this incarnation
         self.name = name
-        self.owner = owner  # who, for people who read dumps
+        self.transaction = owner if isinstance(owner, Owner) else None
+        self.owner = owner.label if isinstance(owner, Owner) else owner  # for people's dumps
+        self.users: dict[Owner, int] | None = None  # further transactions that use it, since when
+        self.turn = 0  # stamp of its last change
+        self.deadlock = ""  # why it was, or is being, refused as a deadlock's victim
         self.context = context  # the shell's own
         self.mode: Mode | None = None
         self.granted: Mode | None = None  # as the master last said; `mode` may be weaker meanwhile
@@ -117,4 +152,8 @@ class Withdraw(msgspec.Struct, frozen=True, gc=False):
     lock: Lock
 
 
-Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw
+class Tick(msgspec.Struct, frozen=True, gc=False):
+    """Time has passed: do what is due."""
+
+
+Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw | Tick

@@ -24,6 +24,12 @@ FlagBits = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 NamePart = Annotated[bytes, msgspec.Meta(max_length=256)]
 Value = Annotated[bytes, msgspec.Meta(max_length=4096)]
 Owner = Annotated[str, msgspec.Meta(max_length=1024)]
+Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+Kind = Annotated[int, msgspec.Meta(ge=0, lt=2**8)]
+Thing = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+State = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+Words = Annotated[str, msgspec.Meta(max_length=2048)]
+Story = Annotated[str, msgspec.Meta(max_length=2**18)]
 
 
 class BadMessage(ValueError):
@@ -126,6 +132,7 @@ class Denied(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     lock: LockId
     status: Status
     granted: Mode | None
+    story: Story = ""  # of a deadlock: who waits for whom
 
 
 class Blocking(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
@@ -210,6 +217,57 @@ class Locks(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=15):
     last: bool
 
 
+class Blocker(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One thing that stands in the way of a wait, as the node that queues the wait sees it."""
+
+    kind: Kind
+    number: Thing
+    holding: bool  # by what its owners hold; else only by its place in the queue
+    state: State  # what it holds (or, queued, wants) there; its home knows whether that is so
+
+
+class Hop(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One wait on a path of waits, and by what it is in the way of the wait before it."""
+
+    node: NodeId
+    priority: Priority
+    owner: Count  # its number on `node`
+    kind: Kind
+    number: Thing
+    stamp: Count  # which wait for that thing
+    who: Words
+    wants: Words
+    blocker: Blocker | None = None  # None at the start of a path, until it has become a cycle
+    blocker_stamp: Count = 0
+    holds: Words = ""  # empty: it is only queued before that wait
+
+
+class Probe(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=40):
+    """Home to the queue's node: who is in the way of the path's last wait?"""
+
+    epoch: Epoch
+    search: Count
+    path: tuple[Hop, ...]
+
+
+class Chase(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=41):
+    """The queue's node to a blocker's home: these are in the way; what do they wait for?"""
+
+    epoch: Epoch
+    search: Count
+    path: tuple[Hop, ...]
+    blockers: tuple[Blocker, ...]
+
+
+class Confirm(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=42):
+    """Once more around the cycle: is hop `at` still as it was, at its home or in its queue?"""
+
+    epoch: Epoch
+    cycle: tuple[Hop, ...]
+    at: Count
+    home: bool
+
+
 Message = (
     Request
     | Convert
@@ -226,6 +284,9 @@ Message = (
     | Names
     | Masters
     | Locks
+    | Probe
+    | Chase
+    | Confirm
 )
 
 # By tag: msgspec prepares a struct once, but a union at every call.

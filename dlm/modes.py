@@ -33,7 +33,8 @@ class Flags(enum.IntFlag):
     QUECVT = 0x10  # a conversion that waits behind other conversions
     IVVALBLK = 0x20  # where VALBLK would write, invalidate instead
     CONVDEADLK = 0x40  # in a conversion deadlock: demote what we hold to NL and wait
-    NODLCKWT = 0x100  # in a conversion deadlock: wait all the same
+    NODLCKWT = 0x100  # wait also in a conversion deadlock; this wait is no part of any deadlock
+    NODLCKBLK = 0x200  # what is held by this keeps nobody in a deadlock
     EXPEDITE = 0x400  # a new NL request, granted whatever the queues say
     NOQUEUEBAST = 0x800  # with NOQUEUE: tell the holders although we do not wait
     HEADQUE = 0x1000  # wait at the head of the queue

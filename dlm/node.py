@@ -16,11 +16,24 @@ from dlm.core.dump import describe
 from dlm.core.lockspace import LockspaceCore
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import DeadlockVictim, LockCancelled, LockLost, WouldBlock
-from dlm.events import Acquire, Change, Enter, Event, Lock, Lose, Name, Received, Release, Withdraw
+from dlm.events import (
+    Acquire,
+    Change,
+    Enter,
+    Event,
+    Lock,
+    Lose,
+    Name,
+    Owner,
+    Received,
+    Release,
+    Tick,
+    Withdraw,
+)
 from dlm.messages import Status, decode, encode
 from dlm.modes import Flags, Mode, is_down
 
-__all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name"]
+__all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name", "Owner"]
 
 Blocking = Callable[[Lock, Mode], None]
 
@@ -31,6 +44,7 @@ _FAILURES = {
     Status.LOST: LockLost,
 }
 NO_FLAGS = Flags(0)
+TICK_S = 0.1
 _VALBLK = int(Flags.VALBLK)
 
 
@@ -55,6 +69,7 @@ class Lockspace:
         send: passes an encoded message to a node; ordered, lossless while both are members.
         now: seconds, monotonic; for waiting times in dumps.
         lvb_bytes: the length of every value block.
+        on_deadlock: is told the story of each deadlock that a lock of this node gives way in.
     """
 
     def __init__(
@@ -65,11 +80,13 @@ class Lockspace:
         now: Callable[[], float],
         *,
         lvb_bytes: int = 64,
+        on_deadlock: Callable[[str], None] | None = None,
     ) -> None:
         self._core = LockspaceCore(me, incarnation)
         self._send = send
         self._now = now
         self._lvb_bytes = lvb_bytes
+        self._on_deadlock = on_deadlock
         self._effects: deque[Effect] = deque()
         self._carrying_out = False
         self._sent: Counter[str] = Counter()
@@ -92,6 +109,18 @@ class Lockspace:
         if not self._core.lost:
             self._handle(Lose())
 
+    async def run(self) -> None:
+        """Let time pass, until cancelled: without it no deadlock is found that is not at once."""
+        while True:
+            await trio.sleep(TICK_S)
+            self.tick()
+
+    def tick(self) -> None:
+        """Do what is due now."""
+        deadline_s = self._core.deadline_s
+        if deadline_s is not None and deadline_s <= self._now():
+            self._handle(Tick())
+
     # -- used by whoever needs locks -------------------------------------------------------------
 
     async def lock(
@@ -101,7 +130,7 @@ class Lockspace:
         *,
         flags: Flags = NO_FLAGS,
         lvb: bytes | None = None,
-        owner: str = "",
+        owner: Owner | str = "",
         blocking: Blocking | None = None,
     ) -> Lock:
         """Wait until this node holds a new lock on `name` in `mode`, and return it.
@@ -113,12 +142,14 @@ class Lockspace:
             mode: what to allow others meanwhile.
             flags: VALBLK to receive the value block in `Lock.lvb`.
             lvb: what `Lock.lvb` is until a value block is received; none of a new lock is written.
-            owner: who wants it, for dumps.
+            owner: who wants it. An Owner takes part in the search for deadlocks: the same one for
+                all locks that one transaction holds and awaits. A text is for dumps only.
             blocking: called, on this thread, when the lock keeps somebody from a mode. That may
                 happen before `lock` returns; `Lock.blocked_for` then remembers it, too.
 
         Raises:
             WouldBlock: NOQUEUE, and it is not free.
+            DeadlockVictim: its owner waits for itself in a circle, and is to give way.
             LockCancelled: `cancel` was called.
             LockLost: this node was removed.
         """
@@ -151,8 +182,8 @@ class Lockspace:
 
         Raises:
             WouldBlock: NOQUEUE, and it is not free.
-            DeadlockVictim: another conversion waits for what we hold; neither CONVDEADLK nor
-                NODLCKWT was given.
+            DeadlockVictim: another conversion waits for what we hold, and neither CONVDEADLK nor
+                NODLCKWT was given; or as with `lock`. The lock is held as before.
             LockBusy: a conversion is under way.
             LockCancelled: `cancel` was called.
             LockLost: this node was removed.
@@ -190,6 +221,21 @@ class Lockspace:
     def cancel(self, lock: Lock) -> None:
         """Let the waiting conversion of `lock` fail with LockCancelled, if it still waits."""
         self._handle(Withdraw(lock))
+
+    def use(self, lock: Lock, owner: Owner) -> None:
+        """Let `owner` count as a holder of a lock that is kept for whoever needs it here.
+
+        A lock that was taken without an owner and that nobody uses is in nobody's way for good.
+        """
+        if lock.users is None:
+            lock.users = {}
+        assert owner not in lock.users, "used twice"
+        lock.users[owner] = self._core.here.waits.next_stamp()
+
+    def end_use(self, lock: Lock, owner: Owner) -> None:
+        """End what `use` began."""
+        assert lock.users is not None
+        del lock.users[owner]
 
     @property
     def settled(self) -> bool:
@@ -234,7 +280,7 @@ class Lockspace:
         assert use.status is not None
         failure = _FAILURES.get(use.status)
         if failure is not None:
-            raise failure(repr(lock))
+            raise failure(lock.deadlock or repr(lock))
 
     def _abandon(self, lock: Lock, use: _Use) -> None:
         """Nobody waits for this new lock any more; if it is granted all the same, give it back."""
@@ -272,6 +318,8 @@ class Lockspace:
         use = effect.lock.context
         assert isinstance(use, _Use)
         use.status = effect.status
+        if effect.status is Status.DEADLOCK and self._on_deadlock is not None:
+            self._on_deadlock(effect.lock.deadlock)
         if use.done is not None:
             use.done.set()
         if use.abandoned and effect.status is Status.GRANTED and effect.lock.granted is not None:

@@ -10,16 +10,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from dlm.core.deadlock import Detector
+from dlm.core.lock_waits import LockWaits
 from dlm.core.mastery import Mastery
 from dlm.core.ownership import Ownership
 from dlm.core.recovery import Recovery
 from dlm.core.situation import Situation
+from dlm.core.waits import LOCK
 from dlm.effects import Complete, Effect
 from dlm.errors import LockLost
-from dlm.events import Acquire, Change, Enter, Event, Lose, Received, Release, Withdraw
+from dlm.events import Acquire, Change, Enter, Event, Lose, Received, Release, Tick, Withdraw
 from dlm.messages import (
     Blocking,
     Cancel,
+    Chase,
+    Confirm,
     Convert,
     Demote,
     Denied,
@@ -29,6 +34,7 @@ from dlm.messages import (
     Masters,
     Message,
     Names,
+    Probe,
     Queued,
     Remove,
     Removed,
@@ -48,6 +54,7 @@ class LockspaceCore:
         self.mastery = mastery = Mastery(here)
         self.ownership = owned = Ownership(here, mastery)
         self.recovery = recovery = Recovery(here, mastery, owned)
+        self.detector = detector = Detector(here, {LOCK: LockWaits(here, mastery, owned)})
         self.lost = False
         self._held: deque[tuple[int, Message]] = deque()  # of this epoch, until the thaw
         self._early: list[tuple[int, Message]] = []  # of epochs that we have not entered yet
@@ -59,6 +66,7 @@ class LockspaceCore:
             Withdraw: owned.withdraw,
             Enter: self._enter,
             Lose: self._lose,
+            Tick: self._tick,
         }
         self._messages: dict[type, Callable[[int, Any], None]] = {
             Request: mastery.request,
@@ -76,6 +84,9 @@ class LockspaceCore:
             Names: recovery.names,
             Masters: recovery.masters,
             Locks: recovery.locks,
+            Probe: detector.probe,
+            Chase: detector.chase,
+            Confirm: detector.confirm,
         }
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -95,9 +106,15 @@ class LockspaceCore:
             self._receive(here.me, local.popleft())
         return effects
 
+    @property
+    def deadline_s(self) -> float | None:
+        """When the next Tick is due; None: nothing waits for time to pass."""
+        return None if self.here.frozen else self.detector.deadline_s
+
     def validate(self) -> None:
         """Assert every invariant that one node can see; for tests."""
         assert not self.here.local
+        self.here.waits.validate()
         self.ownership.validate()
         if not self.here.frozen:
             self.mastery.validate()
@@ -163,6 +180,9 @@ class LockspaceCore:
         if self.lost:
             raise LockLost(repr(event.lock))
         self.ownership.release(event)
+
+    def _tick(self, _event: Tick) -> None:
+        self.detector.tick()
 
     def _lose(self, _event: Lose) -> None:
         self.lost = self.here.frozen = True

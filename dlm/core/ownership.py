@@ -11,6 +11,7 @@ demotions take effect at once and are passed on as described at `_tell_master`.
 
 from dlm.core.mastery import Mastery
 from dlm.core.situation import Situation
+from dlm.core.waits import LOCK
 from dlm.effects import Complete, Notify
 from dlm.errors import LockBusy
 from dlm.events import Acquire, Change, Lock, Release, Withdraw
@@ -85,6 +86,7 @@ class Ownership:
         lock.id, lock.requested, lock.flags = self._last_id, event.mode, flags
         lock.uses_lvb = bool(flags & _LVB)
         self.locks[lock.id] = self.pending[lock.id] = lock
+        self._here.waits.begin_lock(lock, self._here.now_s)
         if not self._here.frozen:
             self._ask(lock)
 
@@ -96,6 +98,7 @@ class Ownership:
         assert not flags & _QUECVT or may_queue_conversion(held, mode)
         assert not (flags & _CONVDEADLK and flags & _NOQUEUE)
         lock.flags, lock.demoted = flags, False
+        lock.turn = self._here.waits.next_stamp()
         lock.uses_lvb = lock.uses_lvb or bool(flags & _LVB)
         if is_down(held, mode):
             if _writes(lock, mode):
@@ -109,6 +112,7 @@ class Ownership:
         lock.requested, lock.sequence = mode, 0
         lock.mode = floor(held, mode, flags)
         self.pending[lock.id] = lock
+        self._here.waits.begin_lock(lock, self._here.now_s)
         if not self._here.frozen:
             self._convert(lock)
 
@@ -125,6 +129,7 @@ class Ownership:
         if lock.requested is None or lock.cancelling:
             return
         lock.cancelling = True
+        self._here.waits.end(LOCK, lock.id)
         if not self._here.frozen and (lock.sequence or lock.granted is not None):
             self._cancel(lock)
 
@@ -164,7 +169,12 @@ class Ownership:
             return
         if lock.granted is not None:
             lock.mode = lock.granted = message.granted
-        self._complete(lock, message.status)
+        status = message.status
+        if status is Status.CANCELLED and lock.deadlock:
+            status = Status.DEADLOCK
+        elif status is Status.DEADLOCK:
+            lock.deadlock = message.story
+        self._complete(lock, status)
         if lock.granted is None:
             self._forget(lock)
 
@@ -228,6 +238,7 @@ class Ownership:
             assert known == (root is not None and number in root.locks), lock
             if lock.granted is not None and lock.requested is None:
                 assert lock.mode is lock.granted
+            assert lock.requested is not None or (LOCK, number) not in self._here.waits.by_key
         for root in self.roots.values():
             assert root.locks
 
@@ -305,6 +316,10 @@ class Ownership:
         del self.pending[lock.id]
         lock.requested, lock.sequence, lock.cancelling = None, 0, False
         lock.offered = None
+        lock.turn = self._here.waits.next_stamp()
+        self._here.waits.end(LOCK, lock.id)
+        if status is not Status.DEADLOCK:
+            lock.deadlock = ""
         if status is Status.GRANTED:
             lock.blocked_for = None  # the master will say it again if it is still so
         self._here.effects.append(Complete(lock, status))

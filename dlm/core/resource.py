@@ -10,7 +10,7 @@ A holder is told once per rising mode that it blocks somebody; a grant forgets w
 Invariants: see `validate`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 
 from dlm.core.master_copy import LVB_FLAGS, Copy, must_be_told, place
@@ -84,10 +84,10 @@ class Resource:
         if self._grantable(copy, now=True):
             self._grant(copy, send)
             self.settle(send)
-        elif not flags & _NOQUEUE and self._deadlocked(copy):
-            self._convert_in_deadlock(copy, send)
-        elif self._jams_the_head(copy):
-            self._refuse_in_deadlock(copy, send)
+        elif not flags & _NOQUEUE and (other := self._deadlocked(copy)):
+            self._convert_in_deadlock(copy, other, send)
+        elif other := self._jammed_by(copy):
+            self._refuse_in_deadlock(copy, other, send)
         else:
             self._queue_conversion(copy, send)
 
@@ -157,6 +157,22 @@ class Resource:
         if blocked is not None:
             self._tell_holders(blocked, send, cw=cw)
 
+    def blockers(self, copy: Copy) -> Iterator[tuple[Copy, bool]]:
+        """Yield all that must change before a waiting copy is granted.
+
+        True beside those that are in the way by the mode they hold, False beside those that are so
+        by their place in a queue; one may be both.
+        """
+        wanted = copy.requested
+        assert wanted is not None
+        for other in (*self.granted, *self.converting):
+            assert other.granted is not None
+            if other is not copy and not other.granted.compatible(wanted):
+                yield other, True
+        if not copy.flags & _NOORDER:
+            for other in self._queued_before(copy):
+                yield other, False
+
     @property
     def empty(self) -> bool:
         """No lock is left, not even a waiting one."""
@@ -215,6 +231,17 @@ class Resource:
     def __repr__(self) -> str:
         queues = list(self.granted), self.converting, self.waiting
         return f"<Resource {self.name.root!r}/{self.name.leaf!r} {queues}>"
+
+    def _queued_before(self, copy: Copy) -> Iterator[Copy]:
+        """Yield whom the order lets go first."""
+        queue = self.converting
+        if copy.granted is None:
+            yield from self.converting
+            queue = self.waiting
+        for other in queue:
+            if other is copy:
+                return
+            yield other
 
     # -- granting --------------------------------------------------------------------------------
 
@@ -306,8 +333,8 @@ class Resource:
 
     # -- conversion deadlock ---------------------------------------------------------------------
 
-    def _deadlocked(self, copy: Copy) -> bool:
-        """Tell whether a conversion ahead waits for our held mode (behind us: and we for its)."""
+    def _deadlocked(self, copy: Copy) -> Copy | None:
+        """Return a conversion ahead that waits for our held mode (or behind, and we for its)."""
         held, wanted = copy.granted, copy.requested
         assert held is not None
         assert wanted is not None
@@ -321,24 +348,24 @@ class Resource:
             if not held.compatible(other.requested) and (
                 ahead or not other.granted.compatible(wanted)
             ):
-                return True
-        return False
+                return other
+        return None
 
-    def _jams_the_head(self, copy: Copy) -> bool:
-        """Tell whether a HEADQUE conversion would wait for one that it is about to overtake.
+    def _jammed_by(self, copy: Copy) -> Copy | None:
+        """Return one that a HEADQUE conversion would overtake, and wait for.
 
         fs/dlm does not look for this, and lets both wait for ever.
         """
         if copy.flags & (_HEADQUE | _NODLCKWT | _NOQUEUE) != _HEADQUE:
-            return False
+            return None
         assert copy.requested is not None
         for other in self.converting:
             assert other.granted is not None
             if not other.granted.compatible(copy.requested):
-                return True
-        return False
+                return other
+        return None
 
-    def _convert_in_deadlock(self, copy: Copy, send: Send) -> None:
+    def _convert_in_deadlock(self, copy: Copy, other: Copy, send: Send) -> None:
         if copy.flags & _CONVDEADLK:
             self._demote_to_null(copy)
             self._grant_conversions(send, recover=False)
@@ -350,11 +377,12 @@ class Resource:
         elif copy.flags & _NODLCKWT:
             self._queue_conversion(copy, send)
         else:
-            self._refuse_in_deadlock(copy, send)
+            self._refuse_in_deadlock(copy, other, send)
 
-    def _refuse_in_deadlock(self, copy: Copy, send: Send) -> None:
+    def _refuse_in_deadlock(self, copy: Copy, other: Copy, send: Send) -> None:
+        story = f"{_stand(copy)}; {_stand(other)}; each waits for the other"
         copy.requested = None
-        send(copy.node, Denied(self.epoch, copy.lock, Status.DEADLOCK, copy.granted))
+        send(copy.node, Denied(self.epoch, copy.lock, Status.DEADLOCK, copy.granted, story))
 
     def _break_pending_deadlock(self, copy: Copy, send: Send) -> bool:
         """Tell whether the waiting conversion gave up what it held."""
@@ -419,3 +447,14 @@ class Resource:
         elif flags & _VALBLK and lvb is not None:
             self.lvb, self.lvb_valid = lvb, True
             self.lvb_sequence += 1
+
+
+def _stand(copy: Copy) -> str:
+    """Say who holds what and wants what."""
+    assert copy.granted is not None
+    assert copy.requested is not None
+    who = copy.owner or f"lock {copy.lock}"
+    return (
+        f"{who} on node {copy.node} holds {copy.granted.name} "
+        f"and wants {copy.requested.name} on {copy.resource.name.spelt()}"
+    )

@@ -8,6 +8,7 @@ from collections import deque
 
 from xxhash import xxh3_64_intdigest
 
+from dlm.core.waits import Waits
 from dlm.effects import Effect, Send
 from dlm.messages import Message
 
@@ -26,6 +27,7 @@ class Situation:
         "misdirected",
         "now_s",
         "told_epoch",
+        "waits",
     )
 
     def __init__(self, me: int, incarnation: int) -> None:
@@ -38,6 +40,7 @@ class Situation:
         self.now_s = 0.0
         self.effects: list[Effect] = []
         self.local: deque[Message] = deque()
+        self.waits = Waits()
         self.misdirected = 0  # messages that no correct peer would have sent us
 
     def send(self, node: int, message: Message) -> None:

@@ -1,7 +1,8 @@
 """Lock scenarios as text: commands, each followed by what it makes the nodes say and do.
 
     nodes 3                     start n1, n2, n3 with one view among them, and settle
-    lock n1 a/x EX VALBLK       ask for a lock; it is called n1:a/x from then on (`as NAME`: else)
+    lock n1 a/x EX VALBLK       ask for a lock; it is called n1:a/x from then on (`as NAME`: else),
+                                for a transaction with `by NAME` (and its priority: `by NAME:2`)
     convert n1:a/x PR lvb=text  change its mode; flags and LVB as given
     unlock n1:a/x [lvb=text]    drop it
     cancel n1:a/x               withdraw what it waits for
@@ -10,6 +11,7 @@
     crash n1                    stop a node; what it sent and nobody received is lost
     start n1                    start a node (again), with no view yet
     view                        tell all nodes who is alive
+    wait SECONDS                let time pass on all nodes
     show                        each node's locks, trees and directory entries
 
 Output lines are indented by two spaces. `python -m dlm.sim.script FILE...` rewrites them in place.
@@ -24,13 +26,37 @@ from pathlib import Path
 from dlm.core.lockspace import LockspaceCore
 from dlm.effects import Complete, Effect, Send
 from dlm.errors import LockError
-from dlm.events import Acquire, Change, Enter, Event, Lock, Name, Received, Release, Withdraw
-from dlm.messages import Belief, Cancel, Convert, Demote, Message, Record, Unlock
+from dlm.events import (
+    Acquire,
+    Change,
+    Enter,
+    Event,
+    Lock,
+    Name,
+    Owner,
+    Received,
+    Release,
+    Tick,
+    Withdraw,
+)
+from dlm.messages import (
+    Belief,
+    Cancel,
+    Chase,
+    Confirm,
+    Convert,
+    Demote,
+    Message,
+    Probe,
+    Record,
+    Status,
+    Unlock,
+)
 from dlm.modes import Flags, Mode
 
 INDENT = "  "
 _HIDDEN = frozenset({"epoch", "lock", "flags", "owner", "lvb_sequence", "root", "leaf"})
-_DULL = {"demoted": False, "lvb_valid": True, "last": True}
+_DULL = {"story": "", "demoted": False, "lvb_valid": True, "last": True}
 _FROM_OWNER = (Convert, Demote, Unlock, Cancel)
 
 
@@ -44,6 +70,8 @@ class Script:
         self._output: list[str] = []
         self._epoch = 0
         self._incarnation = 0
+        self._now_s = 0.0
+        self._owners: dict[str, Owner] = {}
         self._commands: dict[str, Callable[[list[str]], None]] = {
             "nodes": self._nodes,
             "lock": self._lock,
@@ -55,6 +83,7 @@ class Script:
             "crash": self._crash,
             "start": self._start,
             "view": self._view,
+            "wait": self._wait,
             "show": self._show,
         }
 
@@ -81,9 +110,15 @@ class Script:
             at = words.index("as")
             label = words[at + 1]
             del words[at : at + 2]
+        owner: Owner | str = ""
+        if "by" in words:
+            at = words.index("by")
+            who, _, priority = words[at + 1].partition(":")
+            owner = self._owners.setdefault(who, Owner(who, priority=int(priority or 0)))
+            del words[at : at + 2]
         root, _, leaf = name.partition("/")
         flags, _ = _options(words[3:])
-        lock = Lock(Name(root.encode(), leaf.encode()), context=label)
+        lock = Lock(Name(root.encode(), leaf.encode()), owner, label)
         self.locks[label] = node, lock
         self._act(node, Acquire(lock, Mode[words[2]], flags))
 
@@ -130,6 +165,12 @@ class Script:
         for node in members:
             self._act(node, Enter(self._epoch, members))
 
+    def _wait(self, words: list[str]) -> None:
+        self._now_s += float(words[0])
+        for node, core in self.cores.items():
+            if core.deadline_s is not None and core.deadline_s <= self._now_s:
+                self._act(node, Tick())
+
     def _show(self, _words: list[str]) -> None:
         for node, core in sorted(self.cores.items()):
             for root, entry in core.mastery.directory.items():
@@ -148,7 +189,7 @@ class Script:
 
     def _act(self, node: int, event: Event) -> None:
         try:
-            effects = self.cores[node].handle(event, 0.0)
+            effects = self.cores[node].handle(event, self._now_s)
         except LockError as error:
             self._say(f"refused: {type(error).__name__}")
             return
@@ -165,6 +206,8 @@ class Script:
             doubt = "" if lock.lvb_valid else " (LVB doubtful)"
             held = "nothing" if lock.mode is None else lock.mode.name
             self._say(f"{lock.context}: {effect.status.name}, holds {held}{lvb}{doubt}")
+            if effect.status is Status.DEADLOCK:
+                self._say(f"  {lock.deadlock}")
         else:
             self._say(f"{lock.context}: blocks {effect.mode.name}")
 
@@ -176,6 +219,8 @@ class Script:
             by_owner = isinstance(message, _FROM_OWNER)
             owner = getattr(message, "origin", source if by_owner else target)
             words.append(self._label(owner, number))
+        if isinstance(message, Probe | Chase | Confirm):
+            return _on_the_way(message)
         for field in message.__struct_fields__:
             value = getattr(message, field)
             if field not in _HIDDEN and value != _DULL.get(field) and value not in (None, (), b""):
@@ -207,6 +252,18 @@ class Script:
 
     def _say(self, text: str) -> None:
         self._output.append(text)
+
+
+def _on_the_way(message: Probe | Chase | Confirm) -> str:
+    """Return a search's message in a line."""
+    if isinstance(message, Confirm):
+        hop, where = message.cycle[message.at], "home" if message.home else "queue"
+        return f"Confirm in its {where}: {hop.who} wants {hop.wants}"
+    path = " <- ".join(f"{hop.who} wants {hop.wants}" for hop in message.path)
+    if isinstance(message, Probe):
+        return f"Probe {path}"
+    ways = [f"{'held' if b.holding else 'queued'} lock {b.number}" for b in message.blockers]
+    return f"Chase {path} <- {', '.join(ways)}"
 
 
 def replay(lines: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from dlm.errors import DeadlockVictim, LockBusy, LockCancelled, LockLost, WouldBlock
-from dlm.node import Flags, Lock, Lockspace, Mode, Name
+from dlm.node import Flags, Lock, Lockspace, Mode, Name, Owner
 
 A = Name(b"a", b"x")
 NL, CR, CW, PR, PW, EX = Mode
@@ -229,3 +229,46 @@ async def test_the_dump_tells_who_holds_and_who_waits(
     assert dump["misdirected"] == 0
     (own,) = msgpack.unpackb(msgpack.packb(two.dump()))["locks"]
     assert (own["master"], own["mode"], own["requested"]) == (1, None, "PR")
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_one_of_two_transactions_that_wait_for_each_other_is_told_the_whole_story(
+    cluster: Cluster,
+) -> None:
+    told: list[str] = []
+    victims: list[str] = []
+    for space in cluster.spaces.values():
+        space._now, space._on_deadlock = trio.current_time, told.append
+
+    async def transact(space: Lockspace, label: str, first: bytes, second: bytes) -> None:
+        owner = Owner(label)
+        one = await space.lock(Name(first), EX, owner=owner)
+        await trio.sleep(0.01)
+        try:
+            two = await space.lock(Name(second), EX, owner=owner)
+        except DeadlockVictim as error:
+            victims.append(str(error))
+        else:
+            space.unlock_nowait(two)
+        space.unlock_nowait(one)
+
+    async with trio.open_nursery() as nursery:
+        for space in cluster.spaces.values():
+            nursery.start_soon(space.run)
+        async with trio.open_nursery() as both:
+            both.start_soon(transact, cluster.spaces[1], "mv", b"a", b"b")
+            both.start_soon(transact, cluster.spaces[2], "cp", b"b", b"a")
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() < 1
+    assert victims == told
+    [story] = victims
+    assert "mv on node 1 holds EX on a and waits for EX on b" in story
+
+
+async def test_a_kept_lock_is_used_and_then_not(cluster: Cluster) -> None:
+    one, owner = cluster.spaces[1], Owner("user")
+    kept = await one.lock(A, PR)
+    one.use(kept, owner)
+    assert set(kept.users or ()) == {owner}
+    one.end_use(kept, owner)
+    assert not kept.users

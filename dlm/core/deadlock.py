@@ -1,0 +1,255 @@
+"""The search for deadlocks: probes that follow who waits for whom, from node to node. PURE.
+
+Edge chasing for the AND model (Chandy, Misra and Haas 1983) with the path in the probe. An owner
+waits for things (a lock, say) that are queued somewhere; the queue's node knows what is in the
+way; the home of each such thing knows which owners use it and what those wait for. Each wait that
+lasts is searched from, again and again, so a probe may always be dropped: by a recovery, by a node
+that is not up to date, by one that has seen the same search come to the same wait before.
+
+*One victim a cycle*: waits are ranked, and a search goes only through waits of owners that outrank
+its own. So a cycle is found only from its lowest wait, at whose home the search closes, and that is
+the victim. *No phantom*: a second round confirms that each wait and each use on the cycle is still
+the one that the first round saw. What lasted from its visit in the first round to its visit in the
+second existed in the moment between the rounds, all of it at once.
+
+A thing in the way by its place in a queue only is followed to its own wait; one that is in the way
+by what it holds, to everything that its users wait for.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple, Protocol
+
+from msgspec.structs import replace
+
+from dlm.core.situation import Situation
+from dlm.core.waits import SEARCH_EVERY_S, Key, Wait
+from dlm.events import Owner
+from dlm.messages import Blocker, Chase, Confirm, Hop, Probe
+
+LONGEST: Final = 64  # waits on a path; a longer cycle is not found
+SEEN_S: Final = 5.0  # how long a search is remembered
+
+
+class Source(Protocol):
+    """One kind of thing that is waited for. Numbers are the homes', nodes are where homes are."""
+
+    def host(self, number: int) -> int | None:
+        """At home: return the node that queues the wait for this thing; None: not queued yet."""
+
+    def blockers(self, node: int, number: int) -> Iterable[tuple[int, Blocker]]:
+        """At the queue: return what is in the way of this wait, each with its home."""
+
+    def holders(self, number: int, state: int) -> Iterable[tuple[Owner, int]]:
+        """At home: return who uses the thing and a stamp that changes with what is held.
+
+        Nobody, unless `state` is what is held.
+        """
+
+    def queued(self, number: int, state: int) -> bool:
+        """At home: tell whether the thing is waited for in that state."""
+
+    def wants(self, number: int) -> str:
+        """At home: say what is waited for."""
+
+    def holds(self, number: int) -> str:
+        """At home: say what is held."""
+
+    def give_up(self, number: int, story: str) -> None:
+        """At home: let the wait fail."""
+
+
+class _Rank(NamedTuple):
+    """Who gives way: the highest, so low priority first, then youth, then the node."""
+
+    meekness: int
+    owner: int
+    node: int
+    key: Key
+
+
+class Detector:
+    """One node's part in every search."""
+
+    def __init__(self, here: Situation, sources: Mapping[int, Source]) -> None:
+        self._here = here
+        self._sources = dict(sources)
+        self._seen: dict[tuple[int, int], tuple[float, set[Key]]] = {}  # by home and search
+        self._searches = 0
+        self.victims = 0  # waits of this node that gave way
+
+    def register(self, kind: int, source: Source) -> None:
+        """Search also through things of another kind."""
+        assert kind not in self._sources
+        self._sources[kind] = source
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When to search next; None: nobody waits."""
+        return min((wait.search_s for wait in self._here.waits.by_key.values()), default=None)
+
+    def tick(self) -> None:
+        """Start the searches that are due."""
+        here = self._here
+        if here.frozen:
+            return
+        for wait in tuple(here.waits.by_key.values()):
+            if wait.search_s <= here.now_s:
+                wait.search_s = here.now_s + SEARCH_EVERY_S
+                self._searches += 1
+                self._ask(self._searches, (), wait)
+
+    # -- first round -----------------------------------------------------------------------------
+
+    def probe(self, _sender: int, message: Probe) -> None:
+        """As the queue's node: pass the search on to the homes of what is in the way."""
+        here, last = self._here, message.path[-1]
+        homes: dict[int, list[Blocker]] = {}
+        for node, blocker in self._blockers(last):
+            homes.setdefault(node, []).append(blocker)
+        for node, blockers in homes.items():
+            here.send(node, Chase(here.epoch, message.search, message.path, tuple(blockers)))
+
+    def chase(self, _sender: int, message: Chase) -> None:
+        """As home of what is in the way: pass the search on through what its users wait for."""
+        first = message.path[0]
+        self._here.waits.heard(max(hop.owner for hop in message.path))
+        for blocker in message.blockers:
+            for owner, stamp, waits in self._behind(blocker):
+                if self._closes(first, blocker, owner):
+                    self._close(message, blocker, stamp)
+                    continue
+                for wait in waits:
+                    if self._goes_on(message, wait):
+                        hop = self._hop(wait, blocker, stamp)
+                        self._ask(message.search, message.path, wait, hop)
+
+    def _ask(self, search: int, path: tuple[Hop, ...], wait: Wait, hop: Hop | None = None) -> None:
+        here, (kind, number) = self._here, wait.key
+        host = self._sources[kind].host(number)
+        if host is not None:
+            path = (*path, hop or self._hop(wait))
+            here.send(host, Probe(here.epoch, search, path))
+
+    def _hop(self, wait: Wait, blocker: Blocker | None = None, stamp: int = 0) -> Hop:
+        kind, number = wait.key
+        owner = wait.owner
+        who = f"{owner.label or 'owner'} on node {self._here.me}"
+        return Hop(
+            self._here.me,
+            owner.priority,
+            owner.number,
+            kind,
+            number,
+            wait.stamp,
+            who,
+            self._sources[kind].wants(number),
+            blocker,
+            stamp,
+            self._held(blocker),
+        )
+
+    def _held(self, blocker: Blocker | None) -> str:
+        if blocker is None or not blocker.holding:
+            return ""
+        return self._sources[blocker.kind].holds(blocker.number)
+
+    def _blockers(self, hop: Hop) -> Iterable[tuple[int, Blocker]]:
+        return self._sources[hop.kind].blockers(hop.node, hop.number)
+
+    def _behind(self, blocker: Blocker) -> Iterator[tuple[Owner, int, tuple[Wait, ...]]]:
+        """Yield who must move on for the blocker to go, since which stamp, and by which waits."""
+        source = self._sources[blocker.kind]
+        if blocker.holding:
+            for owner, stamp in source.holders(blocker.number, blocker.state):
+                yield owner, stamp, tuple(owner.waits.values())
+            return
+        wait = self._here.waits.by_key.get((blocker.kind, blocker.number))
+        if wait is not None and source.queued(blocker.number, blocker.state):
+            yield wait.owner, wait.stamp, (wait,)
+
+    def _closes(self, first: Hop, blocker: Blocker, owner: Owner) -> bool:
+        """Tell whether the search has come back to where it began."""
+        if first.node != self._here.me or first.owner != owner.number:
+            return False
+        return blocker.holding or (blocker.kind, blocker.number) == (first.kind, first.number)
+
+    def _goes_on(self, message: Chase, wait: Wait) -> bool:
+        """Tell whether a search has not been at this wait yet, and has anything to find there."""
+        here, first = self._here, message.path[0]
+        rank = _Rank(-wait.owner.priority, wait.owner.number, here.me, wait.key)
+        if rank > _rank(first) or len(message.path) >= LONGEST:
+            return False
+        search = first.node, message.search
+        while self._seen:  # forget old searches
+            oldest = next(iter(self._seen))
+            if self._seen[oldest][0] + SEEN_S > here.now_s:
+                break
+            del self._seen[oldest]
+        _, seen = self._seen.setdefault(search, (here.now_s, set()))
+        if wait.key in seen:
+            return False
+        seen.add(wait.key)
+        return True
+
+    # -- second round ----------------------------------------------------------------------------
+
+    def _close(self, message: Chase, blocker: Blocker, stamp: int) -> None:
+        """Begin the second round, in the search's home, with what has closed the cycle."""
+        first = message.path[0]
+        held = self._held(blocker)
+        cycle = (replace(first, blocker=blocker, blocker_stamp=stamp, holds=held),)
+        self._confirm_at_home((*cycle, *message.path[1:]), 0)
+
+    def confirm(self, _sender: int, message: Confirm) -> None:
+        """Check one hop of a cycle that a search has found."""
+        cycle, at = message.cycle, message.at
+        if not message.home:
+            self._confirm_in_queue(cycle, at)
+        elif at:
+            self._confirm_at_home(cycle, at)
+        elif self._still(cycle[0]):
+            self._give_up(cycle)
+
+    def _confirm_at_home(self, cycle: tuple[Hop, ...], at: int) -> None:
+        here, hop = self._here, cycle[at]
+        host = self._sources[hop.kind].host(hop.number)
+        if host is not None and self._still(hop):
+            here.send(host, Confirm(here.epoch, cycle, at, home=False))
+
+    def _confirm_in_queue(self, cycle: tuple[Hop, ...], at: int) -> None:
+        here, following = self._here, (at + 1) % len(cycle)
+        home, known = cycle[following].node, cycle[following].blocker
+        if any(node == home and found == known for node, found in self._blockers(cycle[at])):
+            here.send(home, Confirm(here.epoch, cycle, following, home=True))
+
+    def _still(self, hop: Hop) -> bool:
+        """Tell whether a hop's wait, and its part in the wait before it, are the same as then."""
+        wait = self._here.waits.by_key.get((hop.kind, hop.number))
+        if wait is None or wait.stamp != hop.stamp:
+            return False
+        assert hop.blocker is not None
+        behind = self._behind(hop.blocker)
+        return any(owner is wait.owner and stamp == hop.blocker_stamp for owner, stamp, _ in behind)
+
+    def _give_up(self, cycle: tuple[Hop, ...]) -> None:
+        victim = cycle[0]
+        self.victims += 1
+        self._here.waits.end(victim.kind, victim.number)
+        self._sources[victim.kind].give_up(victim.number, tell(cycle))
+
+
+def _rank(hop: Hop) -> _Rank:
+    return _Rank(-hop.priority, hop.owner, hop.node, (hop.kind, hop.number))
+
+
+def tell(cycle: tuple[Hop, ...]) -> str:
+    """Return a cycle in words: it begins and ends with the victim."""
+    victim = cycle[0]
+    parts = [f"{victim.who} waits for {victim.wants}"]
+    parts += [f"{_stand(hop)} waits for {hop.wants}" for hop in cycle[1:]]
+    last = f"{victim.who} holds {victim.holds}" if victim.holds else f"before it is {victim.who}"
+    return "; ".join((*parts, last))
+
+
+def _stand(hop: Hop) -> str:
+    return f"{hop.who} holds {hop.holds} and" if hop.holds else f"{hop.who}, queued before it,"

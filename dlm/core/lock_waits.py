@@ -1,0 +1,76 @@
+"""Locks as things that are waited for: what the search for deadlocks asks about them. PURE."""
+
+from collections.abc import Iterable, Iterator
+
+from dlm.core.mastery import Mastery
+from dlm.core.ownership import Ownership
+from dlm.core.situation import Situation
+from dlm.core.waits import LOCK
+from dlm.events import Lock, Owner, Withdraw
+from dlm.messages import Blocker
+from dlm.modes import Flags, Mode
+
+_NODLCKBLK = int(Flags.NODLCKBLK)
+
+
+class LockWaits:
+    """Answers for the locks of this node's users, and for the queues of the trees mastered here."""
+
+    def __init__(self, here: Situation, mastery: Mastery, ownership: Ownership) -> None:
+        self._here = here
+        self._mastery = mastery
+        self._ownership = ownership
+
+    def host(self, number: int) -> int | None:
+        """Return the master that has queued this lock; None: none has said so."""
+        lock = self._ownership.pending.get(number)
+        if lock is None or not lock.sequence:
+            return None
+        return self._ownership.roots[lock.name.root].master
+
+    def blockers(self, node: int, number: int) -> Iterator[tuple[int, Blocker]]:
+        """Yield what is in the way of a lock queued here, with the home of each."""
+        copy = self._mastery.copies.get((node, number))
+        if copy is None or copy.requested is None:
+            return
+        for other, holding in copy.resource.blockers(copy):
+            state = other.granted if holding else other.requested
+            assert state is not None
+            yield other.node, Blocker(LOCK, other.lock, holding, int(state))
+
+    def holders(self, number: int, state: int) -> Iterable[tuple[Owner, int]]:
+        """Yield who uses this lock, and since which stamp; nobody if the master is behind."""
+        lock = self._ownership.locks.get(number)
+        if lock is None or lock.granted is None or lock.flags & _NODLCKBLK:
+            return
+        if lock.granted != state:
+            return  # a release of it is on its way to the master, or the master's grant to us
+        if lock.transaction is not None:
+            yield lock.transaction, lock.turn
+        for owner, since in (lock.users or {}).items():
+            yield owner, max(since, lock.turn)
+
+    def queued(self, number: int, state: int) -> bool:
+        """Tell whether this lock is waiting for that mode, as the master says."""
+        lock = self._ownership.pending.get(number)
+        return lock is not None and lock.requested == state
+
+    def wants(self, number: int) -> str:
+        """Say what is being waited for."""
+        lock = self._ownership.pending[number]
+        return _words(lock, lock.requested)
+
+    def holds(self, number: int) -> str:
+        """Say what is held."""
+        lock = self._ownership.locks[number]
+        return _words(lock, lock.granted)
+
+    def give_up(self, number: int, story: str) -> None:
+        """End a wait as the victim of the deadlock that `story` tells."""
+        lock = self._ownership.pending[number]
+        lock.deadlock = story
+        self._ownership.withdraw(Withdraw(lock))
+
+
+def _words(lock: Lock, mode: Mode | None) -> str:
+    return f"{'nothing' if mode is None else mode.name} on {lock.name.spelt()}"
