@@ -1,14 +1,13 @@
 """What a lockspace is told: by its members' list, by its peers, by its users. PURE."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from dlm.messages import Message
 from dlm.modes import Mode
 
-if TYPE_CHECKING:
-    from dlm.core.waits import Wait
+Key = tuple[int, int]  # a thing that is waited for: its kind, and its number there
 
 
 class Name(NamedTuple):
@@ -36,10 +35,22 @@ class Owner:
         self.label = label  # who, for people
         self.priority = priority
         self.number = 0  # given at its first wait; higher is younger
-        self.waits: dict[tuple[int, int], Wait] = {}  # by kind and number of the thing
+        self.waits: dict[Key, Wait] = {}
 
     def __repr__(self) -> str:
         return f"<Owner {self.label!r} {self.number}>"
+
+
+class Wait:
+    """One owner waits for one thing."""
+
+    __slots__ = ("key", "owner", "search_s", "stamp")
+
+    def __init__(self, key: Key, owner: Owner, stamp: int, search_s: float) -> None:
+        self.key = key
+        self.owner = owner
+        self.stamp = stamp
+        self.search_s = search_s  # when to look next whether it is part of a cycle
 
 
 class Lock:

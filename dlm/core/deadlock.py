@@ -22,8 +22,8 @@ from typing import Final, NamedTuple, Protocol
 from msgspec.structs import replace
 
 from dlm.core.situation import Situation
-from dlm.core.waits import SEARCH_EVERY_S, Key, Wait
-from dlm.events import Owner
+from dlm.core.waits import SEARCH_EVERY_S
+from dlm.events import Key, Owner, Wait
 from dlm.messages import Blocker, Chase, Confirm, Hop, Probe
 
 LONGEST: Final = 64  # waits on a path; a longer cycle is not found

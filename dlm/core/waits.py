@@ -9,10 +9,8 @@ Invariants: a wait is under `by_key` exactly while it is under its owner's `wait
 
 from typing import Final
 
-from dlm.events import Lock, Owner
+from dlm.events import Key, Lock, Owner, Wait
 from dlm.modes import Flags
-
-Key = tuple[int, int]  # kind of thing, and its number
 
 LOCK: Final = 0  # the kind of thing that a dlm.events.Lock is
 
@@ -20,18 +18,6 @@ FIRST_SEARCH_S: Final = 0.1  # after the wait began; most waits are shorter
 SEARCH_EVERY_S: Final = 0.3
 
 _NODLCKWT = int(Flags.NODLCKWT)
-
-
-class Wait:
-    """One owner waits for one thing."""
-
-    __slots__ = ("key", "owner", "search_s", "stamp")
-
-    def __init__(self, key: Key, owner: Owner, stamp: int, search_s: float) -> None:
-        self.key = key
-        self.owner = owner
-        self.stamp = stamp
-        self.search_s = search_s  # when to look next whether it is part of a cycle
 
 
 class Waits:
