@@ -91,6 +91,7 @@ class Lockspace:
         self._carrying_out = False
         self._sent: Counter[str] = Counter()
         self._received: Counter[str] = Counter()
+        self._asked = self._converted = self._demoted = self._unlocked = 0
 
     # -- told by the membership and by the mesh --------------------------------------------------
 
@@ -156,6 +157,7 @@ class Lockspace:
         use = _Use(blocking)
         lock = Lock(name, owner, use)
         lock.lvb = lvb
+        self._asked += 1
         self._handle(Acquire(lock, mode, int(flags)))
         try:
             await self._finish(lock, use)
@@ -189,6 +191,7 @@ class Lockspace:
             LockLost: this node was removed.
         """
         use = self._change(lock, mode, flags, lvb)
+        self._converted += 1
         try:
             await self._finish(lock, use)
         except trio.Cancelled:
@@ -206,6 +209,7 @@ class Lockspace:
             return
         assert lock.granted is None or is_down(lock.granted, mode), (lock, mode)
         self._change(lock, mode, NO_FLAGS, lvb)
+        self._demoted += 1
 
     def unlock_nowait(
         self, lock: Lock, lvb: bytes | None = None, *, flags: Flags = NO_FLAGS
@@ -217,6 +221,7 @@ class Lockspace:
             LockLost: this node was removed.
         """
         self._handle(Release(lock, self._checked(flags, lvb), lvb))
+        self._unlocked += 1
 
     def cancel(self, lock: Lock) -> None:
         """Let the waiting conversion of `lock` fail with LockCancelled, if it still waits."""
@@ -249,7 +254,13 @@ class Lockspace:
 
     def dump(self) -> dict[str, object]:
         """Return everything there is to know about this node's locks, msgpack-able."""
-        return describe(self._core, self._now(), self._sent, self._received)
+        operations = {
+            "lock": self._asked,
+            "convert": self._converted,
+            "demote": self._demoted,
+            "unlock": self._unlocked,
+        }
+        return describe(self._core, self._now(), self._sent, self._received, operations)
 
     def validate(self) -> None:
         """Assert the core's invariants; for tests."""

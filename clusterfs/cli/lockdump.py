@@ -1,132 +1,169 @@
-"""clusterfs-lockdump: the locks of one running node, for people and programs.
+"""clusterfs-lockdump: who holds, wants and waits for which lock, for people and programs.
 
-Shows the resources mastered here with their queues and holders, this node's own locks, and who
-waits for whom.
+Asks a daemon over its admin socket, which answers from memory: nothing here takes a lock or touches
+a mount, so it works while everything else waits. What a stopped node knows is missing, and said to
+be.
 """
 
-import base64
-from collections.abc import Callable, Iterable, Mapping
+import enum
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from clusterfs import control
 from clusterfs.cli.control import find_socket
+from clusterfs.cli.locks import fsdlm, graph, ocfs2, tables
+from clusterfs.cli.locks.picture import Node, Picture, read_picture, with_names
 from clusterfs.cli.main import run
+from clusterfs.errors import SetupError
 
-_QUEUES = (("granted", "Granted"), ("converting", "Converting"), ("waiting", "Waiting"))
-
-
-def decoded(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the raw names in a reply by printable ones."""
-    dump = dict(reply)
-    for key in ("resources", "locks", "directory"):
-        dump[key] = [_named(entry) for entry in dump[key]]
-    return dump
+ANSWER_S = 10.0
+_FILE_COLUMNS = 200  # of a table that goes to no terminal
 
 
-def _named(entry: Mapping[str, Any]) -> dict[str, Any]:
-    names = [_printable(entry[key]) for key in ("root", "leaf") if entry.get(key)]
-    rest = {key: value for key, value in entry.items() if key not in ("root", "leaf")}
-    return {"name": "/".join(names), **rest}
+class Format(enum.StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+    LOCKDUMP = "lockdump"
+    LOCKDEBUG = "lockdebug"
+    FS_LOCKS = "fs_locks"
+    DLM_LOCKS = "dlm_locks"
 
 
-def _printable(encoded: str) -> str:
-    """Show a name that is text as it is, any other in hexadecimal."""
-    raw = base64.b64decode(encoded)
-    if raw.isascii() and (text := raw.decode("ascii")).isprintable():
-        return text
-    return raw.hex()
+_FILES: dict[Format, Callable[[Node], str]] = {
+    Format.LOCKDUMP: fsdlm.lockdump,
+    Format.LOCKDEBUG: fsdlm.lockdebug,
+    Format.FS_LOCKS: ocfs2.fs_locks,
+    Format.DLM_LOCKS: ocfs2.dlm_locks,
+}
 
 
-def show(dump: Mapping[str, Any], console: Console, *, only_waiting: bool) -> None:
-    """Print resources, own locks and waits."""
-    members = ", ".join(f"{node} ({start})" for node, start in sorted(dump["members"].items()))
-    state = " [red]frozen: a recovery is at work[/]" if dump["frozen"] else ""
-    console.print(
-        f"node {dump['node']}, incarnation {dump['incarnation']}, epoch {dump['epoch']}; "
-        f"members {members}{state}",
-        highlight=False,
-    )
-    resources = [resource for resource in dump["resources"] if not only_waiting or _waits(resource)]
-    console.print(_resources(resources))
-    if not only_waiting:
-        console.print(_own(dump["locks"]))
-    for line in _edges(dump["resources"]):
-        console.print(line, highlight=False)
+class View(msgspec.Struct, frozen=True):
+    """What of it to print, and how."""
+
+    form: Format = Format.TABLE
+    waiters: bool = False
+    graph: bool = False
+    dot: bool = False
+    statistics: bool = False
+    node: int | None = None
 
 
-def _waits(resource: Mapping[str, Any]) -> bool:
-    return bool(resource["converting"] or resource["waiting"])
+def fetch(target: str | None, *, cluster: bool) -> dict[str, Any]:
+    """Return what a daemon says, names made printable. Raises NotAnswering, SetupError."""
+    request = "cluster_locks" if cluster else "locks"
+    reply = control.ask(find_socket(target), request, timeout_s=ANSWER_S)
+    if not cluster:
+        return with_names(reply["locks"])
+    return {
+        "nodes": [with_names(node) for node in reply["nodes"]],
+        "silent": reply["silent"],
+    }
 
 
-def _resources(resources: Iterable[Mapping[str, Any]]) -> Table:
-    table = Table(title="resources mastered here")
-    for heading in ("Resource", "Queue", "Node", "Lock", "GR", "RQ", "Waits", "Owner"):
-        table.add_column(heading)
-    for resource in resources:
-        name = resource["name"]
-        for queue, title in _QUEUES:
-            for copy in resource[queue]:
-                waits = f"{copy['wait_s']:.3f} s" if queue != "granted" else ""
-                modes = (copy["granted"] or "--", copy["requested"] or "")
-                lock = f"{copy['id']:08x}"
-                table.add_row(name, title, str(copy["node"]), lock, *modes, waits, copy["owner"])
-                name = ""
-    return table
+def load(path: Path) -> dict[str, Any]:
+    """Return what `--format json` wrote into a file. Raises SetupError."""
+    try:
+        value = msgspec.json.decode(path.read_bytes())
+        read_picture(value)
+    except OSError as failure:
+        raise SetupError(f"{path}: {failure.strerror}") from failure
+    except msgspec.MsgspecError as failure:
+        raise SetupError(f"{path}: not what --format json writes ({failure})") from failure
+    assert isinstance(value, dict)
+    return value
 
 
-def _own(locks: Iterable[Mapping[str, Any]]) -> Table:
-    table = Table(title="locks of this node")
-    for heading in ("Lock", "Resource", "Master", "GR", "RQ", "Blocks", "Owner"):
-        table.add_column(heading)
-    for lock in locks:
-        table.add_row(
-            f"{lock['id']:08x}",
-            lock["name"],
-            str(lock["master"] or "-"),
-            lock["mode"] or "--",
-            lock["requested"] or "",
-            lock["blocked_for"] or "",
-            lock["owner"],
-        )
-    return table
+def render(value: dict[str, Any], view: View, console: Console) -> None:
+    """Print one description. Raises SetupError if the view does not fit it."""
+    if view.form is Format.JSON:
+        console.file.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+        return
+    picture = _chosen(read_picture(value), view.node)
+    if view.form in _FILES:
+        console.file.write(_FILES[view.form](_only(picture)))
+    elif view.dot:
+        console.file.write(graph.dot(picture))
+    elif view.graph:
+        console.file.write(graph.text(picture))
+        tables.show_silent(picture, console)
+    elif view.waiters:
+        tables.show_waiters(picture, console)
+    elif view.statistics:
+        tables.show_statistics(picture, console)
+    else:
+        tables.show(picture, console)
 
 
-def _edges(resources: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    """Say who waits for whom: a waiter for every holder of another node."""
-    for resource in resources:
-        for waiter in [*resource["converting"], *resource["waiting"]]:
-            holders = {copy["node"] for copy in [*resource["granted"], *resource["converting"]]}
-            for holder in sorted(holders - {waiter["node"]}):
-                yield (
-                    f"node {waiter['node']} waits for {waiter['requested']} on {resource['name']}: "
-                    f"node {holder} holds it"
-                )
+def _chosen(picture: Picture, node: int | None) -> Picture:
+    if node is None:
+        return picture
+    chosen = tuple(found for found in picture.nodes if found.node == node)
+    if not chosen:
+        known = ", ".join(str(found.node) for found in picture.nodes) or "none"
+        raise SetupError(f"node {node} is not in the picture; there are: {known}")
+    return Picture(chosen)
 
 
-def _lockdump(
+def _only(picture: Picture) -> Node:
+    if len(picture.nodes) != 1:
+        known = ", ".join(str(found.node) for found in picture.nodes) or "none"
+        raise SetupError(f"this format is for one node; choose one with --node: {known}")
+    return picture.nodes[0]
+
+
+def _lockdump(  # noqa: PLR0913  typer declares options as parameters
     target: Annotated[
         str | None, typer.Argument(help="A mount point, a config file or an admin socket.")
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    only_waiting: Annotated[
-        bool, typer.Option("--waiters", help="Only resources somebody waits for.")
+    form: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    waiters: Annotated[
+        bool, typer.Option("--waiters", help="Who waits how long because of whom, worst first.")
     ] = False,
+    blocks: Annotated[
+        bool, typer.Option("--graph", help="Who blocks whom; cycles are marked.")
+    ] = False,
+    dot: Annotated[bool, typer.Option("--dot", help="The same for Graphviz.")] = False,
+    statistics: Annotated[bool, typer.Option("--stats", help="Messages per operation.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="All nodes in one picture.")] = False,
+    node: Annotated[
+        int | None, typer.Option("--node", help="Of several nodes, only this one.")
+    ] = None,
+    offline: Annotated[
+        Path | None, typer.Option("--offline", help="Read a file that --format json wrote.")
+    ] = None,
+    watch: Annotated[
+        float | None, typer.Option("--watch", min=0.1, help="Print anew every so many seconds.")
+    ] = None,
 ) -> None:
-    """Show the locks of a running node.
+    """Show the locks of a running node, or of all.
 
     Exit code: 0 shown, 1 the node does not answer, 2 wrong usage.
     """
-    dump = decoded(control.ask(find_socket(target), "locks", timeout_s=30.0)["locks"])
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(dump)))
-    else:
-        show(dump, Console(), only_waiting=only_waiting)
+        form = Format.JSON
+    view = View(form, waiters, blocks, dot, statistics, node)
+    console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    if offline is not None:
+        render(load(offline), view, console)
+        return
+    render(fetch(target, cluster=cluster), view, console)
+    while watch is not None:
+        sys.stdout.flush()
+        time.sleep(watch)
+        value = fetch(target, cluster=cluster)
+        console.clear()
+        render(value, view, console)
 
 
 def main() -> None:

