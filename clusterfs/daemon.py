@@ -268,7 +268,7 @@ class Daemon:
         self._nursery.start_soon(self._reclaim_when_told)
         handlers = {
             "status": lambda _: self.status(),
-            "locks": lambda _: {"node": self._config.name, "locks": self.locks.dump()},
+            "locks": lambda _: {"locks": self.describe_locks()},
             "statistics": lambda _: {"statistics": self.statistics()},
             "tune": self._tune,
         }
@@ -452,6 +452,10 @@ class Daemon:
             return dict(self.store.tune(flush_executors=count))
         except InvalidArgument as refusal:
             return {"ok": False, "error": str(refusal)}
+
+    def describe_locks(self) -> dict[str, Any]:
+        """Return what clusterfs-lockdump shows of this node."""
+        return {**self.locks.dump(), "name": self._config.name, "uses": []}
 
     def statistics(self) -> dict[str, Any]:
         """Return every counter there is."""

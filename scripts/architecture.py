@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
 MARKER = "## Module by module\n"
 PACKAGES = [
-    *("clusterfs", "clusterfs/cli", "clusterfs/fuse", "clusterfs/fs", "clusterfs/volume"),
+    *("clusterfs", "clusterfs/cli", "clusterfs/cli/locks"),
+    *("clusterfs/fuse", "clusterfs/fs", "clusterfs/volume"),
     *("clusterfs/store", "clusterfs/cluster", "clusterfs/cluster/providers", "clusterfs/sim"),
     *("dlm", "dlm/core", "dlm/net", "dlm/sim"),
 ]

@@ -23,16 +23,8 @@ def shown(value: dict[str, Any], **view: Any) -> str:
 
 def test_everything_is_shown() -> None:
     text = shown(load(RECORDED))
-    for part in (
-        f"{FILE}/o",
-        "Granted",
-        "Waiting",
-        "4.500 s",
-        "members 1 (7)",
-        "keeps",
-        "holds EX",
-    ):
-        assert part in text.replace("41 write", "keeps")
+    for part in (f"{FILE}/o", "Granted", "Waiting", "4.500 s", "members 1 (7)", "holds EX"):
+        assert part in text
 
 
 def test_json_is_what_offline_reads(tmp_path: Path) -> None:
