@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from clusterfs.errors import SetupError
-from clusterfs.store.table import Table
+from clusterfs.store.table import TOTAL, Table, Total, damage_in
 
 SECTOR_BYTES = 512
 
@@ -280,6 +280,10 @@ class SimulatedTable:
         self._record = record
         self.refresh()
 
+    def damage(self) -> str | None:
+        """Walk the content."""
+        return damage_in(sorted(self._content.items()), self._content.get)
+
     def refresh(self) -> None:
         """Move the snapshot."""
         self._snapshot = dict(self._content)
@@ -299,7 +303,10 @@ class SimulatedTable:
 
     def commit(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take all changes as one event."""
-        self._record(Committed(tuple(changes)))
+        total, taken = Total(self._content.get(TOTAL)), dict(changes)
+        for key, value in taken.items():
+            total.change(self._content.get(key), value)
+        self._record(Committed((*taken.items(), (TOTAL, total.record()))))
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -79,6 +79,11 @@ class Opening:
         self.contents = Contents(self.values)
         self.checkpoint = Checkpoint(self.table, self.values, self.contents, self.segments)
         self.reader = LogReader(disk, superblock.store_bytes, self.segments.size_blocks)
+        if damage := self.table.damage():
+            raise BrickDamaged(
+                f"the checkpoint cannot be trusted: {damage}; nothing was changed: move the brick "
+                "away and let the node synchronise a new one"
+            )
         tail, epoch = self.checkpoint.load()
         recovery = Recovery(disk, self.reader, self.contents, self.segments)
         self.recovered: Recovered = recovery.run(tail, epoch)

@@ -3,18 +3,36 @@
 Readers see the snapshot as of open or of the last `refresh`, whatever commits meanwhile: the state
 keeps what a running checkpoint writes in RAM until the commit is done, then refreshes.
 
+Every value is sealed: its checksum covers key and value. That does not show a record that is gone:
+LMDB has no checksums, and one flipped bit in its tree hides a key, or a thousand. So each commit
+also keeps the number and the sum of all seals in one record, and `damage` walks the whole table.
+
+LMDB maps its file: a damaged page number can kill the process that follows it. So `damage` of the
+LMDB table walks in a process of its own, which may die.
+
 Invariants of any Table:
   * `commit` applies all or nothing, durably, and may run on any one thread;
-  * `get` and `items` see one snapshot, on the thread that owns the store.
+  * `get` and `items` see one snapshot, on the thread that owns the store;
+  * the record TOTAL says how many other records there are, and the sum of their seals.
 """
 
-from collections.abc import Iterable, Iterator
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import lmdb
 
 from clusterfs.errors import SetupError
+from clusterfs.store.format import open_value, seal_value
+
+TOTAL = b"#"
+FORMAT_VERSION = 1
+_TOTAL = struct.Struct("<IQQ")
+_SEAL = struct.Struct("<Q")
+_WRAP = (1 << 64) - 1
 
 _MAP_BYTES = 1 << 40  # address space only: the file grows with its content
 
@@ -34,14 +52,68 @@ class Table(Protocol):
     def refresh(self) -> None:
         """Move the snapshot to the last commit."""
 
+    def damage(self) -> str | None:
+        """Read everything; return what is wrong with the table, None if nothing. Blocks."""
+
     def close(self) -> None:
         """Let go of it."""
+
+
+class Total:
+    """The number of records, and the sum of their seals."""
+
+    def __init__(self, record: bytes | None) -> None:
+        value = None if record is None else open_value(TOTAL, record)
+        self.format, self.count, self.sum = _TOTAL.unpack(value) if value else (0, 0, 0)
+
+    def change(self, old: bytes | None, new: bytes | None) -> None:
+        """A sealed value was replaced; None: there was, or is, none."""
+        for value, sign in ((old, -1), (new, 1)):
+            if value is not None:
+                self.count += sign
+                self.sum = (self.sum + sign * _SEAL.unpack_from(value)[0]) & _WRAP
+
+    def record(self) -> bytes:
+        """Return the sealed record."""
+        return seal_value(TOTAL, _TOTAL.pack(FORMAT_VERSION, self.count, self.sum))
+
+
+def damage_in(
+    records: Iterable[tuple[bytes, bytes]], get: Callable[[bytes], bytes | None]
+) -> str | None:
+    """Return what is wrong with these records, None if nothing.
+
+    get: looks a key up from the top, so that a wrong turn in the tree is noticed too.
+    """
+    found = Total(None)
+    said: bytes | None = None
+    for key, sealed in records:
+        if open_value(key, sealed) is None:
+            return f"record {key[:40]!r} is damaged"
+        if get(key) != sealed:
+            return f"record {key[:40]!r} is not found by its key"
+        if key == TOTAL:
+            said = sealed
+        else:
+            found.change(None, sealed)
+    if said is None:
+        return "the total is missing" if found.count else None
+    total = Total(said)
+    if total.format > FORMAT_VERSION:
+        return (
+            f"it has format {total.format}, this clusterfs knows {FORMAT_VERSION}: upgrade it; "
+            "it is not damaged"
+        )
+    if (total.count, total.sum) != (found.count, found.sum):
+        return f"it has {found.count} records where {total.count} were written, or other ones"
+    return None
 
 
 class LmdbTable:
     """A Table in LMDB."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         path.mkdir(exist_ok=True)
         try:
             self._environment = lmdb.open(str(path), map_size=_MAP_BYTES, readahead=False)
@@ -71,13 +143,29 @@ class LmdbTable:
         """Write one LMDB transaction; LMDB syncs data, then the meta page."""
         try:
             with self._environment.begin(write=True) as transaction:
+                total = Total(transaction.get(TOTAL))
                 for key, value in changes:
                     if value is None:
-                        transaction.delete(key)
+                        total.change(transaction.pop(key), None)
                     else:
-                        transaction.put(key, value)
+                        total.change(transaction.replace(key, value), value)
+                transaction.put(TOTAL, total.record())
         except lmdb.Error as error:
             raise OSError(f"checkpoint: {error}") from error
+
+    def damage(self) -> str | None:
+        """Walk the file in another process."""
+        checker = subprocess.run(
+            [sys.executable, "-I", "-c", _CHECK, str(self._path), *sys.path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if checker.returncode < 0:
+            return f"following its pages ended with signal {-checker.returncode}"
+        if checker.returncode:
+            return checker.stderr.strip().rpartition("\n")[2] or "it cannot be walked"
+        return checker.stdout.strip() or None
 
     def refresh(self) -> None:
         """Renew the read transaction."""
@@ -88,3 +176,21 @@ class LmdbTable:
         """Close the environment."""
         self._reader.abort()
         self._environment.close()
+
+
+_CHECK = """
+import sys
+sys.path[:] = sys.argv[2:]
+from clusterfs.store.table import check_file
+check_file(sys.argv[1])
+"""
+
+
+def check_file(path: str) -> None:
+    """Print what is wrong with an LMDB table; the other process of `LmdbTable.damage`."""
+    with (
+        lmdb.open(path, map_size=_MAP_BYTES, readonly=True, readahead=True) as environment,
+        environment.begin() as transaction,
+    ):
+        found = damage_in(transaction.cursor(), transaction.get)
+    sys.stdout.write(found or "")
