@@ -1,8 +1,10 @@
 """The `clusterfs` command.
 
-Exit codes: 0 it is so, 1 it is not (one line on stderr says why), 2 wrong usage.
+Exit codes: 0 it is so, 1 it is not (one line on stderr says why), 2 wrong usage; those of fsck are
+its own.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ from clusterfs import control
 from clusterfs.cli import brick, tables
 from clusterfs.cli.control import find_socket, synced
 from clusterfs.cli.dev import Cluster
+from clusterfs.cli.fsck import WRONG_USAGE, fsck
 from clusterfs.errors import SetupError
 
 app = typer.Typer(
@@ -26,6 +29,7 @@ app = typer.Typer(
 dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
 app.add_typer(dev, name="dev")
 app.add_typer(brick.tune, name="tune")
+app.command()(fsck)
 
 Folder = Annotated[Path, typer.Option("--dir", help="Where the cluster lives.")]
 NodeName = Annotated[str, typer.Argument(metavar="nK", help="Which node.")]
@@ -34,6 +38,7 @@ Target = Annotated[
     str | None, typer.Argument(help="A mount point, a config file or an admin socket.")
 ]
 HERE = Path("clusterfs-dev")
+_WRONG_USAGE = 2
 
 
 @app.command()
@@ -113,7 +118,12 @@ def run(command: Callable[[], None], name: str) -> None:
 
 def main() -> None:
     """Run the command."""
-    run(app, "clusterfs")
+    try:
+        run(app, "clusterfs")
+    except SystemExit as end:
+        if end.code == _WRONG_USAGE and sys.argv[1:2] == ["fsck"]:
+            raise SystemExit(WRONG_USAGE) from None  # as fsck(8) has it
+        raise
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from clusterfs.store.segments import Segments
 from clusterfs.store.table import Table
 
 _POSITION_KEY = b"@"
+_REFERENCES_KEY = b"L"
+_REFERENCES = struct.Struct("<Q")
 _POSITION = struct.Struct("<QiIQQQQ")
 _SEGMENT_KEY = struct.Struct(">cI")
 _SEGMENT = struct.Struct("<IQQ")
@@ -69,6 +71,7 @@ class Checkpoint:
         small = self._contents.outcomes.take_changes()
         small += self._take_facts()
         small += self._take_marks()
+        small.append((_REFERENCES_KEY, _REFERENCES.pack(state.chunks.references_total)))
         small += self._take_segments(tail, last.id, set(reusable))
         next_cid = state.chunks.next_cid
         state.chunks.freeze()
@@ -170,6 +173,8 @@ class Checkpoint:
         chunks = contents.state.chunks
         chunks.next_cid = next_cid
         segments.checkpointed_id = next_id - 1
+        if total := self._values.get(_REFERENCES_KEY):
+            chunks.references_total = _REFERENCES.unpack(total)[0]
         for key, value in self._all(b"S"):
             number = _SEGMENT_KEY.unpack(key)[1]
             live, first, last = _SEGMENT.unpack(value)

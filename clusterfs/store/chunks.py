@@ -8,13 +8,16 @@ passes through).
 Invariants:
   * references(cid) = its occurrences in all object maps and prepared transactions;
   * a chunk whose references reach 0 is dead for good: nothing revives it;
-  * live[s] = units stored in segment s, of chunks with references.
+  * live[s] = units stored in segment s, of chunks with references;
+  * references_total = the sum of all references: blocks of data before they were shared.
 """
 
+import heapq
 import struct
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from clusterfs.store.format import seal_value
 from clusterfs.store.layers import Rubbish, Values
@@ -80,6 +83,7 @@ class ChunkTable:
         self.next_cid = 1
         self.live: dict[int, int] = {}  # segment -> units stored of chunks with references
         self.live_total = 0
+        self.references_total = 0
 
     @property
     def dirty_count(self) -> int:
@@ -120,6 +124,7 @@ class ChunkTable:
             self.live[segment] = self.live.get(segment, 0) + units
             self.live_total += units
         page.references[slot] += 1
+        self.references_total += 1
 
     def drop(self, cid: int) -> None:
         """Count one reference less; the last one kills the chunk."""
@@ -128,6 +133,7 @@ class ChunkTable:
         assert page is not None, f"chunk {cid} is not in the table"
         slot = cid & _PAGE_MASK
         page.references[slot] -= 1  # raises OverflowError below 0
+        self.references_total -= 1
         if not page.references[slot]:
             page.live -= 1
             location = page.locations[slot]
@@ -240,13 +246,30 @@ class ChunkTable:
         self._frozen = {}
         return rubbish
 
-    def pages(self, newest: int = 1 << 60) -> Iterator[tuple[int, ChunkPage]]:
-        """Yield the newest pages, those with the highest cids last."""
-        end = (self.next_cid >> _PAGE_BITS) + 1
-        for number in range(max(0, end - newest), end):
+    def numbers(self, first: int = 0, limit: int = 1 << 60) -> "array[int]":
+        """Return the numbers of up to `limit` pages that exist, from `first` on, in order."""
+        above = {n: page for n, page in (*self._frozen.items(), *self._dirty.items()) if n >= first}
+        stored = self._values.keys(_KEY.pack(_PREFIX, first), bytes((_PREFIX[0] + 1,)))
+        lower = (_KEY.unpack(key)[1] for key in stored)
+        merged = heapq.merge(sorted(above), (n for n in lower if n not in above))
+        found = (n for n in merged if above.get(n, self) is not None)
+        return array("Q", islice(found, limit))
+
+    def pages(self) -> Iterator[tuple[int, ChunkPage]]:
+        """Yield all pages, in order; nothing may change meanwhile."""
+        for number in self.numbers():
             page = self.page(number)
-            if page is not None:
-                yield number, page
+            assert page is not None
+            yield number, page
+
+    def correct(self, cid: int, references: int) -> None:
+        """Set a chunk's number of references to what was counted."""
+        page = self._own(cid >> _PAGE_BITS)
+        assert page is not None, f"chunk {cid} is not in the table"
+        for _ in range(references - page.references[cid & _PAGE_MASK]):
+            self.take(cid)
+        for _ in range(page.references[cid & _PAGE_MASK] - references):
+            self.drop(cid)
 
 
 def cids_of_page(number: int, page: ChunkPage) -> Iterator[tuple[int, int]]:

@@ -20,6 +20,8 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -123,6 +125,18 @@ class DirectoryDisk:
             os.close(fd)
         beside.replace(self.path / "brick.json")
         _sync_directory(self.path)
+
+    def set_aside(self) -> Path:
+        """Move all content, brick.json first, into a new folder of the brick; return it."""
+        numbers = (self.path / f"set-aside-{n}" for n in count(1))
+        folder = next(path for path in numbers if not path.exists())
+        folder.mkdir(mode=0o700)
+        for name in ("brick.json", "checkpoint", "segments"):
+            with suppress(FileNotFoundError):
+                (self.path / name).rename(folder / name)
+        _sync_directory(folder)
+        _sync_directory(self.path)
+        return folder
 
     def open_table(self) -> Table:
         """Open LMDB under checkpoint/."""

@@ -155,15 +155,29 @@ def parse_header(block: bytes | memoryview, store_id: bytes) -> Header | None:
     return header if header.length_bytes == blocks * BLOCK_BYTES else None
 
 
-def verify_log(log: bytes, header: Header) -> bool:
-    """Tell whether the checksum covers exactly these bytes."""
-    if len(log) != header.length_bytes:
-        return False
+def parse_newer(block: bytes | memoryview, store_id: bytes) -> tuple[int, int, int] | None:
+    """Return (version, length, checksum) if the block starts like a log of a newer version."""
+    if len(block) < BLOCK_BYTES or block[: len(MAGIC)] != MAGIC:
+        return None
+    fields = _HEADER.unpack_from(block)
+    version, length_bytes, store, checksum = fields[1], fields[4], fields[5], fields[16]
+    if version <= FORMAT_VERSION or store != store_id or length_bytes % BLOCK_BYTES:
+        return None
+    return version, length_bytes, checksum
+
+
+def has_checksum(log: bytes, checksum: int) -> bool:
+    """Tell whether that is the checksum of these bytes, with the field itself zero."""
     state = xxhash.xxh3_64()
     state.update(log[:_CHECKSUM_AT])
     state.update(bytes(_CHECKSUM.size))
     state.update(memoryview(log)[HEADER_BYTES:])
-    return state.intdigest() == header.checksum
+    return state.intdigest() == checksum
+
+
+def verify_log(log: bytes, header: Header) -> bool:
+    """Tell whether the checksum covers exactly these bytes."""
+    return len(log) == header.length_bytes and has_checksum(log, header.checksum)
 
 
 def records_of(log: bytes, header: Header) -> bytes:

@@ -45,6 +45,11 @@ class Values:
         for key, sealed in self._table.items(first, end):
             yield key, self._opened(key, sealed)
 
+    def keys(self, first: bytes, end: bytes) -> Iterator[bytes]:
+        """Yield the snapshot's keys with first <= key < end, in order; no value is looked at."""
+        for key, _ in self._table.items(first, end):
+            yield key
+
     def _opened(self, key: bytes, sealed: bytes) -> bytes:
         value = open_value(key, sealed)
         if value is None:
@@ -141,6 +146,16 @@ class Family(Generic[V]):
                 return
             if value is not None:
                 yield found, value
+
+    def owners(self, owner_bytes: int) -> Iterator[bytes]:
+        """Yield every owner that has, or lately had, a record; some twice."""
+        last = b""
+        for key in self._values.keys(self._prefix, bytes((self._prefix[0] + 1,))):
+            owner = key[1 : 1 + owner_bytes]
+            if owner != last:
+                last = owner
+                yield owner
+        yield from (*self._frozen, *self._dirty)
 
     def freeze(self) -> None:
         """Start a new dirty layer over the present one."""

@@ -17,7 +17,7 @@ from clusterfs.store.flush import EXECUTORS
 from clusterfs.store.hints import Hints
 from clusterfs.store.layers import Values
 from clusterfs.store.objects import BLOCK_BYTES
-from clusterfs.store.recovery import LogReader, Recovered, Recovery
+from clusterfs.store.recovery import RESYNC, LogReader, Recovered, Recovery
 from clusterfs.store.segments import Segments
 from clusterfs.store.superblock import Superblock, enter_epoch, open_superblock
 
@@ -52,7 +52,9 @@ class Opening:
         )
         self.table = disk.open_table()
         try:
-            self._replay(superblock)
+            self.inspect(superblock, self._limit(superblock.segment_bytes))
+            disk.sync(sorted(self.recovered.touched))
+            self._enter(superblock)
         except BrickFailed as error:
             self.table.close()
             raise BrickDamaged(str(error)) from error
@@ -60,9 +62,9 @@ class Opening:
             self.table.close()
             raise
 
-    def _replay(self, superblock: Superblock) -> None:
-        disk, size_bytes = self._disk, superblock.segment_bytes
-        limit_bytes = self._options.size_limit_bytes
+    def _limit(self, size_bytes: int) -> int:
+        """Return how many segments there may be."""
+        disk, limit_bytes = self._disk, self._options.size_limit_bytes
         existing = len(disk.segments())
         if limit_bytes is None:
             limit_bytes = existing * size_bytes + disk.free_bytes()
@@ -72,6 +74,14 @@ class Opening:
                 f"the brick has room for {limit_bytes} bytes; it needs at least "
                 f"{_MIN_SEGMENTS * size_bytes}"
             )
+        return limit
+
+    def inspect(self, superblock: Superblock, limit: int) -> None:
+        """Read checkpoint and log into memory; writes nothing. `table` is open.
+
+        Raises BrickDamaged, BrickFailed.
+        """
+        disk, size_bytes = self._disk, superblock.segment_bytes
         self.segments = Segments(
             size_bytes // BLOCK_BYTES, limit, self._options.log_bytes // BLOCK_BYTES
         )
@@ -80,16 +90,14 @@ class Opening:
         self.checkpoint = Checkpoint(self.table, self.values, self.contents, self.segments)
         self.reader = LogReader(disk, superblock.store_bytes, self.segments.size_blocks)
         if damage := self.table.damage():
-            raise BrickDamaged(
-                f"the checkpoint cannot be trusted: {damage}; nothing was changed: move the brick "
-                "away and let the node synchronise a new one"
-            )
+            raise BrickDamaged(f"the checkpoint cannot be trusted: {damage}; {RESYNC}")
         tail, epoch = self.checkpoint.load()
         recovery = Recovery(disk, self.reader, self.contents, self.segments)
         self.recovered: Recovered = recovery.run(tail, epoch)
-        disk.sync(sorted(self.recovered.touched))
+
+    def _enter(self, superblock: Superblock) -> None:
         chunks = self.contents.state.chunks
         self.first_cid = chunks.next_cid
         self.hints = Hints(chunks, self._options.hints)
         self.hints.fill(self._options.hints // PAGE_CIDS)
-        self.superblock = enter_epoch(disk, superblock, self.recovered.epoch)
+        self.superblock = enter_epoch(self._disk, superblock, self.recovered.epoch)

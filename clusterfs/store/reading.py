@@ -9,6 +9,7 @@ Invariant: nothing is returned that does not have the checksum the chunk table p
 
 from array import array
 from collections.abc import Callable
+from operator import itemgetter
 
 import trio
 from xxhash import xxh3_64_intdigest
@@ -22,6 +23,8 @@ from clusterfs.store.location import place_of, segment_of
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.segments import Segments
+
+_EXTENT_BLOCKS = 1024
 
 
 class _Extent:
@@ -40,6 +43,10 @@ class _Extent:
         """Return (segment, offset, length)."""
         segment, offset, _ = place_of(self.location)
         return segment, offset, len(self.cids) * BLOCK_BYTES
+
+    def takes(self, location: int) -> bool:
+        """Tell whether a chunk there comes next."""
+        return self.location + len(self.cids) == location and len(self.cids) < _EXTENT_BLOCKS
 
     def wrong(self) -> list[int]:
         """Return the indexes of the blocks that do not match."""
@@ -114,7 +121,7 @@ class Reader:
                 parts.append(bytes(memory))
                 extent = None
                 continue
-            if extent is None or extent.location + len(extent.cids) != location:
+            if extent is None or not extent.takes(location):
                 extent = _Extent(location)
                 parts.append(extent)
             extent.cids.append(cid)
@@ -138,6 +145,27 @@ def _read_one(extent: _Extent, read: Callable[[int, int, int], bytes]) -> None:
         extent.data = read(*extent.place)
     except OSError:  # a bad sector: the blocks are damaged, the brick goes on
         extent.data = b""
+
+
+# A chunk, where it is, and its checksum.
+Wanted = tuple[int, int, int]
+
+
+def wrong_chunks(read: Callable[[int, int, int], bytes], wanted: list[Wanted]) -> list[int]:
+    """Read these chunks, neighbours at once; return the cids of those that do not read right."""
+    extents: list[_Extent] = []
+    for cid, location, checksum in sorted(wanted, key=itemgetter(1)):
+        last = extents[-1] if extents else None
+        if last is None or not last.takes(location):
+            last = _Extent(location)
+            extents.append(last)
+        last.cids.append(cid)
+        last.checksums.append(checksum)
+    wrong: list[int] = []
+    for extent in extents:
+        _read_one(extent, read)
+        wrong += [extent.cids[index] for index in extent.wrong()]
+    return wrong
 
 
 def _join(parts: list[bytes | memoryview | _Extent]) -> bytes:

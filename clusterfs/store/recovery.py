@@ -19,16 +19,19 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from clusterfs.errors import BrickDamaged
+from clusterfs.errors import BrickDamaged, SetupError
 from clusterfs.store.contents import Contents, Run
 from clusterfs.store.disk import Disk
 from clusterfs.store.format import (
     BEGIN,
     COMMIT,
+    FORMAT_VERSION,
     Fragment,
     Header,
     fragments_of,
+    has_checksum,
     parse_header,
+    parse_newer,
     records_of,
     verify_log,
 )
@@ -37,6 +40,11 @@ from clusterfs.store.log import SMALL_TAIL_BLOCKS, Tail
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.records import decode
 from clusterfs.store.segments import Segments
+
+RESYNC = (
+    "nothing was changed: `clusterfs fsck BRICK` tells more, `clusterfs fsck --set-aside BRICK` "
+    "puts it away, and at its next start the node synchronises a new one"
+)
 
 
 class ValidLog(NamedTuple):
@@ -72,6 +80,18 @@ class LogReader:
             return None
         content = self._disk.read(segment, block * BLOCK_BYTES, header.length_bytes)
         return ValidLog(header, content) if verify_log(content, header) else None
+
+    def newer(self, segment: int, block: int) -> int | None:
+        """Return the version of the log there if it is valid and newer than what we know."""
+        if block >= self._size_blocks:
+            return None
+        head = self._disk.read(segment, block * BLOCK_BYTES, BLOCK_BYTES)
+        found = parse_newer(head, self._store_id)
+        if found is None:
+            return None
+        version, length_bytes, checksum = found
+        content = self._disk.read(segment, block * BLOCK_BYTES, length_bytes)
+        return version if has_checksum(content, checksum) else None
 
     def chain(self, segment: int, first_id: int, last_id: int) -> Iterator[ValidLog]:
         """Yield the segment's logs with these ids, from its first block, while they are valid."""
@@ -135,6 +155,7 @@ class Recovery:
     def _look_at_segments(self, tail: Tail) -> None:
         """Note the first log of each segment that the checkpoint does not already cover."""
         for segment in self._disk.segments():
+            self._refuse_newer(segment, 0)
             header = self._reader.header(segment, 0)
             if header is not None and header.id >= tail.next_id:
                 self._heads.setdefault(header.id, []).append((segment, 0))
@@ -180,14 +201,23 @@ class Recovery:
     def _refuse_damage(self, tail: Tail, durable: int) -> None:
         """Raise BrickDamaged if any valid log says that the one missing at the tail was durable."""
         missing = tail.next_id
+        if tail.segment >= 0:
+            self._refuse_newer(tail.segment, tail.block)
         if durable < missing:
             for log in self._beyond(tail):
                 durable = max(durable, log.header.durable)
         if durable >= missing:
             raise BrickDamaged(
                 f"log {missing} (segment {tail.segment}, block {tail.block}) was durable up to "
-                f"{durable} but cannot be read; nothing was changed: "
-                "move the brick away and let the node synchronise a new one"
+                f"{durable} but cannot be read; {RESYNC}"
+            )
+
+    def _refuse_newer(self, segment: int, block: int) -> None:
+        version = self._reader.newer(segment, block)
+        if version is not None:
+            raise SetupError(
+                f"the log in segment {segment} has format {version}, this clusterfs knows "
+                f"{FORMAT_VERSION}: upgrade it"
             )
 
     def _beyond(self, tail: Tail) -> Iterator[ValidLog]:

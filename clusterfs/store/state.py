@@ -38,6 +38,7 @@ _MAP_PAGE = bytes(8 * MAP_BLOCKS)
 _PAGE_KEY = struct.Struct(">I")
 _GROUP_KEY = struct.Struct(">H")
 _HEAD = struct.Struct("<HQQ")
+_ID_BYTES = 16
 _BEYOND = b"\xff" * 321  # above every key
 
 # What resync gives an object that it is replacing: different from every version a change expects.
@@ -253,6 +254,54 @@ class State:
         after = _PAGE_KEY.pack(first - 1) if first else b""
         for key, page in self._maps.after(object_id, after, b"\xff" * 5):
             yield _PAGE_KEY.unpack(key)[0], page
+
+    # -- for fsck
+
+    def owners(self) -> Iterator[bytes]:
+        """Yield every object that has, or lately had, keys or a map; some twice."""
+        yield from self._keys.owners(_ID_BYTES)
+        yield from self._maps.owners(_ID_BYTES)
+
+    def has_records(self, object_id: ObjectId) -> bool:
+        """Tell whether there is a key or a map page of the object."""
+        keys, pages = self._keys.after(object_id, b"", _BEYOND), self._pages(object_id, 0)
+        return next(keys, None) is not None or next(pages, None) is not None
+
+    def clear(self, object_id: ObjectId) -> None:
+        """Remove the keys and maps of an object that does not exist; no reference is dropped."""
+        for key, _ in list(self._keys.after(object_id, b"", _BEYOND)):
+            self._keys.put(object_id, key, None)
+        for number, _ in list(self._pages(object_id, 0)):
+            self._maps.put(object_id, _PAGE_KEY.pack(number), None)
+
+    def is_indexed(self, object_id: ObjectId) -> bool:
+        """Tell whether the object is in its group's index."""
+        head = self.head(object_id)
+        assert head is not None
+        return self._groups.get(_GROUP_KEY.pack(head.group), object_id) is not None
+
+    def index(self, object_id: ObjectId) -> None:
+        """Enter the object into its group's index."""
+        head = self.head(object_id)
+        assert head is not None
+        self._groups.put(_GROUP_KEY.pack(head.group), object_id, b"")
+
+    def misfiled(self) -> Iterator[tuple[int, ObjectId]]:
+        """Yield (group, object) of entries in the index of a group that the object is not in."""
+        for owner in sorted(set(self._groups.owners(_GROUP_KEY.size))):
+            group = _GROUP_KEY.unpack(owner)[0]
+            for object_id, _ in list(self._groups.after(owner, b"", _BEYOND)):
+                head = self.head(ObjectId(object_id))
+                if head is None or head.group != group:
+                    yield group, ObjectId(object_id)
+
+    def unfile(self, group: int, object_id: ObjectId) -> None:
+        """Take an entry out of a group's index."""
+        self._groups.put(_GROUP_KEY.pack(group), object_id, None)
+
+    def remark(self, marked: set[ObjectId]) -> None:
+        """Set which objects have the key MARK."""
+        self.marked = set(marked)
 
     @property
     def dirty_count(self) -> int:

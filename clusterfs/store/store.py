@@ -34,6 +34,10 @@ from clusterfs.store.transactions import Transactions
 from clusterfs.store.upkeep import Upkeep
 
 
+_HINT_PAGES = 16  # 1 ms of work, then a pause
+_HINT_PAUSE_S = 0.004
+
+
 class Store(Transactions):
     """One open brick: what changes it (see transactions.py), what reads it, what keeps it going."""
 
@@ -68,7 +72,13 @@ class Store(Transactions):
         opening.values.on_damage = store._log.fail
         await store._upkeep.make_segments()
         trio.lowlevel.spawn_system_task(store._upkeep.run)
+        trio.lowlevel.spawn_system_task(store._fill_hints)
         return store
+
+    async def _fill_hints(self) -> None:
+        """Rebuild the rest of the dedup window, little by little."""
+        while not self._closed and self._hints.fill_more(_HINT_PAGES):
+            await trio.sleep(_HINT_PAUSE_S)
 
     def __init__(self, disk: Disk, key: bytes, options: Options, opening: Opening) -> None:
         """Put the parts together; `open` is the way in."""

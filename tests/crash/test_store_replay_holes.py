@@ -2,11 +2,12 @@
 
 import pytest
 import trio
+from xxhash import xxh3_64_intdigest
 
-from clusterfs.errors import BrickDamaged, BrickFailed
+from clusterfs.errors import BrickDamaged, BrickFailed, SetupError
 from clusterfs.sim.bricks import KEY, SMALL, Trial, open_trial
 from clusterfs.sim.disk import SimulatedDisk, Written, dropped
-from clusterfs.store.format import Header, parse_header
+from clusterfs.store.format import FORMAT_VERSION, Header, parse_header
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.store import Store
 
@@ -175,3 +176,27 @@ async def test_damage_in_the_checkpoint_found_later_makes_the_brick_read_only() 
     with pytest.raises(BrickFailed):
         store.set_fact("epoch", 1)
     await store.close()
+
+
+@pytest.mark.parametrize("place", ["tail", "head"])
+async def test_a_log_of_a_newer_version_is_refused_and_is_no_torn_tail(
+    place: str,
+) -> None:
+    trial = await trial_with_logs(3)
+    last = writes(trial.disk)[-1]
+    brick = trial.disk.crash(journal_before_close(trial), dropped)
+    content = bytearray(last.content)
+    content[8] = FORMAT_VERSION + 1
+    content[88:96] = bytes(8)
+    content[88:96] = xxh3_64_intdigest(content).to_bytes(8, "little")
+    free = next(s for s, data in brick.medium.segments.items() if not any(data[:BLOCK_BYTES]))
+    target = (last.segment, last.offset + len(content)) if place == "tail" else (free, 0)
+    brick.medium.write(*target, bytes(content))
+    version = FORMAT_VERSION + 1
+    with pytest.raises(SetupError, match=f"format {version}, this clusterfs knows {version - 1}"):
+        await Store.open(brick, KEY, options=SMALL)
+    assert brick.journal == []
+    brick.rot(target[0], target[1] + 500)  # garbage that only looks like it is no newer version
+    again = await Store.open(brick, KEY, options=SMALL)
+    await again.close()
+    await trial.store.close()

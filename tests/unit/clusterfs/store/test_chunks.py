@@ -1,4 +1,5 @@
 import pytest
+from blake3 import blake3
 
 from clusterfs.sim.disk import SimulatedDisk
 from clusterfs.store.chunks import PAGE_CIDS, ChunkPage, ChunkTable
@@ -9,7 +10,7 @@ from clusterfs.store.table import Table
 
 
 def identity(number: int) -> bytes:
-    return number.to_bytes(16, "big")
+    return blake3(b"%d" % number).digest(16)
 
 
 def table_with(chunks: int) -> tuple[Table, ChunkTable]:
@@ -124,12 +125,15 @@ def test_the_window_is_bounded_and_keeps_what_is_used() -> None:
     chunks.add(1, range(count), range(count), b"".join(map(identity, range(count))))
     for cid in range(1, count + 1):
         chunks.take(cid)
-    hints = Hints(chunks, 1024)  # all these identities fall into one shard of 4
+    hints = Hints(chunks, 1024)
+    assert hints.nbytes == 12 * 1024
     for number in range(count):
         hints.add(identity(number), number + 1)
         assert hints.find(identity(0)) == 1
         assert len(hints) <= 1024
+    assert len(hints) > 900
     assert hints.find(identity(5)) is None
+    assert hints.hits == count
 
 
 def test_hints_are_rebuilt_from_the_newest_chunks() -> None:
@@ -138,5 +142,45 @@ def test_hints_are_rebuilt_from_the_newest_chunks() -> None:
     hints.fill(1)
     assert hints.find(identity(PAGE_CIDS * 3 - 1)) == PAGE_CIDS * 3
     assert hints.find(identity(0)) is None
+    assert not hints.fill_more(1)
     hints.fill(100)
     assert hints.find(identity(0)) == 1
+
+
+def test_a_page_at_a_time_fills_the_window() -> None:
+    _, chunks = table_with(PAGE_CIDS * 3)
+    hints = Hints(chunks, 1 << 20)
+    hints._unfilled = iter(chunks.numbers())
+    assert hints.fill_more(2)
+    assert hints.find(identity(0)) == 1
+    assert hints.find(identity(PAGE_CIDS * 3 - 1)) is None
+    chunks.drop(PAGE_CIDS * 3)
+    assert hints.fill_more(2)
+    assert not hints.fill_more(2)
+    assert hints.find(identity(PAGE_CIDS * 3 - 1)) is None
+    assert hints.find(identity(PAGE_CIDS * 3 - 2)) == PAGE_CIDS * 3 - 1
+
+
+def test_the_numbers_of_the_pages_are_those_of_all_layers() -> None:
+    table, chunks = table_with(PAGE_CIDS * 5)
+    chunks.freeze()
+    table.commit(chunks.frozen_changes())
+    table.refresh()
+    chunks.thaw()
+    for cid in range(PAGE_CIDS, 2 * PAGE_CIDS):
+        chunks.drop(cid)
+    chunks.freeze()  # page 1 is gone in a layer above
+    chunks.take(7)
+    chunks.add(chunks.next_cid + 5 * PAGE_CIDS, [9], [9], identity(9))
+    assert list(chunks.numbers()) == [0, 2, 3, 4, 5, 10]
+    assert list(chunks.numbers(2, 2)) == [2, 3]
+    assert [number for number, _ in chunks.pages()] == [0, 2, 3, 4, 5, 10]
+
+
+def test_references_can_be_corrected() -> None:
+    _, chunks = table_with(3)
+    chunks.correct(2, 4)
+    chunks.correct(3, 0)
+    assert chunks.references_total == 1 + 4
+    assert chunks.live_total == 2 * 64
+    assert chunks.find(3) is None

@@ -1,12 +1,15 @@
 import mmap
 import os
+import random
+import struct
 from pathlib import Path
 
 import pytest
 
 from clusterfs.errors import SetupError
 from clusterfs.store.disk import DirectoryDisk
-from clusterfs.store.table import LmdbTable
+from clusterfs.store.format import seal_value
+from clusterfs.store.table import TOTAL, LmdbTable, Total, damage_in
 
 BLOCK = 4096
 
@@ -94,30 +97,105 @@ def test_what_is_free_leaves_the_reserve(disk: DirectoryDisk) -> None:
     disk.close()
 
 
+def sealed(key: bytes, value: bytes) -> tuple[bytes, bytes]:
+    return key, seal_value(key, value)
+
+
 def test_a_table_shows_a_snapshot_until_it_is_refreshed(tmp_path: Path) -> None:
     table = LmdbTable(tmp_path / "checkpoint")
-    table.commit([(b"b", b"2"), (b"a", b"1"), (b"c", b"3")])
+    a, b, c = sealed(b"a", b"1"), sealed(b"b", b"2"), sealed(b"c", b"3")
+    table.commit([b, a, c])
     assert table.get(b"a") is None
     table.refresh()
-    assert list(table.items(b"a", b"c")) == [(b"a", b"1"), (b"b", b"2")]
+    assert list(table.items(b"a", b"c")) == [a, b]
     assert list(table.items(b"d", b"e")) == []
-    table.commit([(b"a", None), (b"absent", None), (b"b", b"22")])
-    assert (table.get(b"a"), table.get(b"b")) == (b"1", b"2")
+    other = sealed(b"b", b"22")
+    table.commit([(b"a", None), (b"absent", None), other])
+    assert (table.get(b"a"), table.get(b"b")) == (a[1], b[1])
     table.refresh()
-    assert (table.get(b"a"), table.get(b"b")) == (None, b"22")
+    assert (table.get(b"a"), table.get(b"b")) == (None, other[1])
+    assert table.damage() is None
     table.close()
     again = LmdbTable(tmp_path / "checkpoint")
-    assert list(again.items(b"", b"\xff")) == [(b"b", b"22"), (b"c", b"3")]
+    assert list(again.items(b"a", b"\xff")) == [other, c]
     again.close()
 
 
 def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:
     table = LmdbTable(tmp_path / "checkpoint")
     with pytest.raises(OSError, match="checkpoint"):
-        table.commit([(b"good", b"1"), (b"k" * 600, b"a key too long")])
+        table.commit([sealed(b"good", b"1"), sealed(b"k" * 600, b"a key too long")])
     table.refresh()
     assert list(table.items(b"", b"\xff")) == []
     table.close()
+
+
+RECORDS = dict(sealed(b"K%d" % n, b"v" * n) for n in range(20))
+
+
+def table_of(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    total = Total(None)
+    for value in records.values():
+        total.change(None, value)
+    return {TOTAL: total.record(), **records}
+
+
+def without(key: bytes) -> dict[bytes, bytes]:
+    return {k: v for k, v in table_of(RECORDS).items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (table_of(RECORDS), None),
+        ({}, None),
+        (without(b"K7"), "19 records where 20"),
+        (without(TOTAL), "total is missing"),
+        ({**table_of(RECORDS), **dict([sealed(b"K7", b"other")])}, "or other ones"),
+        ({**table_of(RECORDS), b"K7": RECORDS[b"K8"]}, "record b'K7' is damaged"),
+        (
+            {**table_of(RECORDS), TOTAL: seal_value(TOTAL, struct.pack("<IQQ", 9, 20, 0))},
+            "format 9, this clusterfs knows 1: upgrade",
+        ),
+    ],
+)
+def test_a_record_that_is_gone_or_changed_is_noticed(
+    table: dict[bytes, bytes], told: str | None
+) -> None:
+    found = damage_in(sorted(table.items()), table.get)
+    assert found is told or (found is not None and told is not None and told in found)
+
+
+def test_a_record_that_a_wrong_turn_hides_is_noticed() -> None:
+    table = table_of(RECORDS)
+    hidden = dict(table)
+    del hidden[b"K3"]
+    assert damage_in(sorted(table.items()), hidden.get) == "record b'K3' is not found by its key"
+
+
+def test_a_flipped_bit_anywhere_in_the_file_is_noticed_or_has_no_effect(tmp_path: Path) -> None:
+    """Values, keys, tree pages, meta pages; a process may die of it, but not this one."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    table = LmdbTable(good)
+    for commit in range(2):
+        table.commit([sealed(b"K%03d" % n, b"%d" % commit * (n % 9) * 300) for n in range(60)])
+    table.refresh()
+    expected = list(table.items(b"", b"\xff"))
+    table.close()
+    content = (good / "data.mdb").read_bytes()
+    bad.mkdir()
+    chooser = random.Random(1)
+    for at in [*range(0, 64, 8), *(chooser.randrange(len(content)) for _ in range(24))]:
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << chooser.randrange(8)
+        (bad / "data.mdb").write_bytes(damaged)
+        try:
+            table = LmdbTable(bad)
+        except SetupError:
+            continue
+        if table.damage() is None:
+            assert list(table.items(b"", b"\xff")) == expected
+        table.close()
 
 
 def test_rubbish_in_the_checkpoint_is_a_setup_error(tmp_path: Path) -> None:

@@ -1,0 +1,368 @@
+"""fsck of one brick: every invariant, offline; and the repair of what the brick itself can tell.
+
+The brick is opened as for serving, but nothing is written: the whole checkpoint is read and
+verified, the log is replayed in memory, and over that state is checked
+
+    log         the chain of each segment in use, log after log
+    references  what maps and prepared transactions refer to, against the chunk table
+    indexes     groups, marks, live counts, records of objects that do not exist
+    data        every live chunk against its checksum
+
+What can be derived is repaired on request, by one new checkpoint: reference counts, live counts,
+indexes, leftovers. Damaged data has its truth elsewhere: the running node repairs it from a replica
+as soon as it is read or scrubbed.
+
+Memory: 4 bytes a chunk, but of at most WINDOW_CHUNKS at a time (the maps are read once for each
+window); a bit for 64 bytes of segment, of at most 1024 segments at a time; 8 bytes for 64 chunks.
+
+Invariant: without `repair` nothing is written; with it, only a checkpoint of the corrected state.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from clusterfs.errors import BrickDamaged, BrickFailed, SetupError
+from clusterfs.store.chunks import PAGE_CIDS, cids_of_page
+from clusterfs.store.disk import Disk
+from clusterfs.store.flush import Sealed
+from clusterfs.store.location import UNIT_BYTES, place_of, segment_of, units_of
+from clusterfs.store.objects import MARK, ObjectId
+from clusterfs.store.opening import Opening, Options
+from clusterfs.store.reading import wrong_chunks
+from clusterfs.store.records import Placed
+from clusterfs.store.superblock import open_superblock
+
+WINDOW_CHUNKS = 32 << 20
+_WINDOW_SEGMENTS = 1024
+_TEXTS = 1000
+_PAGE = 4096
+_DATA_PAGES = 16
+
+# What is done, how much of it, of how much.
+Progress = Callable[[str, int, int], None]
+
+
+class Report:
+    """What a check found."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []  # the first ones, for people
+        self.counts: Counter[str] = Counter()  # by kind, all of them
+        self.repaired = 0
+        self.left = 0
+        self.facts: dict[str, int] = {}
+
+    def add(self, kind: str, text: str, *, repaired: bool = False) -> None:
+        """Note a problem."""
+        self.counts[kind] += 1
+        if repaired:
+            self.repaired += 1
+        else:
+            self.left += 1
+        if len(self.problems) < _TEXTS:
+            self.problems.append(f"{kind}: {text}{' (repaired)' if repaired else ''}")
+
+    @property
+    def exit_code(self) -> int:
+        """Return what fsck(8) says: 0 clean, 1 all repaired, 4 something is left."""
+        if self.left:
+            return 4
+        return 1 if self.repaired else 0
+
+
+def check_brick(
+    disk: Disk,
+    *,
+    repair: bool = False,
+    data: bool = True,
+    progress: Progress = lambda _what, _done, _total: None,
+    also: Callable[["Checker"], None] = lambda _: None,
+) -> Report:
+    """Check a brick that nobody serves; blocks. Closes the disk.
+
+    data: read the logs and the chunks too. also: more checks over the same state, such as the
+    filesystem's. Raises SetupError if this is no brick, is in use, or is of a newer format.
+    """
+    disk.lock()
+    try:
+        checker = Checker(disk, repair=repair, progress=progress)
+        checker.run(data=data, also=also)
+        return checker.report
+    finally:
+        disk.close()
+
+
+class Checker:
+    """One check."""
+
+    def __init__(self, disk: Disk, *, repair: bool, progress: Progress) -> None:
+        self._disk = disk
+        self._repair = repair
+        self._progress = progress
+        self.report = Report()
+        self._opening = Opening(disk, Options())
+
+    def run(self, *, data: bool, also: Callable[["Checker"], None]) -> None:
+        """Do all checks, then write what was repaired."""
+        if self._disk.read_superblock() is None:
+            raise SetupError("there is no brick.json here; give the directory of a brick")
+        superblock = open_superblock(self._disk, store_id=None, cluster_id="", segment_bytes=0)
+        self._progress("checkpoint", 0, 1)
+        try:
+            self._opening.table = self._disk.open_table()
+        except SetupError as error:
+            self.report.add("checkpoint", str(error))
+            return
+        try:
+            self._opening.inspect(superblock, len(self._disk.segments()))
+            self.state, self._contents = self._opening.contents.state, self._opening.contents
+            self._check_state()
+            if data:
+                self._check_logs()
+                self._check_data()
+            also(self)
+            if self._repair and self.report.repaired:
+                self._write()
+        except (BrickDamaged, BrickFailed) as error:
+            self.report.add("checkpoint or log", str(error))
+        finally:
+            self._opening.table.close()
+
+    def objects(self) -> Iterator[ObjectId]:
+        """Yield all objects, in order."""
+        after: ObjectId | bytes = b""
+        while page := self.state.objects(None, after, _PAGE):
+            yield from (object_id for object_id, _ in page)
+            after = page[-1][0]
+
+    def problem(self, kind: str, text: str, fix: Callable[[], None] | None = None) -> None:
+        """Note a problem; repair it if there is a way, and it is wanted."""
+        repaired = self._repair and fix is not None
+        if repaired and fix is not None:
+            fix()
+        self.report.add(kind, text, repaired=repaired)
+
+    def _check_state(self) -> None:
+        self._progress("checkpoint", 1, 1)
+        self._check_leftovers()
+        self._check_references()
+        self._check_live()
+        self._check_indexes()
+
+    # -- references
+
+    def _check_references(self) -> None:
+        chunks = self.state.chunks
+        numbers = chunks.numbers()
+        counted = live = 0
+        step = max(1, WINDOW_CHUNKS // PAGE_CIDS)
+        for first in range(0, max(1, len(numbers)), step):
+            window = numbers[first : first + step]
+            counts = self._count(window, last=first + step >= len(numbers), first=first == 0)
+            counted += sum(counts)
+            for index, number in enumerate(window):
+                if not index % _PAGE:
+                    self._progress("references", first + index, len(numbers))
+                live += self._compare(number, counts[index * PAGE_CIDS : (index + 1) * PAGE_CIDS])
+        if counted != chunks.references_total:
+            self.problem(
+                "references",
+                f"there are {counted} in all, the checkpoint says {chunks.references_total}",
+                lambda: setattr(chunks, "references_total", counted),
+            )
+        self.report.facts |= {"references": counted, "chunks": live}
+
+    def _count(self, window: "array[int]", *, first: bool, last: bool) -> "array[int]":
+        """Count the references to the chunks in these pages."""
+        counts = array("I", bytes(4 * PAGE_CIDS * len(window)))
+        low = 0 if first else window[0]
+        high = (1 << 60) if last or not window else window[-1]
+        known, base = -1, -1
+        for object_id, block, cid in self.references():
+            number = cid // PAGE_CIDS
+            if number != known:
+                known = number
+                at = bisect_left(window, number)
+                found = at < len(window) and window[at] == number
+                base = at * PAGE_CIDS if found else -1
+            if base >= 0:
+                counts[base + cid % PAGE_CIDS] += 1
+            elif low <= number <= high:
+                self._lost(object_id, block, cid)
+        return counts
+
+    def references(self) -> Iterator[tuple[ObjectId, int, int]]:
+        """Yield (object, block, cid) of every reference there is."""
+        for object_id in self.objects():
+            for block, cid in self.state.placed(object_id, 0, 1 << 32):
+                yield object_id, block, cid
+        for prepared in self._contents.outcomes.prepared.values():
+            for change in prepared.changes:
+                for operation in change.operations:
+                    if isinstance(operation, Placed):
+                        for index, cid in enumerate(operation.cids):
+                            if cid:
+                                yield ObjectId(change.object_id), operation.first + index, cid
+
+    def _lost(self, object_id: ObjectId, block: int, cid: int) -> None:
+        self.problem(
+            "lost chunk", f"block {block} of object {object_id.hex()} is chunk {cid}: there is none"
+        )
+
+    def _compare(self, number: int, counts: "array[int]") -> int:
+        """Compare a page of the chunk table with what was counted; return its living chunks."""
+        page = self.state.chunks.page(number)
+        assert page is not None
+        if page.references != counts:
+            pairs = list(zip(page.references, counts, strict=True))
+            for slot, (has, should) in enumerate(pairs):
+                cid = number * PAGE_CIDS + slot
+                if has != should:
+                    self.problem(
+                        "references",
+                        f"chunk {cid} has {should}, the table says {has}",
+                        lambda cid=cid, should=should: (  # type: ignore[misc]
+                            self.state.chunks.correct(cid, should)
+                        ),
+                    )
+        return PAGE_CIDS - counts.count(0)
+
+    # -- where chunks are
+
+    def _check_live(self) -> None:
+        """Live counts, and places: each in a segment in use, no two chunks in one place."""
+        segments, chunks = self._opening.segments, self.state.chunks
+        live: dict[int, int] = {}
+        usable = sorted({*segments.used, segments.current})
+        for first in range(0, len(usable), _WINDOW_SEGMENTS):
+            window = usable[first : first + _WINDOW_SEGMENTS]
+            places = {segment: bytearray(segments.size_blocks * 8) for segment in window}
+            for cid, location in self._places():
+                segment = segment_of(location)
+                if not first:
+                    live[segment] = live.get(segment, 0) + units_of(location)
+                if not first and segment not in usable:
+                    self.problem("place", f"chunk {cid} is in segment {segment}, not in use")
+                elif segment in places and not _take(places[segment], location):
+                    self.problem("place", f"chunk {cid} lies where another one is, or outside")
+        known = {segment: units for segment, units in chunks.live.items() if units}
+        if live != known or sum(live.values()) != chunks.live_total:
+            self.problem("live counts", "they differ from the chunk table", self._fix_live(live))
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Yield (cid, location) of every living chunk."""
+        for number in self.state.chunks.numbers():
+            page = self.state.chunks.page(number)
+            assert page is not None
+            for cid, _ in cids_of_page(number, page):
+                yield cid, page.locations[cid % PAGE_CIDS]
+
+    def _fix_live(self, live: dict[int, int]) -> Callable[[], None]:
+        def fix() -> None:
+            self.state.chunks.live = live
+            self.state.chunks.live_total = sum(live.values())
+
+        return fix
+
+    # -- indexes
+
+    def _check_leftovers(self) -> None:
+        """Keys and maps belong to objects that exist."""
+        state = self.state
+        for owner in state.owners():
+            if state.head(ObjectId(owner)) is None and state.has_records(ObjectId(owner)):
+                self.problem(
+                    "leftover",
+                    f"records of object {owner.hex()}, which does not exist",
+                    lambda owner=owner: state.clear(ObjectId(owner)),  # type: ignore[misc]
+                )
+
+    def _check_indexes(self) -> None:
+        state = self.state
+        marked: set[ObjectId] = set()
+        objects = 0
+        for objects, object_id in enumerate(self.objects(), 1):
+            if not objects % _PAGE:
+                self._progress("indexes", objects, 0)
+            if not state.is_indexed(object_id):
+                self.problem(
+                    "group index",
+                    f"object {object_id.hex()} is missing",
+                    lambda o=object_id: state.index(o),  # type: ignore[misc]
+                )
+            if state.get(object_id, MARK) is not None:
+                marked.add(object_id)
+        for group, object_id in state.misfiled():
+            self.problem(
+                "group index",
+                f"object {object_id.hex()} is in group {group}'s, but not in the group",
+                lambda g=group, o=object_id: state.unfile(g, o),  # type: ignore[misc]
+            )
+        if marked != state.marked:
+            self.problem(
+                "marks", "the index of marked objects is wrong", lambda: state.remark(marked)
+            )
+        self.report.facts["objects"] = objects
+
+    # -- what is on the disk
+
+    def _check_logs(self) -> None:
+        segments, reader = self._opening.segments, self._opening.reader
+        used, tail = dict(segments.used), self._opening.recovered.tail
+        if tail.segment >= 0 and tail.next_id > tail.first_id:
+            used[tail.segment] = (tail.first_id, tail.next_id - 1)
+        for done, (segment, (first, last)) in enumerate(sorted(used.items())):
+            self._progress("log", done, len(used))
+            seen = first - 1
+            for log in reader.chain(segment, first, last):
+                seen = log.header.id
+            if seen != last:
+                self.problem(
+                    "log", f"segment {segment} is unreadable after log {seen}, up to log {last}"
+                )
+
+    def _check_data(self) -> None:
+        numbers = self.state.chunks.numbers()
+        damaged: set[int] = set()
+        for at in range(0, len(numbers), _DATA_PAGES):
+            self._progress("data", at, len(numbers))
+            wanted = []
+            for number in numbers[at : at + _DATA_PAGES]:
+                page = self.state.chunks.page(number)
+                assert page is not None
+                for cid, _ in cids_of_page(number, page):
+                    slot = cid % PAGE_CIDS
+                    wanted.append((cid, page.locations[slot], page.checksums[slot]))
+            damaged.update(wrong_chunks(self._disk.read, wanted))
+        if damaged:
+            for object_id, block, cid in self.references():
+                if cid in damaged:
+                    self.problem(
+                        "data", f"block {block} of object {object_id.hex()} (chunk {cid}) rotted"
+                    )
+
+    # -- the end
+
+    def _write(self) -> None:
+        """Write the corrected state as a checkpoint."""
+        recovered, checkpoint = self._opening.recovered, self._opening.checkpoint
+        self._disk.sync(sorted(recovered.touched))
+        tail = recovered.tail
+        last = Sealed(tail.next_id - 1, tail.segment, tail.block, memoryview(b""))
+        last.checksum = tail.previous
+        checkpoint.write(checkpoint.freeze(last, tail, recovered.epoch))
+
+
+def _take(units: bytearray, location: int) -> bool:
+    """Note that a chunk lies there, one bit a unit; False if one did already, or it is outside."""
+    _, offset, length = place_of(location)
+    first, count = offset // UNIT_BYTES, length // UNIT_BYTES
+    start, end = first >> 3, (first + count + 7) >> 3
+    if end > len(units):
+        return False
+    mask = ((1 << count) - 1) << (first & 7)
+    before = int.from_bytes(units[start:end], "little")
+    units[start:end] = (before | mask).to_bytes(end - start, "little")
+    return not before & mask
