@@ -33,7 +33,6 @@ from clusterfs.store.room import Room, Space
 from clusterfs.store.transactions import Transactions
 from clusterfs.store.upkeep import Upkeep
 
-
 _HINT_PAGES = 16  # 1 ms of work, then a pause
 _HINT_PAUSE_S = 0.004
 
@@ -77,7 +76,9 @@ class Store(Transactions):
 
     async def _fill_hints(self) -> None:
         """Rebuild the rest of the dedup window, little by little."""
-        while not self._closed and self._hints.fill_more(_HINT_PAGES):
+        more = True
+        while more and not self._closed:
+            more = self._hints.fill_more(_HINT_PAGES)
             await trio.sleep(_HINT_PAUSE_S)
 
     def __init__(self, disk: Disk, key: bytes, options: Options, opening: Opening) -> None:
