@@ -48,7 +48,7 @@ from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
 from dlm.messages import BadMessage
 from dlm.net import Answer, Malformed, Mesh, Peer, Refused
-from dlm.node import TICK_S, Lockspace
+from dlm.node import Lockspace
 
 LOCKS = 1  # the mesh's channel of the lock manager; the volume's is 2
 _BEAT_S = 0.1
@@ -263,7 +263,6 @@ class Daemon:
     async def _start_services(self) -> None:
         await self._nursery.start(self.volume.run)
         self._nursery.start_soon(self._keep_beating)
-        self._nursery.start_soon(self._keep_lock_time)
         self._nursery.start_soon(self._readmit_when_lost)
         self._nursery.start_soon(self._reclaim_when_told)
         handlers = {
@@ -277,19 +276,15 @@ class Daemon:
 
     def _new_locks(self) -> Lockspace:
         self._incarnation = self.membership.incarnation
-        return Lockspace(
+        locks = Lockspace(
             self.membership.node,
             self._incarnation,
             lambda node, message: self.mesh.send(node, LOCKS, message),
             lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
             on_deadlock=lambda story: self._log.warning("deadlock", story=story),
         )
-
-    async def _keep_lock_time(self) -> None:
-        """Tell the locks that time passes, also those of later incarnations."""
-        while True:
-            await trio.sleep(TICK_S)
-            self.locks.tick()
+        self._nursery.start_soon(locks.run)
+        return locks
 
     # --- views
 

@@ -56,7 +56,8 @@ class Wait:
 class Lock:
     """This node's own lock: the handle its user keeps, and the truth about it.
 
-    `mode` is what the user may rely on. It is None before the first grant and after the end.
+    `mode` is what the user may rely on. It is None before the first grant and after the end. While
+    `parting` is set it is weaker than what others must still believe (`granted`).
     """
 
     __slots__ = (
@@ -76,6 +77,7 @@ class Lock:
         "name",
         "offered",
         "owner",
+        "parting",
         "requested",
         "sequence",
         "transaction",
@@ -99,6 +101,7 @@ class Lock:
         self.sequence = 0  # our place in the master's queue, once it told us
         self.flags = 0  # of the last operation
         self.cancelling = False
+        self.parting: Change | Release | None = None  # done for its user, not yet for the master
         self.demoted = False  # CONVDEADLK gave up what we held on the way to the last grant
         self.offered: bytes | None = None  # LVB that the conversion under way is to write
         self.lvb: bytes | None = None
@@ -138,6 +141,7 @@ class Acquire(msgspec.Struct, frozen=True, gc=False):
     lock: Lock
     mode: Mode
     flags: int = 0
+    new: bool = False  # nobody else can know the root, or ask for it: it was made up just now
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
@@ -164,7 +168,7 @@ class Withdraw(msgspec.Struct, frozen=True, gc=False):
 
 
 class Tick(msgspec.Struct, frozen=True, gc=False):
-    """Time has passed: do what is due."""
+    """Time has passed: the deadline that the lockspace named is reached, or a later moment."""
 
 
 Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw | Tick

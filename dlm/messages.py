@@ -268,6 +268,20 @@ class Confirm(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=42):
     home: bool
 
 
+class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=16):
+    """Master to directory node: I made these roots and master them; acknowledged."""
+
+    epoch: Epoch
+    roots: tuple[NamePart, ...]
+
+
+class Claimed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=17):
+    """Directory node to master: I know the `count` oldest of the roots that you claimed."""
+
+    epoch: Epoch
+    count: Count
+
+
 Message = (
     Request
     | Convert
@@ -287,6 +301,8 @@ Message = (
     | Probe
     | Chase
     | Confirm
+    | Claim
+    | Claimed
 )
 
 # By tag: msgspec prepares a struct once, but a union at every call.
@@ -305,7 +321,30 @@ def encode(message: Message) -> bytes:
 def decode(body: bytes) -> Message:
     """Return the message in `body`; raises BadMessage if it is none."""
     try:
-        fields = msgpack.unpackb(body, use_list=False, strict_map_key=True)
-        return msgspec.convert(fields, _BY_TAG[fields[0]])
+        return _message(msgpack.unpackb(body, use_list=False, strict_map_key=True))
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise BadMessage(str(error)) from error
+
+
+def encode_all(messages: list[Message]) -> bytes:
+    """Return a batch: one message as itself, several as an array of them."""
+    if len(messages) == 1:
+        return encode(messages[0])
+    bodies = [msgspec.to_builtins(message, builtin_types=_BYTES) for message in messages]
+    packed: bytes = msgpack.packb(bodies)
+    return packed
+
+
+def decode_all(body: bytes) -> list[Message]:
+    """Return the messages of a batch, in order; raises BadMessage if any of them is none."""
+    try:
+        fields = msgpack.unpackb(body, use_list=False, strict_map_key=True)
+        if isinstance(fields[0], tuple):
+            return [_message(message) for message in fields]
+        return [_message(fields)]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise BadMessage(str(error)) from error
+
+
+def _message(fields: tuple[object, ...]) -> Message:
+    return msgspec.convert(fields, _BY_TAG[fields[0]])

@@ -8,7 +8,9 @@ conversion that was faster stays, see `Lockspace.convert`.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
 
 import trio
 
@@ -30,7 +32,7 @@ from dlm.events import (
     Tick,
     Withdraw,
 )
-from dlm.messages import Status, decode, encode
+from dlm.messages import Message, Status, decode_all, encode_all
 from dlm.modes import Flags, Mode, is_down
 
 __all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name", "Owner"]
@@ -44,7 +46,7 @@ _FAILURES = {
     Status.LOST: LockLost,
 }
 NO_FLAGS = Flags(0)
-TICK_S = 0.1
+_BATCH = 500  # messages in one frame
 _VALBLK = int(Flags.VALBLK)
 
 
@@ -89,9 +91,16 @@ class Lockspace:
         self._on_deadlock = on_deadlock
         self._effects: deque[Effect] = deque()
         self._carrying_out = False
+        self._corked = False
+        self._outbox: dict[int, list[Message]] = {}  # by peer, until the transition is done
+        self._claimed: trio.Event | None = None  # somebody waits for names to be known
+        self._armed_s = inf  # when `run` wakes up by itself
+        self._alarm = trio.Event()
         self._sent: Counter[str] = Counter()
         self._received: Counter[str] = Counter()
         self._asked = self._converted = self._demoted = self._unlocked = 0
+        self.batches_sent = 0
+        self.batches_received = 0
 
     # -- told by the membership and by the mesh --------------------------------------------------
 
@@ -101,26 +110,32 @@ class Lockspace:
 
     def deliver(self, sender: int, message: bytes) -> None:
         """Take a peer's message; raises BadMessage if it is none."""
-        decoded = decode(message)
-        self._received[type(decoded).__name__] += 1
-        self._handle(Received(sender, decoded))
+        messages = decode_all(message)
+        self.batches_received += 1
+        with self._together():
+            for decoded in messages:
+                self._received[type(decoded).__name__] += 1
+                self._handle(Received(sender, decoded))
+
+    async def run(self) -> None:
+        """Let time pass until this node is removed.
+
+        Without it no deadlock is found that is not found at once, and names made here are told to
+        the directory only when somebody waits for that.
+        """
+        core = self._core
+        while not core.lost:
+            self._armed_s, self._alarm = core.deadline_s, trio.Event()
+            with trio.move_on_after(max(0.0, self._armed_s - self._now())):
+                await self._alarm.wait()
+            if self._now() >= core.deadline_s:
+                self._handle(Tick())
 
     def lose(self) -> None:
         """This incarnation was removed: every wait raises LockLost, every lock is void."""
         if not self._core.lost:
             self._handle(Lose())
-
-    async def run(self) -> None:
-        """Let time pass, until cancelled: without it no deadlock is found that is not at once."""
-        while True:
-            await trio.sleep(TICK_S)
-            self.tick()
-
-    def tick(self) -> None:
-        """Do what is due now."""
-        deadline_s = self._core.deadline_s
-        if deadline_s is not None and deadline_s <= self._now():
-            self._handle(Tick())
+            self._alarm.set()
 
     # -- used by whoever needs locks -------------------------------------------------------------
 
@@ -154,17 +169,62 @@ class Lockspace:
             LockCancelled: `cancel` was called.
             LockLost: this node was removed.
         """
-        use = _Use(blocking)
-        lock = Lock(name, owner, use)
+        lock = Lock(name, owner, _Use(blocking))
         lock.lvb = lvb
-        self._asked += 1
-        self._handle(Acquire(lock, mode, int(flags)))
+        return await self._acquire(Acquire(lock, mode, int(flags)))
+
+    async def lock_new(
+        self,
+        name: Name,
+        mode: Mode,
+        *,
+        flags: Flags = NO_FLAGS,
+        owner: Owner | str = "",
+        blocking: Blocking | None = None,
+    ) -> Lock:
+        """Hold a new lock on a name whose root was made up here just now; see `lock`.
+
+        As no other node has ever heard of the root it is mastered here at once, without a message
+        (unless members are changing just now). The caller tells the name to nobody else but by
+        writing it where others need a lock to read it that this node holds in CW, PW or EX.
+        """
+        return await self._acquire(
+            Acquire(Lock(name, owner, _Use(blocking)), mode, int(flags), new=True)
+        )
+
+    async def lock_many(
+        self,
+        names: Iterable[Name],
+        mode: Mode,
+        *,
+        flags: Flags = NO_FLAGS,
+        owner: Owner | str = "",
+        blocking: Blocking | None = None,
+    ) -> list[Lock | None]:
+        """Ask for new locks on all the names at once; return them in order, when all are decided.
+
+        All that goes to one node goes in one message, and so do its answers. With NOQUEUE, None
+        stands for a lock that is not free. Without it each is waited for while the others are held:
+        mind the order in which others take them. Arguments otherwise as for `lock`.
+
+        Raises:
+            LockCancelled: `cancel` was called; none is held.
+            LockLost: this node was removed.
+        """
+        asked: list[tuple[Lock, _Use]] = []
+        with self._together():
+            for name in names:
+                use = _Use(blocking)
+                asked.append((Lock(name, owner, use), use))
+                self._asked += 1
+                self._handle(Acquire(asked[-1][0], mode, int(flags)))
         try:
-            await self._finish(lock, use)
-        except trio.Cancelled:
-            self._abandon(lock, use)
+            return [await self._granted(lock, use) for lock, use in asked]
+        except BaseException:
+            with self._together():
+                for lock, use in asked:
+                    self._abandon(lock, use)
             raise
-        return lock
 
     async def convert(
         self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS, lvb: bytes | None = None
@@ -174,7 +234,8 @@ class Lockspace:
         While a conversion waits, the lock is held in the old mode; but in CR when it goes between
         PR and CW, and in NL with CONVDEADLK. A cancelled wait leaves the conversion withdrawn, or
         done if the grant was faster: look at `lock.mode`; until that is settled, LockBusy is raised
-        for other operations.
+        for other operations. (Before it asks, it waits until a weakening of this lock that was put
+        off is done; cancelled there, nothing has happened.)
 
         Args:
             lock: held, with no operation under way.
@@ -190,6 +251,9 @@ class Lockspace:
             LockCancelled: `cancel` was called.
             LockLost: this node was removed.
         """
+        while lock.granted is not None and self._core.ownership.must_wait(lock, mode, int(flags)):
+            self._claimed = self._claimed or trio.Event()
+            await self._claimed.wait()
         use = self._change(lock, mode, flags, lvb)
         self._converted += 1
         try:
@@ -205,9 +269,9 @@ class Lockspace:
             LockBusy: a conversion is under way.
             LockLost: this node was removed.
         """
-        if lock.granted is mode and lvb is None and lock.requested is None:
+        if lock.mode is mode and lvb is None and lock.requested is None:
             return
-        assert lock.granted is None or is_down(lock.granted, mode), (lock, mode)
+        assert lock.mode is None or lock.requested or is_down(lock.mode, mode), (lock, mode)
         self._change(lock, mode, NO_FLAGS, lvb)
         self._demoted += 1
 
@@ -268,6 +332,19 @@ class Lockspace:
 
     # -- below -----------------------------------------------------------------------------------
 
+    async def _acquire(self, event: Acquire) -> Lock:
+        lock = event.lock
+        use = lock.context
+        assert isinstance(use, _Use)
+        self._asked += 1
+        self._handle(event)
+        try:
+            await self._finish(lock, use)
+        except trio.Cancelled:
+            self._abandon(lock, use)
+            raise
+        return lock
+
     def _change(self, lock: Lock, mode: Mode, flags: Flags, lvb: bytes | None) -> _Use:
         use = lock.context
         assert isinstance(use, _Use)
@@ -293,6 +370,13 @@ class Lockspace:
         if failure is not None:
             raise failure(lock.deadlock or repr(lock))
 
+    async def _granted(self, lock: Lock, use: _Use) -> Lock | None:
+        try:
+            await self._finish(lock, use)
+        except WouldBlock:
+            return None
+        return lock
+
     def _abandon(self, lock: Lock, use: _Use) -> None:
         """Nobody waits for this new lock any more; if it is granted all the same, give it back."""
         use.abandoned = True
@@ -307,6 +391,11 @@ class Lockspace:
         if use is not None:
             use.status = None
         self._effects.extend(effects)
+        if self._core.deadline_s < self._armed_s:
+            self._alarm.set()
+        if self._claimed is not None:
+            self._claimed.set()
+            self._claimed = None
         if self._carrying_out:
             return
         self._carrying_out = True
@@ -315,11 +404,31 @@ class Lockspace:
                 self._carry_out(self._effects.popleft())
         finally:
             self._carrying_out = False
+        if self._outbox and not self._corked:
+            self._send_batches()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Send what is said meanwhile at the end: one batch for each peer."""
+        before, self._corked = self._corked, True
+        try:
+            yield
+        finally:
+            self._corked = before
+            if not before:
+                self._send_batches()
+
+    def _send_batches(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for node, messages in outbox.items():
+            for first in range(0, len(messages), _BATCH):
+                self.batches_sent += 1
+                self._send(node, encode_all(messages[first : first + _BATCH]))
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):
             self._sent[type(effect.message).__name__] += 1
-            self._send(effect.node, encode(effect.message))
+            self._outbox.setdefault(effect.node, []).append(effect.message)
         elif isinstance(effect, Complete):
             self._complete(effect)
         else:

@@ -206,8 +206,10 @@ class World:
         def send(target: int, message: bytes) -> None:
             self._post(source, incarnation, target, message)
 
-        space = Lockspace(source, incarnation, send, lambda: self._time_ns / 1e9)
+        space = Lockspace(source, incarnation, send, trio.current_time)
         self._spaces[source, incarnation] = space
+        if self._tasks is not None:
+            self._tasks.start_soon(space.run)
         return space
 
     # -- what a test does
@@ -259,6 +261,7 @@ class World:
             self._tasks = nursery
             nursery.start_soon(self._deliver)
             for node in self.nodes.values():
+                nursery.start_soon(node.lockspace.run)
                 node.member = True
             self._enter()
             for node in self.nodes.values():

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from dlm.core.situation import Situation
+from dlm.core.situation import NEVER, Situation
 from dlm.core.waits import SEARCH_EVERY_S
 from dlm.events import Key, Owner, Wait
 from dlm.messages import Blocker, Chase, Confirm, Hop, Probe
@@ -82,11 +82,6 @@ class Detector:
         assert kind not in self._sources
         self._sources[kind] = source
 
-    @property
-    def deadline_s(self) -> float | None:
-        """When to search next; None: nobody waits."""
-        return min((wait.search_s for wait in self._here.waits.by_key.values()), default=None)
-
     def tick(self) -> None:
         """Start the searches that are due."""
         here = self._here
@@ -97,6 +92,8 @@ class Detector:
                 wait.search_s = here.now_s + SEARCH_EVERY_S
                 self._searches += 1
                 self._ask(self._searches, (), wait)
+        waits = here.waits
+        waits.due_s = min((wait.search_s for wait in waits.by_key.values()), default=NEVER)
 
     # -- first round -----------------------------------------------------------------------------
 

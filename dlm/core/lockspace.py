@@ -15,7 +15,7 @@ from dlm.core.lock_waits import LockWaits
 from dlm.core.mastery import Mastery
 from dlm.core.ownership import Ownership
 from dlm.core.recovery import Recovery
-from dlm.core.situation import Situation
+from dlm.core.situation import NEVER, Situation
 from dlm.core.waits import LOCK
 from dlm.effects import Complete, Effect
 from dlm.errors import LockLost
@@ -24,6 +24,8 @@ from dlm.messages import (
     Blocking,
     Cancel,
     Chase,
+    Claim,
+    Claimed,
     Confirm,
     Convert,
     Demote,
@@ -64,9 +66,9 @@ class LockspaceCore:
             Change: self._change,
             Release: self._release,
             Withdraw: owned.withdraw,
+            Tick: self._tick,
             Enter: self._enter,
             Lose: self._lose,
-            Tick: self._tick,
         }
         self._messages: dict[type, Callable[[int, Any], None]] = {
             Request: mastery.request,
@@ -76,6 +78,8 @@ class LockspaceCore:
             Cancel: mastery.cancel,
             Remove: mastery.remove,
             Removed: mastery.removed,
+            Claim: mastery.claim,
+            Claimed: owned.claimed,
             Granted: owned.granted,
             Queued: owned.queued,
             Denied: owned.denied,
@@ -107,9 +111,10 @@ class LockspaceCore:
         return effects
 
     @property
-    def deadline_s(self) -> float | None:
-        """When the next Tick is due; None: nothing waits for time to pass."""
-        return None if self.here.frozen else self.detector.deadline_s
+    def deadline_s(self) -> float:
+        """When a Tick is due; infinite: not at all as things are."""
+        here = self.here
+        return here.deadline_s if here.frozen else min(here.deadline_s, here.waits.due_s)
 
     def validate(self) -> None:
         """Assert every invariant that one node can see; for tests."""
@@ -182,6 +187,12 @@ class LockspaceCore:
         self.ownership.release(event)
 
     def _tick(self, _event: Tick) -> None:
+        """Let every part that waits for a time look at the clock; each names its next deadline."""
+        here = self.here
+        if here.now_s < self.deadline_s or self.lost:
+            return
+        here.deadline_s = NEVER
+        self.mastery.claims.tick()
         self.detector.tick()
 
     def _lose(self, _event: Lose) -> None:

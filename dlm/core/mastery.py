@@ -2,7 +2,8 @@
 
 A name is root/leaf; a tree is a root with all its leaves. Only roots have directory entries, on the
 node that a rendezvous hash of the root over the members picks. The first user of a root becomes its
-master; the directory node forwards everybody else's first request to the master.
+master; the directory node forwards everybody else's first request to the master. Who makes a root
+up masters it without asking, see claims.py.
 
 A tree without locks is removed: its master asks the directory node and goes on only after the
 acknowledgement. Both count the requests forwarded under the entry; the directory node forgets the
@@ -12,12 +13,15 @@ is about to see calls the removal off. Meanwhile the master's own requests go by
 Between `Enter` and the thaw, trees and copies are those of the last epoch in which locks moved.
 """
 
+from dlm.core.claims import Claims
 from dlm.core.master_copy import LVB_FLAGS, Copy
 from dlm.core.resource import Resource
 from dlm.core.situation import Situation
 from dlm.events import Name
 from dlm.messages import (
     Cancel,
+    Claim,
+    Claimed,
     Convert,
     Demote,
     Mastered,
@@ -57,6 +61,7 @@ class Mastery:
 
     def __init__(self, here: Situation) -> None:
         self._here = here
+        self.claims = Claims(here)
         self.trees: dict[bytes, Tree] = {}
         self.directory: dict[bytes, Entry] = {}
         self.copies: dict[tuple[int, int], Copy] = {}  # by (node, lock)
@@ -169,9 +174,29 @@ class Mastery:
         tree = self.trees[root] = Tree(root)
         return tree
 
+    def make(self, root: bytes) -> Tree:
+        """Return the tree of a root that is new: mastered here without asking anybody."""
+        directory = self._here.directory_of(root)
+        if directory == self._here.me:
+            self.directory[root] = Entry(directory)
+        else:
+            self.claims.add(root, directory)
+        return self.adopt(root)
+
+    def claim(self, sender: int, message: Claim) -> None:
+        """As directory node: learn who masters roots that are new."""
+        here = self._here
+        for root in message.roots:
+            if root in self.directory:
+                here.misdirected += 1  # not new at all
+            else:
+                self.directory[root] = Entry(sender)
+        here.send(sender, Claimed(here.epoch, len(message.roots)))
+
     def validate(self) -> None:
         """Assert the invariants of everything mastered here."""
         seen = 0
+        self.claims.validate()
         for root, tree in self.trees.items():
             assert tree.removing == (not tree.resources), root
             for leaf, resource in tree.resources.items():
@@ -218,6 +243,9 @@ class Mastery:
 
     def _begin_removal(self, tree: Tree) -> None:
         here = self._here
+        if self.claims.take_back(tree.root):
+            del self.trees[tree.root]
+            return
         tree.removing = True
         here.send(here.directory_of(tree.root), Remove(here.epoch, tree.root, tree.forwards))
 

@@ -9,6 +9,8 @@ While locks are frozen (a recovery is running), requests and conversions wait he
 demotions take effect at once and are passed on as described at `_tell_master`.
 """
 
+import msgspec
+
 from dlm.core.mastery import Mastery
 from dlm.core.situation import Situation
 from dlm.core.waits import LOCK
@@ -18,6 +20,7 @@ from dlm.events import Acquire, Change, Lock, Release, Withdraw
 from dlm.messages import (
     Blocking,
     Cancel,
+    Claimed,
     Convert,
     Demote,
     Denied,
@@ -47,6 +50,7 @@ _IVVALBLK = int(Flags.IVVALBLK)
 _LVB = _VALBLK | _IVVALBLK
 _CONVDEADLK = int(Flags.CONVDEADLK)
 _EXPEDITE = int(Flags.EXPEDITE)
+_WRITERS = (Mode.CW, Mode.PW, Mode.EX)
 
 
 class Root:
@@ -72,6 +76,7 @@ class Ownership:
         self.locks: dict[int, Lock] = {}
         self.pending: dict[int, Lock] = {}  # those with a request or conversion under way
         self.roots: dict[bytes, Root] = {}
+        self.parting: dict[int, int] = {}  # by lock: the claim that it waits for
         self._last_id = 0
 
     # -- what the user does ----------------------------------------------------------------------
@@ -87,13 +92,20 @@ class Ownership:
         lock.uses_lvb = bool(flags & _LVB)
         self.locks[lock.id] = self.pending[lock.id] = lock
         self._here.waits.begin_lock(lock, self._here.now_s)
-        if not self._here.frozen:
+        if self._here.frozen:
+            return
+        root = lock.name.root
+        if event.new and root not in self._mastery.trees:
+            self._mastery.serve(self._mastery.make(root), self._request(lock, Route.DIRECT))
+        else:
             self._ask(lock)
 
     def change(self, event: Change) -> None:
         """Convert a held lock. Weakening completes here and now."""
-        lock, mode, flags, lvb = event.lock, event.mode, event.flags, event.lvb
+        lock, mode, flags = event.lock, event.mode, event.flags
         held = _settled(lock)
+        if self.must_wait(lock, mode, flags):
+            raise LockBusy(repr(lock))
         assert not flags & _EXPEDITE
         assert not flags & _QUECVT or may_queue_conversion(held, mode)
         assert not (flags & _CONVDEADLK and flags & _NOQUEUE)
@@ -101,14 +113,12 @@ class Ownership:
         lock.turn = self._here.waits.next_stamp()
         lock.uses_lvb = lock.uses_lvb or bool(flags & _LVB)
         if is_down(held, mode):
-            if _writes(lock, mode):
-                _note_written(lock, flags, lvb)
-            lock.mode = lock.granted = mode
-            lock.blocked_for = None
-            self._tell_master(lock, flags, lvb, mode)
             self._here.effects.append(Complete(lock, Status.GRANTED))
+            lock.mode, lock.blocked_for = mode, None
+            if not self._parts(lock, event):
+                self._weaken(event)
             return
-        lock.offered = lvb
+        lock.offered = event.lvb
         lock.requested, lock.sequence = mode, 0
         lock.mode = floor(held, mode, flags)
         self.pending[lock.id] = lock
@@ -120,8 +130,9 @@ class Ownership:
         """Drop a held lock."""
         lock = event.lock
         _settled(lock)
-        self._tell_master(lock, event.flags, event.lvb, None)
-        self._forget(lock)
+        lock.mode = None
+        if not self._parts(lock, event):
+            self._drop(event)
 
     def withdraw(self, event: Withdraw) -> None:
         """Ask the master not to let this lock wait any longer; it still answers once."""
@@ -132,6 +143,19 @@ class Ownership:
         self._here.waits.end(LOCK, lock.id)
         if not self._here.frozen and (lock.sequence or lock.granted is not None):
             self._cancel(lock)
+
+    def must_wait(self, lock: Lock, mode: Mode, flags: int) -> bool:
+        """Tell whether this conversion is refused because names made here are not known yet.
+
+        So it is for a lock that parts, unless it is weakened further; and where the master may
+        weaken what we hold before it grants what we want.
+        """
+        held = lock.granted
+        assert held is not None
+        if lock.parting is not None:
+            return lock.mode is None or not is_down(lock.mode, mode)
+        undecided = floor(held, mode, flags) is not held and not is_down(held, mode)
+        return undecided and self._reveals(lock)
 
     # -- what the master says --------------------------------------------------------------------
 
@@ -181,7 +205,11 @@ class Ownership:
     def blocking(self, _sender: int, message: Blocking) -> None:
         """Pass on that we block somebody, unless we have meanwhile made way."""
         lock = self.locks.get(message.lock)
-        if lock is None or lock.granted is None or lock.granted.compatible(message.mode):
+        self._mastery.claims.flush()  # whatever is given up soon will wait for these
+        if lock is None or lock.granted is None:
+            return
+        held = lock.granted if lock.parting is None else lock.mode
+        if held is None or held.compatible(message.mode):
             return
         if lock.blocked_for is None or lock.blocked_for < message.mode:
             lock.blocked_for = message.mode
@@ -194,6 +222,11 @@ class Ownership:
             tree = self._mastery.adopt(lock.name.root)
             self._mastery.serve(tree, self._request(lock, Route.DIRECT))
 
+    def claimed(self, sender: int, message: Claimed) -> None:
+        """Learn that the directory knows names made here: what waited for that may go."""
+        self._mastery.claims.acknowledged(sender, message)
+        self._part()
+
     # -- recovery --------------------------------------------------------------------------------
 
     def lose(self) -> None:
@@ -201,9 +234,10 @@ class Ownership:
         for lock in tuple(self.pending.values()):
             self._complete(lock, Status.LOST)
         for lock in self.locks.values():
-            lock.mode = lock.granted = None
+            lock.mode = lock.granted = lock.parting = None
         self.locks.clear()
         self.roots.clear()
+        self.parting.clear()
 
     def records(self, root: bytes) -> list[Record]:
         """Return our locks under `root` for its master: what it cannot know otherwise.
@@ -219,6 +253,7 @@ class Ownership:
         for root in self.roots.values():
             root.master, root.as_of = root.next_master, here.epoch
             root.incarnation = root.next_incarnation
+        self._part()
         for lock in tuple(self.pending.values()):
             if lock.granted is None and not lock.sequence:
                 self._ask(lock)
@@ -236,13 +271,58 @@ class Ownership:
             known = lock.granted is not None or lock.sequence != 0
             root = self.roots.get(lock.name.root)
             assert known == (root is not None and number in root.locks), lock
-            if lock.granted is not None and lock.requested is None:
+            assert (lock.parting is not None) == (number in self.parting)
+            if lock.granted is not None and lock.requested is None and lock.parting is None:
                 assert lock.mode is lock.granted
             assert lock.requested is not None or (LOCK, number) not in self._here.waits.by_key
         for root in self.roots.values():
             assert root.locks
 
     # -- below -----------------------------------------------------------------------------------
+
+    def _reveals(self, lock: Lock) -> bool:
+        """Tell whether others might now learn a name that its directory node does not know.
+
+        The name may have been written wherever a lock let us write.
+        """
+        return lock.granted in _WRITERS and self._mastery.claims.pending
+
+    def _parts(self, lock: Lock, event: Change | Release) -> bool:
+        """Tell whether the master hears of this later; until then we hold what we held."""
+        if lock.parting is None and not self._reveals(lock):
+            return False
+        lock.parting = event if lock.parting is None else _merged(lock.parting, event)
+        self.parting.pop(lock.id, None)
+        self.parting[lock.id] = self._mastery.claims.last
+        self._mastery.claims.flush()
+        return True
+
+    def _part(self) -> None:
+        """Do what was put off, as far as the names made before it are known."""
+        claims = self._mastery.claims
+        while self.parting:
+            number, claim = next(iter(self.parting.items()))
+            if not claims.reached(claim):
+                return
+            del self.parting[number]
+            lock = self.locks[number]
+            event, lock.parting = lock.parting, None
+            if isinstance(event, Release):
+                self._drop(event)
+            else:
+                assert event is not None
+                self._weaken(event)
+
+    def _weaken(self, event: Change) -> None:
+        lock, mode = event.lock, event.mode
+        if _writes(lock, mode):
+            _note_written(lock, event.flags, event.lvb)
+        lock.granted = mode
+        self._tell_master(lock, event.flags, event.lvb, mode)
+
+    def _drop(self, event: Release) -> None:
+        self._tell_master(event.lock, event.flags, event.lvb, None)
+        self._forget(event.lock)
 
     def _ask(self, lock: Lock) -> None:
         name, here = lock.name, self._here
@@ -337,7 +417,16 @@ def _settled(lock: Lock) -> Mode:
     assert lock.granted is not None or lock.requested is not None, "the lock is not held"
     if lock.requested is not None or lock.granted is None:
         raise LockBusy(repr(lock))
-    return lock.granted
+    assert lock.mode is not None, "the lock was released"
+    return lock.mode
+
+
+def _merged(before: Change | Release, event: Change | Release) -> Change | Release:
+    """Return one weakening in place of two; the later one writes the value if it can and wants."""
+    assert isinstance(before, Change)
+    if before.mode < Mode.PW or not event.flags & _LVB:
+        return msgspec.structs.replace(event, flags=before.flags, lvb=before.lvb)
+    return event
 
 
 def _writes(lock: Lock, mode: Mode) -> bool:

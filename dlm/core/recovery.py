@@ -53,6 +53,7 @@ class Recovery:
         here = self._here
         here.epoch, here.members = epoch, dict(sorted(members.items()))
         here.frozen = True
+        self._mastery.claims.enter()
         self._named = {node: [] for node in here.members}
         self._answers = {node: [] for node in here.members}
         self._reports = {node: [] for node in here.members}
@@ -151,6 +152,7 @@ class Recovery:
             copies.update({(copy.node, copy.lock): copy for copy in resource.copies()})
         mastery.trees, mastery.copies, mastery.directory = trees, copies, self._directory
         here.frozen = False
+        mastery.claims.thaw()
         self._directory = {}
         unused = [root for pages in self._reports.values() for p in pages for root in p.unused]
         self._reports = {}

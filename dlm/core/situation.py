@@ -12,11 +12,14 @@ from dlm.core.waits import Waits
 from dlm.effects import Effect, Send
 from dlm.messages import Message
 
+NEVER = float("inf")
+
 
 class Situation:
     """Shared by the parts of one lockspace."""
 
     __slots__ = (
+        "deadline_s",
         "effects",
         "epoch",
         "frozen",
@@ -38,6 +41,7 @@ class Situation:
         self.members: dict[int, int] = {}  # node to incarnation
         self.frozen = True
         self.now_s = 0.0
+        self.deadline_s = NEVER  # when the next Tick is due
         self.effects: list[Effect] = []
         self.local: deque[Message] = deque()
         self.waits = Waits()
@@ -49,6 +53,10 @@ class Situation:
             self.local.append(message)
         else:
             self.effects.append(Send(node, message))
+
+    def wake(self, at_s: float) -> None:
+        """See to it that a Tick comes at that time, or soon after."""
+        self.deadline_s = min(self.deadline_s, at_s)
 
     def directory_of(self, root: bytes) -> int:
         """Return the directory node of `root`: rendezvous hash, so a join moves 1/n of them."""

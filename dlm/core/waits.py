@@ -26,6 +26,7 @@ class Waits:
     def __init__(self) -> None:
         self.by_key: dict[Key, Wait] = {}
         self.clock = 0
+        self.due_s = float("inf")  # no search is due before
 
     def next_stamp(self) -> int:
         """Return a number higher than all before."""
@@ -42,6 +43,7 @@ class Waits:
         if not owner.number:
             owner.number = self.next_stamp()
         wait = Wait(key, owner, self.next_stamp(), now_s + FIRST_SEARCH_S)
+        self.due_s = min(self.due_s, wait.search_s)
         self.by_key[key] = owner.waits[key] = wait
         return wait
 

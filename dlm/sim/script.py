@@ -3,6 +3,7 @@
     nodes 3                     start n1, n2, n3 with one view among them, and settle
     lock n1 a/x EX VALBLK       ask for a lock; it is called n1:a/x from then on (`as NAME`: else),
                                 for a transaction with `by NAME` (and its priority: `by NAME:2`)
+    lock n1 a EX new            the same for a root that n1 has just made up
     convert n1:a/x PR lvb=text  change its mode; flags and LVB as given
     unlock n1:a/x [lvb=text]    drop it
     cancel n1:a/x               withdraw what it waits for
@@ -80,10 +81,10 @@ class Script:
             "cancel": self._cancel,
             "deliver": self._deliver,
             "settle": self._settle,
+            "wait": self._wait,
             "crash": self._crash,
             "start": self._start,
             "view": self._view,
-            "wait": self._wait,
             "show": self._show,
         }
 
@@ -117,10 +118,11 @@ class Script:
             owner = self._owners.setdefault(who, Owner(who, priority=int(priority or 0)))
             del words[at : at + 2]
         root, _, leaf = name.partition("/")
-        flags, _ = _options(words[3:])
+        new = "new" in words
+        flags, _ = _options([word for word in words[3:] if word != "new"])
         lock = Lock(Name(root.encode(), leaf.encode()), owner, label)
         self.locks[label] = node, lock
-        self._act(node, Acquire(lock, Mode[words[2]], flags))
+        self._act(node, Acquire(lock, Mode[words[2]], flags, new))
 
     def _convert(self, words: list[str]) -> None:
         node, lock = self.locks[words[0]]
@@ -168,7 +170,7 @@ class Script:
     def _wait(self, words: list[str]) -> None:
         self._now_s += float(words[0])
         for node, core in self.cores.items():
-            if core.deadline_s is not None and core.deadline_s <= self._now_s:
+            if core.deadline_s <= self._now_s:
                 self._act(node, Tick())
 
     def _show(self, _words: list[str]) -> None:

@@ -2,6 +2,9 @@
 
 Each user has at most one lock, so that none can wait for itself through another; then whoever waits
 for ever has been forgotten. Many keep a lock until a BAST, so a lost BAST leaves somebody waiting.
+
+Who holds a lock that lets it write may make up a new root and write its name down under that lock;
+who holds one that lets it read may take a name from there, and ask for it later on.
 """
 
 from typing import Final
@@ -17,6 +20,7 @@ NAMES: Final = tuple(Name(root, leaf) for root in (b"a", b"b", b"c") for leaf in
 _NOQUEUE, _VALBLK, _IVVALBLK = int(Flags.NOQUEUE), int(Flags.VALBLK), int(Flags.IVVALBLK)
 _NODLCKWT, _CONVDEADLK, _QUECVT = int(Flags.NODLCKWT), int(Flags.CONVDEADLK), int(Flags.QUECVT)
 _NOQUEUEBAST, _HEADQUE = int(Flags.NOQUEUEBAST), int(Flags.HEADQUE)
+_NAMES_IN_MIND = 3
 _EXPEDITE = int(Flags.EXPEDITE)
 
 
@@ -28,6 +32,8 @@ class Workload:
         self.closing = False  # nobody asks for anything new
         self.completed = 0
         self.values_written = 0
+        self.names_made = 0
+        self.written_down: dict[Name, list[Name]] = {}  # under which lock, which new names
         self._users_per_node = users_per_node
         world.listener = self._hear
         world.started = self._populate
@@ -58,9 +64,12 @@ class User:
         self.lock: Lock | None = None
         self.outstanding = False
         self._before: Mode | None = None
+        self._guest = False  # goes away with its lock
 
     def rest(self) -> None:
         """Do something later."""
+        if self._guest and self.lock is None:
+            return
         self.world.after(self.world.around(0.01), self._act)
 
     def completed(self, effect: Complete) -> None:
@@ -72,7 +81,8 @@ class User:
         lock = self.lock
         if effect.status is Status.GRANTED:
             self._check_value(lock)
-        if lock.granted is None:
+            self._read_names(lock)
+        if lock.mode is None:
             self.lock = None
         if effect.status is not Status.LOST:
             self.rest()
@@ -87,7 +97,7 @@ class User:
         if not self.machine.alive or self.outstanding:
             return
         lock = self.lock
-        deed = self.world.random.choice("rrrcccddkk")
+        deed = self.world.random.choice("rrrcccddkknn")
         if lock is None:
             if not self.load.closing:
                 self._ask()
@@ -97,7 +107,34 @@ class User:
             self._convert(lock)
         elif deed == "d" and not self.load.closing:
             self._weaken(lock, self.world.random.choice(tuple(Mode)))
+        elif deed == "n" and not self.load.closing:
+            self._make(lock)
+            self.rest()
         # else: keep it until somebody wants it
+
+    def _make(self, lock: Lock) -> None:
+        """Make a new name known to whoever may read what we may write."""
+        load = self.load
+        if lock.mode in (Mode.CW, Mode.PW, Mode.EX):
+            load.names_made += 1
+            name = Name(b"new%d" % load.names_made)
+            User(load, self.machine).visit(name, new=True)
+            load.written_down.setdefault(lock.name, []).append(name)
+
+    def visit(self, name: Name, *, new: bool) -> None:
+        """Have one lock, and go away with it."""
+        self._guest = True
+        self.lock = Lock(name, "guest", self)
+        mode = self.world.random.choice((Mode.PR, Mode.EX))
+        self._start(Acquire(self.lock, mode, _VALBLK, new))
+
+    def _read_names(self, lock: Lock) -> None:
+        """Look what was written down here lately, and ask for some of it."""
+        if lock.mode is None or lock.mode < Mode.PR:
+            return
+        for name in self.load.written_down.get(lock.name, [])[-_NAMES_IN_MIND:]:
+            if self.world.likely(0.3) and not self.load.closing:
+                User(self.load, self.machine).visit(name, new=False)
 
     def _ask(self) -> None:
         pick = self.world.random
@@ -114,16 +151,19 @@ class User:
     def _convert(self, lock: Lock) -> None:
         pick = self.world.random
         mode = pick.choice(tuple(Mode))
-        assert lock.granted is not None
-        if is_down(lock.granted, mode):
+        assert lock.mode is not None
+        if is_down(lock.mode, mode):
             self._weaken(lock, mode)
             return
         flags = _VALBLK | pick.choice((0, 0, 0, _NOQUEUE, _NODLCKWT, _CONVDEADLK, _HEADQUE))
-        if self.world.likely(0.2) and may_queue_conversion(lock.granted, mode):
+        if self.world.likely(0.2) and may_queue_conversion(lock.mode, mode):
             flags |= _QUECVT
-        self._before = lock.granted
+        if self.machine.core.ownership.must_wait(lock, mode, flags):
+            self.rest()
+            return
+        self._before = lock.mode
         value = self._new_value()
-        if LVB_TRANSFER[lock.granted][mode] is Transfer.WRITE:
+        if LVB_TRANSFER[lock.mode][mode] is Transfer.WRITE:
             self.world.checker.may_write(lock.name, value)
         self._start(Change(lock, mode, flags, value))
         if flags & _NODLCKWT or self.world.likely(0.1):
@@ -147,11 +187,11 @@ class User:
         lock = self.lock
         if lock is None or self.outstanding or not self.machine.alive or lock.blocked_for is None:
             return
-        assert lock.granted is not None
+        if self.world.likely(0.2) and not self.load.closing:
+            self._make(lock)
+        assert lock.mode is not None
         fitting = [
-            mode
-            for mode in Mode
-            if mode.compatible(lock.blocked_for) and is_down(lock.granted, mode)
+            mode for mode in Mode if mode.compatible(lock.blocked_for) and is_down(lock.mode, mode)
         ]
         if fitting and self.world.likely(0.6):
             self._weaken(lock, self.world.random.choice(fitting))
@@ -159,21 +199,21 @@ class User:
             self._release(lock)
 
     def _weaken(self, lock: Lock, mode: Mode) -> None:
-        assert lock.granted is not None
-        if not is_down(lock.granted, mode):
+        assert lock.mode is not None
+        if not is_down(lock.mode, mode):
             self.rest()
             return
         flags, value = self._writing()
-        if LVB_TRANSFER[lock.granted][mode] is Transfer.WRITE:
+        if LVB_TRANSFER[lock.mode][mode] is Transfer.WRITE:
             self._wrote(lock, flags, value)
-        self._before = lock.granted
+        self._before = lock.mode
         self.outstanding = True
         self.world.act(self.machine, Change(lock, mode, flags, value))
 
     def _release(self, lock: Lock) -> None:
         flags, value = self._writing()
-        assert lock.granted is not None
-        if lock.granted >= Mode.PW:
+        assert lock.mode is not None
+        if lock.mode >= Mode.PW:
             self._wrote(lock, flags, value)
         self.lock = None
         self.world.act(self.machine, Release(lock, flags, value))
@@ -196,7 +236,7 @@ class User:
 
     def _check_value(self, lock: Lock) -> None:
         """Compare what a grant read; note what it wrote."""
-        before, now = self._before, lock.granted
+        before, now = self._before, lock.mode
         assert now is not None
         if not lock.flags & _VALBLK or now <= Mode.CR:
             return

@@ -17,7 +17,7 @@ import msgspec
 from dlm.core.lockspace import LockspaceCore
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import LockError
-from dlm.events import Enter, Event, Lose, Received
+from dlm.events import Enter, Event, Lose, Received, Tick
 from dlm.messages import Epoch, decode, encode
 from dlm.sim.checkers import Checker
 
@@ -44,6 +44,7 @@ class Machine:
         self.incarnation = incarnation
         self.core = LockspaceCore(node, incarnation)
         self.alive = True
+        self.alarm_s = float("inf")  # when it will look at the clock
         self.removed_epoch: Epoch | None = None  # the view in which it is no longer a member
 
 
@@ -118,7 +119,20 @@ class World:
         machine.core.validate()
         assert not machine.core.here.misdirected, "no correct peer sends that"
         self.checker.after_event(list(self.machines.values()))
+        self._arm(machine)
         return True
+
+    def _arm(self, machine: Machine) -> None:
+        """Let a Tick come at the machine's deadline, or a little later."""
+        deadline_s = machine.core.deadline_s
+        if deadline_s < machine.alarm_s:
+            machine.alarm_s = deadline_s + self.around(self.faults.delay_s)
+            self.after(max(0.0, machine.alarm_s - self.now_s), lambda: self._ring(machine))
+
+    def _ring(self, machine: Machine) -> None:
+        if self.now_s >= machine.alarm_s:
+            machine.alarm_s = float("inf")
+            self.act(machine, Tick())
 
     # -- network ---------------------------------------------------------------------------------
 

@@ -59,9 +59,14 @@ def thaw_without_the_last_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recovery, "locks", locks)
 
 
+def show_names_that_the_directory_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ownership, "_reveals", lambda _self, _lock: False)
+
+
 @pytest.mark.parametrize(
     "plant",
     [
+        show_names_that_the_directory_does_not_know,
         forget_to_tell,
         remove_in_spite_of_forwards,
         trust_every_value,

@@ -1,5 +1,7 @@
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 
 import msgpack
 import pytest
@@ -33,7 +35,9 @@ class Cluster:
             self.said.set()
 
         self.members[node] = 100 * (self.epoch + 1) + node
-        self.spaces[node] = Lockspace(node, self.members[node], send, lambda: 7.0, lvb_bytes=8)
+        self.spaces[node] = Lockspace(
+            node, self.members[node], send, trio.current_time, lvb_bytes=8
+        )
 
     def stop(self, node: int) -> None:
         self.spaces.pop(node).lose()
@@ -53,6 +57,13 @@ class Cluster:
                     self.spaces[target].deliver(source, link.popleft())
         for space in self.spaces.values():
             space.validate()
+
+    def roots_of(self, node: int, directory: int) -> Iterator[bytes]:
+        """Yield names whose directory node is the given one, as `node` sees it."""
+        here = self.spaces[node]._core.here
+        return (
+            root for root in map(b"%d".__mod__, count()) if here.directory_of(root) == directory
+        )
 
     async def carry(self) -> None:
         while True:
@@ -272,3 +283,84 @@ async def test_a_kept_lock_is_used_and_then_not(cluster: Cluster) -> None:
     assert set(kept.users or ()) == {owner}
     one.end_use(kept, owner)
     assert not kept.users
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_new_name_is_held_at_once_and_told_later(nursery: trio.Nursery) -> None:
+    cluster = Cluster(3)
+    space = cluster.spaces[1]
+    nursery.start_soon(space.run)
+    names = [Name(b"new%d" % n) for n in range(20)]
+    for name in names:
+        await space.lock_new(name, EX)
+    assert not any(cluster.links.values())
+    await trio.sleep(1)
+    cluster.settle()
+    sent = space.dump()["sent"]
+    assert isinstance(sent, dict)
+    assert sent["Claim"] == 2  # one to each other directory node
+    assert set(sent) == {"Claim", "Names", "Masters", "Locks"}
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_an_idle_lockspace_sleeps_until_it_is_told_to_wake_up(
+    nursery: trio.Nursery,
+) -> None:
+    """`run` looks at the core's deadline anew whenever that comes nearer."""
+    cluster = Cluster(2)
+    nursery.start_soon(cluster.spaces[1].run)
+    await trio.sleep(1)
+    for n in range(8):
+        await cluster.spaces[1].lock_new(Name(b"new%d" % n), EX)
+    await trio.sleep(1)
+    assert cluster.links[1, 2]
+
+
+async def test_run_ends_when_the_node_is_removed() -> None:
+    space = Cluster(1).spaces[1]
+    with trio.fail_after(5):
+        async with trio.open_nursery() as inner:
+            inner.start_soon(space.run)
+            await wait_all_tasks_blocked()
+            space.lose()
+
+
+async def test_a_conversion_waits_until_the_weakening_before_it_is_told(cluster: Cluster) -> None:
+    space = cluster.spaces[1]
+    lock = await space.lock(A, EX)
+    await space.lock_new(Name(next(cluster.roots_of(1, 2))), EX)
+    space.convert_down_nowait(lock, PR)
+    assert lock.mode is PR
+    with trio.fail_after(5):
+        await space.convert(lock, EX)
+    assert lock.mode is EX
+
+
+async def test_many_locks_are_one_message_for_each_master(cluster: Cluster) -> None:
+    names = [Name(root) for root, _ in zip(cluster.roots_of(1, 2), range(10), strict=False)]
+    for name in names:
+        await cluster.spaces[2].lock(name, PR)
+    before = cluster.spaces[1].batches_sent
+    with trio.fail_after(5):
+        locks = await cluster.spaces[1].lock_many(names, PR)
+    assert [lock.name for lock in locks if lock is not None and lock.mode is PR] == names
+    assert cluster.spaces[1].batches_sent == before + 1
+
+
+async def test_of_many_locks_those_that_are_not_free_are_left_out(cluster: Cluster) -> None:
+    names = [Name(b"many%d" % n) for n in range(6)]
+    for name in names[::2]:
+        await cluster.spaces[2].lock(name, EX)
+    with trio.fail_after(5):
+        locks = await cluster.spaces[1].lock_many(names, PR, flags=Flags.NOQUEUE)
+    assert [lock is not None for lock in locks] == [False, True] * 3
+
+
+async def test_nobody_keeps_locks_that_were_asked_for_together_in_vain(cluster: Cluster) -> None:
+    names = [Name(b"many%d" % n) for n in range(6)]
+    holder = await cluster.spaces[2].lock(names[3], EX)
+    with trio.move_on_after(0.05):
+        await cluster.spaces[1].lock_many(names, PR)
+    cluster.spaces[2].unlock_nowait(holder)
+    await wait_all_tasks_blocked()
+    assert cluster.spaces[1].dump()["locks"] == []
