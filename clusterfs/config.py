@@ -17,8 +17,21 @@ from clusterfs.errors import SetupError
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Address = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$")]
+_URL = r"https?://[^\s,/]+"
+Provider = Annotated[str, msgspec.Meta(pattern=rf"^(local:.+|etcd:{_URL}(,{_URL})*)$")]
 
 _LAST_PORT = 65535
+
+
+class Etcd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to log in to etcd; with the provider `etcd:` only."""
+
+    volume: Name = "default"  # the keys are below /clusterfs/VOLUME/
+    user: str = ""
+    password_file: str | None = None
+    ca: str | None = None  # PEM; None: whom the machine trusts
+    certificate: str | None = None  # PEM, where etcd wants its clients to have one
+    key: str | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,9 +39,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     name: Name
     brick: Annotated[str, msgspec.Meta(min_length=1)]
-    provider: Annotated[str, msgspec.Meta(pattern=r"^local:.+$")] = (
-        "local:/var/lib/clusterfs/cluster.db"
-    )
+    provider: Provider = "local:/var/lib/clusterfs/cluster.db"
+    etcd: Etcd = Etcd()
     listen: Address = "127.0.0.1:7400"
     advertise: Address | None = None  # what peers connect to; None: `listen`
     replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3  # for a new volume only
@@ -42,9 +54,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
-    def provider_path(self) -> Path:
-        """Return the SQLite file of a `local:` provider."""
-        return Path(self.provider.removeprefix("local:"))
+    def provider_path(self) -> Path | None:
+        """Return the SQLite file of a `local:` provider, None for another."""
+        kind, _, rest = self.provider.partition(":")
+        return Path(rest) if kind == "local" else None
+
+    @property
+    def etcd_endpoints(self) -> tuple[str, ...]:
+        """Return the URLs of an `etcd:` provider, none for another."""
+        kind, _, rest = self.provider.partition(":")
+        return tuple(rest.split(",")) if kind == "etcd" else ()
 
     @property
     def control_socket(self) -> Path:
@@ -82,10 +101,17 @@ def _check_port(path: Path, key: str, address: str) -> None:
 
 
 def _absolute(config: Config, folder: Path) -> Config:
+    provider, path = config.provider, config.provider_path
+    files = {
+        name: str(folder / value)
+        for name in ("password_file", "ca", "certificate", "key")
+        if (value := getattr(config.etcd, name)) is not None
+    }
     return msgspec.structs.replace(
         config,
         brick=str(folder / config.brick),
-        provider=f"local:{folder / config.provider_path}",
+        provider=provider if path is None else f"local:{folder / path}",
+        etcd=msgspec.structs.replace(config.etcd, **files),
     )
 
 

@@ -28,10 +28,9 @@ import trio
 from clusterfs import control, observe
 from clusterfs.cluster import report
 from clusterfs.cluster.joining import Applicant
-from clusterfs.cluster.node import Membership
-from clusterfs.cluster.providers import Identity, Registration
-from clusterfs.cluster.providers.local import LocalProvider
-from clusterfs.cluster.providers.local_file import report_caches_dropped
+from clusterfs.cluster.node import Membership, insist
+from clusterfs.cluster.providers import Identity, Provider, Registration
+from clusterfs.cluster.providers.opening import open_provider, report_caches_dropped
 from clusterfs.cluster.views import State, View
 from clusterfs.config import Config
 from clusterfs.errors import BrickFailed, InvalidArgument, SetupError, Unavailable, WouldBlock
@@ -76,7 +75,7 @@ def run(
 
 def caches_dropped(config: Config, node: int, incarnation: int) -> None:
     """Tell the others that this node's kernel serves nothing any more; for the supervisor."""
-    report_caches_dropped(config.provider_path, node, incarnation)
+    report_caches_dropped(config, node, incarnation)
 
 
 def _first(group: BaseException) -> BaseException:
@@ -156,17 +155,17 @@ class Daemon:
 
     async def main(self) -> None:
         """Run until the filesystem is unmounted. Raises SetupError."""
-        provider = LocalProvider(self._config.provider_path)
+        provider = open_provider(self._config)
         try:
             await self._open_and_serve(provider)
         finally:
             with trio.CancelScope(shield=True):
                 await provider.close()
 
-    async def _open_and_serve(self, provider: LocalProvider) -> None:
+    async def _open_and_serve(self, provider: Provider) -> None:
         disk = DirectoryDisk(Path(self._config.brick))
         found = disk.read_superblock() is None
-        identity = await provider.identity(self._config.lease_s, found=found)
+        identity = await insist(lambda: provider.identity(self._config.lease_s, found=found))
         try:
             self.store = await Store.open(
                 disk,
@@ -189,7 +188,7 @@ class Daemon:
             with trio.CancelScope(shield=True):
                 await self.store.close()
 
-    async def _serve(self, provider: LocalProvider, identity: Identity) -> None:
+    async def _serve(self, provider: Provider, identity: Identity) -> None:
         applicant = Applicant(
             self._config.name,
             store_id=self.store.store_id,

@@ -88,13 +88,12 @@ class Membership:
             SetupError: the provider, the brick and the applicant's facts do not fit together.
         """
         found = not applicant.cluster
-        identity = await _insist(
-            lambda: provider.identity(lease_s, found=found), _PROVIDER_PATIENCE_S
-        )
+        identity = await insist(lambda: provider.identity(lease_s, found=found))
         check_identity(identity, applicant, lease_s)
         self = cls(provider, identity, applicant, announce, now)
         await self._join(None, _PROVIDER_PATIENCE_S)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(provider.run)
             nursery.start_soon(self._live)
             try:
                 yield self
@@ -257,7 +256,7 @@ class Membership:
 
     async def _join(self, replaces: int | None, patience_s: float) -> None:
         """Register, announce, wait until the others' state is known, and get into the view."""
-        registration = await _insist(
+        registration = await insist(
             lambda: self._provider.register(self._applicant.name), patience_s
         )
         address = await self._announce(registration)
@@ -265,7 +264,7 @@ class Membership:
         self._heartbeats = Heartbeats(self.identity.lease_s)
         sent_s = self._now()
         while True:
-            snapshot = await _insist(self._provider.read, patience_s)
+            snapshot = await insist(self._provider.read, patience_s)
             view = snapshot.view
             if view is not None and view.has(registration.node, registration.incarnation):
                 break  # an attempt whose answer was lost
@@ -412,7 +411,7 @@ class Membership:
             me.lose("the others have removed it from the view")
 
 
-async def _insist(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
+async def insist(call: Callable[[], Awaitable[T]], patience_s: float = _PROVIDER_PATIENCE_S) -> T:
     """Call until the provider answers; raises SetupError when it stays away for that long."""
     failure = ProviderAway("the store of views does not answer")
     with trio.move_on_after(patience_s):

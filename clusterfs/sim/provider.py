@@ -61,6 +61,10 @@ class SimulatedProvider(Provider):
         """Let calls go on."""
         self._thawed.set()
 
+    async def run(self) -> None:
+        """See Provider; nothing to do."""
+        await trio.lowlevel.checkpoint()
+
     async def identity(self, lease_s: float, *, found: bool = True) -> Identity:
         """See Provider; the world founded the cluster."""
         assert found or lease_s

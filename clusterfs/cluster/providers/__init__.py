@@ -41,6 +41,9 @@ class Snapshot(NamedTuple):
 class Provider(Protocol):
     """One node's access to the store."""
 
+    async def run(self) -> None:
+        """Work in the background while the provider is in use, if there is anything to do."""
+
     async def identity(self, lease_s: float, *, found: bool = True) -> Identity:
         """Return the cluster's identity; found the cluster if nobody has and `found` allows it."""
 

@@ -30,8 +30,8 @@ from clusterfs.errors import ProviderAway, SetupError
 
 _APPLICATION_ID = 0x636C6673  # "clfs"
 _FORMAT = 1
-_LAST_NODE = 62
-_LAST_INCARNATION = (1 << 24) - 1  # inode numbers have 24 bits for it
+LAST_NODE = 62
+LAST_INCARNATION = (1 << 24) - 1  # inode numbers have 24 bits for it
 
 _SCHEMA = """
 CREATE TABLE identity (cluster TEXT NOT NULL, secret BLOB NOT NULL, lease_s REAL NOT NULL);
@@ -81,7 +81,7 @@ class LocalFile:
         with self._transaction() as db:
             db.execute("UPDATE counter SET incarnation = incarnation + 1")
             (incarnation,) = db.execute("SELECT incarnation FROM counter").fetchone()
-            if incarnation > _LAST_INCARNATION:
+            if incarnation > LAST_INCARNATION:
                 raise SetupError(f"cluster file {self._path}: all incarnations are used up")
             node, store_id = _node_of(db, name)
         return Registration(node, incarnation, store_id)
@@ -265,8 +265,8 @@ def _node_of(db: sqlite3.Connection, name: str) -> tuple[int, str]:
     if row is not None:
         return row
     (node,) = db.execute("SELECT coalesce(max(node), 0) + 1 FROM nodes").fetchone()
-    if node > _LAST_NODE:
-        raise SetupError(f"node name {name}: a cluster has at most {_LAST_NODE} names")
+    if node > LAST_NODE:
+        raise SetupError(f"node name {name}: a cluster has at most {LAST_NODE} names")
     db.execute("INSERT INTO nodes VALUES (?, ?, '')", (node, name))
     return node, ""
 

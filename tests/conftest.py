@@ -1,0 +1,129 @@
+"""Real etcd clusters on loopback ports. Every member is a process that the test started."""
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+_START_ATTEMPTS = 1200
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listened on a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class EtcdServers:
+    """`count` members; `close` ends them all."""
+
+    def __init__(self, folder: Path, count: int = 1, *, extra: tuple[str, ...] = ()) -> None:
+        program = shutil.which("etcd")
+        assert program, "etcd is missing: apt install etcd-server"
+        self._program = program
+        self._folder = folder
+        self._extra = extra
+        self.scheme = "https" if extra else "http"
+        ports = free_ports(2 * count)
+        self._clients, self._peers = ports[:count], ports[count:]
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        try:
+            for n in range(count):
+                self.start(n)
+            for n in range(count):
+                self.wait(n)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(f"{self.scheme}://127.0.0.1:{port}" for port in self._clients)
+
+    def start(self, n: int) -> None:
+        cluster = ",".join(f"m{i}=http://127.0.0.1:{p}" for i, p in enumerate(self._peers))
+        data = self._folder / f"m{n}"
+        existing = data.exists()
+        with (self._folder / f"m{n}.log").open("ab") as log:
+            self._processes[n] = subprocess.Popen(
+                [
+                    self._program,
+                    f"--name=m{n}",
+                    f"--data-dir={data}",
+                    f"--listen-client-urls={self.endpoints[n]}",
+                    f"--advertise-client-urls={self.endpoints[n]}",
+                    f"--listen-peer-urls=http://127.0.0.1:{self._peers[n]}",
+                    f"--initial-advertise-peer-urls=http://127.0.0.1:{self._peers[n]}",
+                    f"--initial-cluster={cluster}",
+                    f"--initial-cluster-state={'existing' if existing else 'new'}",
+                    *self._extra,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait(self, n: int) -> None:
+        """Wait until member n listens."""
+        for _ in range(_START_ATTEMPTS):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self._clients[n]), timeout=1),
+            ):
+                return
+            time.sleep(0.05)
+        raise AssertionError((self._folder / f"m{n}.log").read_text()[-2000:])
+
+    def signal(self, n: int, number: signal.Signals) -> None:
+        self._processes[n].send_signal(number)
+
+    def stop(self, n: int) -> None:
+        process = self._processes.pop(n)
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+    def close(self) -> None:
+        for n in list(self._processes):
+            self.stop(n)
+
+
+@pytest.fixture
+def etcd_servers(tmp_path: Path) -> Iterator[Callable[..., EtcdServers]]:
+    """Make etcd clusters: `etcd_servers(members, extra=(FLAG, ...))`."""
+    made: list[EtcdServers] = []
+
+    def make(count: int = 1, *, extra: tuple[str, ...] = ()) -> EtcdServers:
+        folder = tmp_path / f"etcd{len(made)}"
+        folder.mkdir()
+        servers = EtcdServers(folder, count, extra=extra)
+        made.append(servers)
+        return servers
+
+    yield make
+    for servers in made:
+        servers.close()
+
+
+@pytest.fixture(scope="session")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServers]:
+    """One etcd for all tests that need one and do not harm it."""
+    servers = EtcdServers(tmp_path_factory.mktemp("etcd"))
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    return free_ports(1)[0]
