@@ -99,15 +99,13 @@ class EtcdServers:
             self.stop(n)
 
 
-@pytest.fixture
-def etcd_servers(tmp_path: Path) -> Iterator[Callable[..., EtcdServers]]:
+@pytest.fixture(scope="module")
+def etcd_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., EtcdServers]]:
     """Make etcd clusters: `etcd_servers(members, extra=(FLAG, ...))`."""
     made: list[EtcdServers] = []
 
     def make(count: int = 1, *, extra: tuple[str, ...] = ()) -> EtcdServers:
-        folder = tmp_path / f"etcd{len(made)}"
-        folder.mkdir()
-        servers = EtcdServers(folder, count, extra=extra)
+        servers = EtcdServers(tmp_path_factory.mktemp("etcd"), count, extra=extra)
         made.append(servers)
         return servers
 

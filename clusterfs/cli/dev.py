@@ -36,6 +36,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 MOST_NODES = 62
 
+_LOCAL = "local:../cluster.db"
 _MNT_DETACH = 2
 _POLL_S = 0.05
 _FIRST_PORT, _LAST_PORT = 20000, 30000  # below what the kernel gives to outgoing connections
@@ -119,10 +120,12 @@ class Cluster:
         known = ", ".join(node.name for node in self.nodes) or "none"
         raise SetupError(f"{self.folder} has no node {name!r}; there are: {known}")
 
-    def up(self, nodes: int | None = None, replicas: int | None = None) -> None:
+    def up(
+        self, nodes: int | None = None, replicas: int | None = None, provider: str | None = None
+    ) -> None:
         """Start what does not run, mount it, and wait until every node is in sync."""
         with self._locked(create=True):
-            self.configure(nodes, replicas)
+            self.configure(nodes, replicas, provider)
             self._start([node for node in self.nodes if not self._serving(node)])
             self._wait_synced(self.nodes)
 
@@ -194,7 +197,9 @@ class Cluster:
                 raise SetupError(f"{self.folder}: another `clusterfs dev` is at work") from failure
             yield
 
-    def configure(self, nodes: int | None, replicas: int | None) -> None:
+    def configure(
+        self, nodes: int | None, replicas: int | None, provider: str | None = None
+    ) -> None:
         """Write what is missing: folders, and a configuration for each new node."""
         existing = {node.number for node in self.nodes}
         wanted = nodes or max(existing, default=3)
@@ -206,7 +211,7 @@ class Cluster:
             _make_folder(self.folder / name)
         missing = sorted(set(range(1, wanted + 1)) - existing)
         for number, port in zip(missing, free_ports(len(missing), self._ports()), strict=True):
-            _write_config(Node(number, self.folder), port, replicas or 3)
+            _write_config(Node(number, self.folder), port, replicas or 3, provider or _LOCAL)
         for node in self.nodes:
             _make_folder(node.brick)
 
@@ -319,12 +324,12 @@ def _describe(node: Node) -> dict[str, Any]:
     return described
 
 
-def _write_config(node: Node, port: int, replicas: int) -> None:
+def _write_config(node: Node, port: int, replicas: int, provider: str) -> None:
     staged = node.config.with_suffix(".new")
     staged.write_text(
         f'name = "{node.name}"\n'
         f'brick = "../bricks/{node.name}"\n'
-        'provider = "local:../cluster.db"\n'
+        f'provider = "{provider}"\n'
         f'listen = "127.0.0.1:{port}"\n'
         f"replicas = {replicas}\n"
     )

@@ -53,11 +53,14 @@ def status(target: Target = None, *, as_json: AsJson = False) -> None:
 def up(
     nodes: Annotated[int | None, typer.Option(help="How many nodes; 3 at first.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of all data; 3.")] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="Who orders the views of new nodes; an SQLite file in DIR.")
+    ] = None,
     folder: Folder = HERE,
 ) -> None:
     """Start N daemons, mount DIR/n1 ... DIR/nN, wait until all are in sync."""
     cluster = Cluster(folder)
-    cluster.up(nodes, replicas)
+    cluster.up(nodes, replicas, provider)
     points = ", ".join(str(node.mount) for node in cluster.nodes)
     Console().print(f"mounted and in sync: {points}", highlight=False, soft_wrap=True)
 

@@ -9,6 +9,7 @@ Invariants:
   * `over` is set before any other task can run once the lease was seen to have ended.
 """
 
+import math
 from collections.abc import Callable
 
 import structlog
@@ -37,6 +38,7 @@ class Incarnation:
         self.known_epoch = 0  # the newest that a renewal told of
         self.renewals = self.failures = 0
         self._lease_s = lease_s
+        self._silent_until_s = -math.inf  # until then the log has heard of the provider's absence
         self._lease = Lease(lease_s, sent_s)
         self._provider = provider
         self._now = now
@@ -94,7 +96,9 @@ class Incarnation:
     def failed(self, error: ProviderAway) -> None:
         """Note that the provider did not answer."""
         self.failures += 1
-        self._log.warning("provider away", error=str(error), failures=self.failures)
+        if self._now() >= self._silent_until_s:
+            self._silent_until_s = self._now() + self._lease_s
+            self._log.warning("provider away", error=str(error), failures=self.failures)
 
     async def _renew_often(self, news: Callable[[], None]) -> None:
         every_s = self._lease_s / RENEWALS_PER_LEASE

@@ -1,7 +1,7 @@
 """Exception to errno, once for the whole filesystem: pyfuse3 survives only FUSEError.
 
-An expected failure becomes its errno. A bug becomes a logged EIO: any other exception would end
-the main loop, and with it the mount.
+An expected failure becomes its errno; the log says why, if that is EIO. A bug becomes a logged EIO:
+any other exception would end the main loop, and with it the mount.
 """
 
 import errno
@@ -43,9 +43,13 @@ def replying(
 def errno_of(failure: BaseException, operation: str, arguments: tuple[Any, ...]) -> int:
     """Return what the system call returns; logs what nobody expected."""
     expected = _expected_errno(failure)
-    if expected is not None:
+    if expected is not None and expected != errno.EIO:
         return expected
     subject = arguments[0] if arguments and isinstance(arguments[0], int) else None
+    if expected is not None:
+        reason = f"{type(failure).__name__}: {failure}"
+        log.warning("answered EIO", operation=operation, subject=subject, reason=reason)
+        return expected
     log.error("request failed", operation=operation, subject=subject, exc_info=failure)
     return errno.EIO
 

@@ -8,6 +8,7 @@ that overtake each other do no harm.
 Invariant: promises outstanding + the reserve <= free space, at the moment of each new promise.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
 from clusterfs.volume.messages import Grant
@@ -67,9 +68,11 @@ class Purse:
         self._spent: dict[int, int] = {}
         self._returned: dict[int, int] = {}
         self.reserved = 0
+        self.answers: Counter[int] = Counter()  # how often each replica has told its promise
 
     def granted(self, node: int, grant: Grant) -> None:
         """Take a replica's promise."""
+        self.answers[node] += 1
         known = self._grants.get(node)
         if known is None or grant.granted >= known.granted:
             self._grants[node] = grant

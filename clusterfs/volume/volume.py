@@ -48,6 +48,8 @@ from dlm.net.errors import Malformed, Refused
 from dlm.net.wire import encode
 
 _TICK_S = 0.25
+_CREDIT_ROUNDS = 3
+_CREDIT_WAIT_S = 1.0
 
 
 class Space(NamedTuple):
@@ -78,6 +80,7 @@ class Volume:
         self._counter = 0
         self._purse = Purse()
         self._credited = trio.Event()
+        self._lost = False
         self._writer = Writer(site, self._spawn, self._to_myself, answer_timeout_s, self._charge)
         self._reader = Reader(site, self._spawn)
         self._syncer = Syncer(site, self._spawn, self._to_myself)
@@ -202,8 +205,13 @@ class Volume:
         return True
 
     async def reserve(self, nbytes: int) -> None:
-        """Wait for space credits. Raises OutOfSpace when no replica round gives enough."""
-        for _ in range(3):
+        """Wait for space credits; a replica that does not answer is waited for.
+
+        Raises:
+            OutOfSpace: every replica has answered, several times, and they do not promise enough.
+            LockLost: this node was removed.
+        """
+        for _ in range(_CREDIT_ROUNDS):
             if self.reserve_nowait(nbytes):
                 return
             await self._ask_for_credit()
@@ -218,11 +226,10 @@ class Volume:
     async def statfs(self) -> Space:
         """Return the room of the volume: what one more byte on each copy's replicas allows."""
         incarnations = self._replica_incarnations()
-        if any(self._purse.room(i) is None for i in incarnations):
+        while not incarnations or any(self._purse.room(i) is None for i in incarnations):
             await self._ask_for_credit()
+            incarnations = self._replica_incarnations()
         rooms = [room for i in incarnations if (room := self._purse.room(i)) is not None]
-        if not rooms:
-            return Space(0, 0)
         copies = min(self._site.view.replicas, len(rooms))
         if copies == len(rooms):
             return Space(min(r[0] for r in rooms), min(r[1] for r in rooms))
@@ -232,6 +239,8 @@ class Volume:
 
     def lose(self) -> None:
         """This incarnation is out: every wait fails with LockLost, nothing is served."""
+        self._lost = True
+        self._hear_of_credit()
         self._writer.lose()
         self._reader.lose()
         self._syncer.lose()
@@ -245,6 +254,7 @@ class Volume:
         old = self._site.view
         self._counter = 0
         self._purse = Purse()
+        self._lost = False
         self._site.begin()
         self._writer.begin()
         self._reader.begin()
@@ -341,10 +351,13 @@ class Volume:
             self._syncer.synced(sender, message)
         elif isinstance(message, Granted):
             self._purse.granted(incarnation, message.grant)
-            credited, self._credited = self._credited, trio.Event()
-            credited.set()
+            self._hear_of_credit()
         else:
             self._writer.patience(sender, trio.current_time())
+
+    def _hear_of_credit(self) -> None:
+        credited, self._credited = self._credited, trio.Event()
+        credited.set()
 
     def _to_myself(self, message: Message, payload: Buffer = b"") -> None:
         """Hand a message of this node's client to this node's replica."""
@@ -407,11 +420,17 @@ class Volume:
         self._purse.spend([members[n] for n in nodes_of(mask) if n in members], nbytes)
 
     async def _ask_for_credit(self) -> None:
-        self._send_watermarks()
-        with trio.move_on_after(1.0):
-            nodes = self._site.others(placement.replica_nodes(self._site.view))
-            for _ in nodes:
-                await self._credited.wait()
+        """Wait until each replica of the view has answered once more. Raises LockLost."""
+        before = self._purse.answers.copy()
+        while not self._lost:
+            self._send_watermarks()
+            with trio.move_on_after(_CREDIT_WAIT_S):
+                while not self._lost:
+                    replicas = self._replica_incarnations()
+                    if replicas and all(self._purse.answers[i] > before[i] for i in replicas):
+                        return
+                    await self._credited.wait()
+        raise LockLost("this node was removed from the cluster")
 
     def _send_watermarks(self) -> None:
         site = self._site

@@ -55,12 +55,12 @@ def make_cluster() -> Iterator[Callable[..., Cluster]]:
     """Start clusters that end with the module, whatever happens."""
     made: list[Cluster] = []
 
-    def make(nodes: int = 3, replicas: int = 3) -> Cluster:
+    def make(nodes: int = 3, replicas: int = 3, provider: str | None = None) -> Cluster:
         cluster = Cluster(Path(tempfile.mkdtemp(prefix="clusterfs-test-")))
         cluster.folder.chmod(0o755)  # some tests act as another user
         made.append(cluster)
         _clusters.append(cluster)
-        cluster.up(nodes, replicas)
+        cluster.up(nodes, replicas, provider)
         return cluster
 
     yield make

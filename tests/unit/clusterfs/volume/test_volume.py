@@ -278,6 +278,45 @@ async def test_credits_run_out_before_the_space_does(autojump_clock: Clock) -> N
         assert (await volume.statfs()).total == 100 << 20
 
 
+async def test_a_silent_replica_is_no_full_disk(autojump_clock: Clock) -> None:
+    async with cluster(total_bytes=100 << 20) as world, trio.open_nursery() as nursery:
+        volume = world.nodes[1].volume
+        while volume.reserve_nowait(1 << 20):
+            pass
+        world.network.cut(1, 2)
+        refusals = []
+
+        async def want() -> None:
+            with pytest.raises(OutOfSpace) as refusal:
+                await volume.reserve(1 << 30)
+            refusals.append(refusal)
+
+        nursery.start_soon(want)
+        await trio.sleep(20)
+        assert not refusals, "the replica said nothing yet"
+        world.network.heal(1, 2)
+        await trio.sleep(20)
+        assert refusals
+
+
+async def test_who_is_removed_waits_no_longer_for_credits(autojump_clock: Clock) -> None:
+    async with cluster(total_bytes=100 << 20) as world, trio.open_nursery() as nursery:
+        volume = world.nodes[1].volume
+        world.network.cut(1, 2)
+        ended = trio.Event()
+
+        async def want() -> None:
+            with pytest.raises(LockLost):
+                await volume.reserve(1 << 30)
+            ended.set()
+
+        nursery.start_soon(want)
+        await trio.sleep(2)
+        volume.lose()
+        with trio.fail_after(1):
+            await ended.wait()
+
+
 async def test_groups_with_different_replicas_commit_together(autojump_clock: Clock) -> None:
     async with cluster(4, groups=8, replicas=2) as world:
         view = world.agreement.view

@@ -1,0 +1,102 @@
+"""Real mounts whose views are in a real etcd cluster, while members of etcd die and come back."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterfs.cli.dev import Cluster
+
+LEASE_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def servers(etcd_servers: Callable[..., Any]) -> Any:
+    return etcd_servers(3)
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster: Callable[..., Cluster], servers: Any) -> Cluster:
+    return make_cluster(provider="etcd:" + ",".join(servers.endpoints))
+
+
+class Writer:
+    """Appends numbered lines, each fsynced, until told to stop."""
+
+    def __init__(self, path: Path) -> None:
+        self.done = 0
+        self.failure: OSError | None = None
+        self._path = path
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            descriptor = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+            while not self._stop.is_set():
+                os.write(descriptor, b"%d\n" % self.done)
+                os.fsync(descriptor)
+                self.done += 1
+            os.close(descriptor)
+        except OSError as failure:
+            self.failure = failure
+
+    def wait(self, lines: int, timeout_s: float = 60) -> None:
+        """Wait until that many lines more are written."""
+        wanted, slept_s = self.done + lines, 0.0
+        while self.done < wanted:
+            assert self.failure is None
+            assert slept_s < timeout_s, "the writer makes no progress"
+            time.sleep(0.05)
+            slept_s += 0.05
+
+    def stop(self) -> int:
+        self._stop.set()
+        self._thread.join()
+        return self.done
+
+
+def test_writers_go_on_without_one_member_of_etcd(
+    folders: list[Path], servers: Any, cluster: Cluster
+) -> None:
+    writer = Writer(folders[0] / "log")
+    epoch = cluster.nodes[0].ask("status")["epoch"]
+    writer.wait(5)
+    servers.stop(0)
+    time.sleep(LEASE_S * 1.5)  # whoever could not renew would be out by now
+    writer.wait(5)
+    servers.start(0)
+    servers.wait(0)
+    done = writer.stop()
+    assert writer.failure is None
+    assert cluster.nodes[0].ask("status")["epoch"] == epoch, "nobody was removed"
+    assert (folders[2] / "log").read_bytes() == b"".join(b"%d\n" % n for n in range(done))
+
+
+def test_without_etcd_the_cluster_stalls_and_resumes_by_itself(
+    folders: list[Path], servers: Any
+) -> None:
+    writer = Writer(folders[1] / "log")
+    writer.wait(5)
+    for n in (0, 1, 2):
+        servers.stop(n)
+    written = writer.done
+    stalled_s = 0.0
+    while stalled_s < LEASE_S * 1.5:  # a lease and more without a line: it stalls
+        time.sleep(0.1)
+        stalled_s = stalled_s + 0.1 if writer.done == written else 0.0
+        written = writer.done
+    assert writer.failure is None
+    for n in (0, 1, 2):
+        servers.start(n)
+    writer.wait(5, timeout_s=90)
+    done = writer.stop()
+    assert writer.failure is None
+    expected = b"".join(b"%d\n" % n for n in range(done))
+    for folder in folders:
+        assert (folder / "log").read_bytes() == expected
