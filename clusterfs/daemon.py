@@ -33,7 +33,14 @@ from clusterfs.cluster.providers import Identity, Provider, Registration
 from clusterfs.cluster.providers.opening import open_provider, report_caches_dropped
 from clusterfs.cluster.views import State, View
 from clusterfs.config import Config
-from clusterfs.errors import BrickFailed, InvalidArgument, SetupError, Unavailable, WouldBlock
+from clusterfs.errors import (
+    BrickFailed,
+    InvalidArgument,
+    ProviderAway,
+    SetupError,
+    Unavailable,
+    WouldBlock,
+)
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fuse.beat import Beat
 from clusterfs.fuse.cached import CachedInodes
@@ -51,6 +58,7 @@ from dlm.node import Lockspace
 
 LOCKS = 1  # the mesh's channel of the lock manager; the volume's is 2
 _BEAT_S = 0.1
+_EXPLAIN_S = 2.0
 _NO_CALLS = 1
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
@@ -260,6 +268,7 @@ class Daemon:
         self._enter_locks(self.membership.view)
 
     async def _start_services(self) -> None:
+        self._nursery.start_soon(self._explain_the_wait)
         await self._nursery.start(self.volume.run)
         self._nursery.start_soon(self._keep_beating)
         self._nursery.start_soon(self._readmit_when_lost)
@@ -394,6 +403,19 @@ class Daemon:
             await self._mount.run()
         finally:
             self._mount.close()
+
+    async def _explain_the_wait(self) -> None:
+        """Say, until the mount answers, which nodes it waits for."""
+        said: list[int] = []
+        while self._ready.awaited:
+            await trio.sleep(_EXPLAIN_S)
+            awaited = report.awaited(self.membership.view)
+            if awaited and awaited != said:
+                with suppress(ProviderAway):
+                    names = await self.membership.names()
+                    who = ", ".join(names[node] for node in awaited)
+                    self._ready.waiting(f"{who}: the newest data may be there; start them too")
+                    said = awaited
 
     async def _say_ready(self) -> None:
         await trio.to_thread.run_sync(os.statvfs, self._mount.mountpoint, abandon_on_cancel=True)

@@ -4,9 +4,7 @@ The mount table is read, never the mount: a stat of a mount whose daemon is stop
 """
 
 import stat
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -66,21 +64,6 @@ def find_socket(target: str | None, table: Path = MOUNTINFO) -> Path:
     if stat.S_ISREG(mode):
         return config.load(path).control_socket
     raise SetupError(f"{target}: no clusterfs mount point, config file or admin socket")
-
-
-def synced(status: Mapping[str, Any]) -> bool:
-    """Tell from a status reply whether the node is a member and every group it is for is in sync.
-
-    With no more members than copies wanted every member is for every group; with more, all groups
-    must have all their copies.
-    """
-    up = [member for member in status["members"] if member["state"] == "up"]
-    mine = [member for member in up if member["node"] == status["node"]]
-    if status["lost"] or status["stopped_groups"] or not mine or mine[0]["syncing"]:
-        return False
-    if len(up) <= status["replicas"]:
-        return bool(mine[0]["in_sync"] == status["groups"])
-    return bool(sum(member["in_sync"] for member in up) >= status["groups"] * status["replicas"])
 
 
 def _only_mount(table: Path) -> Mount:

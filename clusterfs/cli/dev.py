@@ -29,11 +29,12 @@ import msgspec
 
 from clusterfs import config, control
 from clusterfs.cli import processes
-from clusterfs.cli.control import mount_at, synced
+from clusterfs.cli.control import mount_at
 from clusterfs.errors import NotAnswering, SetupError
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+OTHERS_TIMEOUT_S = 150.0  # longer than any verb takes, so that verbs queue
 MOST_NODES = 62
 
 _LOCAL = "local:../cluster.db"
@@ -184,17 +185,18 @@ class Cluster:
 
     @contextlib.contextmanager
     def _locked(self, *, create: bool = False) -> Iterator[None]:
-        """Let one command at a time change this cluster."""
+        """Let one command at a time change this cluster; others wait for it."""
         run = self.folder / "run"
         if create:
             _make_folder(run)
         elif not run.is_dir():
             raise SetupError(f"{self.folder}: no cluster here; `clusterfs dev up` makes one")
         with (run / "lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as failure:
-                raise SetupError(f"{self.folder}: another `clusterfs dev` is at work") from failure
+            _wait(
+                f"the other `clusterfs dev` at work on {self.folder} has ended",
+                functools.partial(_taken, lock.fileno()),
+                OTHERS_TIMEOUT_S,
+            )
             yield
 
     def configure(
@@ -241,6 +243,14 @@ class Cluster:
     def _wait_synced(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
             _wait(f"{node.name} is in sync", functools.partial(_synced, node), START_TIMEOUT_S)
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _start(node: Node) -> None:
@@ -304,7 +314,7 @@ def clear_mount(point: Path) -> None:
 
 def _synced(node: Node) -> bool:
     try:
-        return synced(node.ask("status"))
+        return bool(node.ask("status")["synced"])
     except NotAnswering:
         if node.state() == "gone":
             raise SetupError(f"{node.name} ended; see {node.log}") from None
@@ -319,8 +329,7 @@ def _describe(node: Node) -> dict[str, Any]:
         described["pid"] = process.pid
     if described["state"] == "running":
         with contextlib.suppress(NotAnswering):
-            described["daemon"] = status = node.ask("status")
-            status["synced"] = synced(status)
+            described["daemon"] = node.ask("status")
     return described
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from clusterfs import control
 from clusterfs.cli import brick, tables
-from clusterfs.cli.control import find_socket, synced
+from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
 from clusterfs.errors import SetupError
@@ -44,9 +44,7 @@ _WRONG_USAGE = 2
 @app.command()
 def status(target: Target = None, *, as_json: AsJson = False) -> None:
     """Show a running node: its cluster, its lease, its store."""
-    reply = control.ask(find_socket(target), "status")
-    reply["synced"] = synced(reply)
-    _show(reply, tables.status, as_json=as_json)
+    _show(control.ask(find_socket(target), "status"), tables.status, as_json=as_json)
 
 
 @dev.command()

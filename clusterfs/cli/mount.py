@@ -8,6 +8,7 @@ nothing changed.
 
 import os
 import socket
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +18,11 @@ import typer
 
 from clusterfs import config
 from clusterfs.cli import processes
-from clusterfs.cli.control import mount_at, resolved
+from clusterfs.cli.control import FILESYSTEM_TYPE, mount_at, resolved
 from clusterfs.errors import SetupError
 from clusterfs.fuse.beat import Beat
 from clusterfs.fuse.supervisor import ReadyPipe, run_supervised
+from clusterfs.fuse.unmounting import clear_dead
 
 FUSE_DEVICE = Path("/dev/fuse")
 
@@ -69,6 +71,7 @@ def parse_options(words: Sequence[str]) -> Options:
 def check_mount_point(directory: Path) -> Path:
     """Return the mount point resolved; raises SetupError unless it can be mounted on."""
     place = resolved(directory)
+    clear_dead(str(place), FILESYSTEM_TYPE)
     if mount := mount_at(place):
         raise SetupError(f"{directory}: {mount.source} is mounted there already")
     try:
@@ -90,6 +93,18 @@ def check_device(device: Path = FUSE_DEVICE) -> None:
 
     except OSError as failure:
         raise SetupError(f"cannot open {device}: {failure.strerror}; run as root") from failure
+
+
+def check_brick(brick: Path) -> None:
+    """Raise SetupError unless the brick is a directory: a lost disk gets no new one."""
+    try:
+        mode = brick.stat().st_mode
+    except OSError as failure:
+        raise SetupError(
+            f"brick {brick}: {failure.strerror}; for a new brick make an empty directory"
+        ) from failure
+    if not stat.S_ISDIR(mode):
+        raise SetupError(f"brick {brick} is not a directory")
 
 
 def check_address(address: str) -> None:
@@ -118,6 +133,7 @@ def mount(source: Path, directory: Path, options: Options, *, foreground: bool) 
     loaded = config.load(source, dict(options.settings))
     place = check_mount_point(directory)
     check_device()
+    check_brick(Path(loaded.brick))
     check_address(loaded.listen)
 
     def daemon(beat: Beat, ready: ReadyPipe) -> int:

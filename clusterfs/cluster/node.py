@@ -132,6 +132,10 @@ class Membership:
             self._poked.set()
             await self._latest.wait_later()
 
+    async def names(self) -> dict[int, str]:
+        """Return the name of every node that ever joined. Raises ProviderAway."""
+        return await self._provider.names()
+
     def subscribe(self, callback: Subscriber) -> None:
         """Call back with (old, new) at each change of the view."""
         self._latest.subscribe(callback)
@@ -257,7 +261,8 @@ class Membership:
     async def _join(self, replaces: int | None, patience_s: float) -> None:
         """Register, announce, wait until the others' state is known, and get into the view."""
         registration = await insist(
-            lambda: self._provider.register(self._applicant.name), patience_s
+            lambda: self._provider.register(self._applicant.name, self._applicant.store_id),
+            patience_s,
         )
         address = await self._announce(registration)
         application = Application(self.identity, self._applicant, registration, address, replaces)

@@ -32,6 +32,13 @@ def describe(view: View) -> dict[str, Any]:
     }
 
 
+def awaited(view: View) -> list[int]:
+    """Return the nodes that stopped groups wait for: all of the last in-sync sets that are away."""
+    masks = [mask for mask, stopped in zip(view.in_sync, view.stopped, strict=True) if stopped]
+    up = mask_of(m.node for m in view.members if m.state is State.UP)
+    return sorted({node for mask in masks for node in nodes_of(mask & ~up)})
+
+
 def is_synced(view: View, node: int) -> bool:
     """Tell whether every group is served and the node has all that it should have."""
     return (

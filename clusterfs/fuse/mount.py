@@ -10,7 +10,6 @@ the kernel can have requests, so requests that wait for a lock hold up nobody el
 
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from clusterfs.fuse.dropping import Dropping
 from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.unmounting import (
     abort_connection,
+    clear_dead,
     connection_at,
     is_over,
     mounts_at,
@@ -44,7 +44,6 @@ KIND = "fuse.clusterfs"
 _MAX_TASKS = 1_000_000  # no limit: a blocked task is a few KiB
 _SPARE_TASKS = 8  # idle tasks kept, so that a burst need not make new ones
 _READ_AHEAD_KIB = 1024
-_ANSWER_S = 5.0
 _WATCH_S = 1.0
 _GRACE_S = 10.0
 _PATIENCE_S = 30.0
@@ -176,42 +175,17 @@ def require_mountable(mountpoint: str) -> None:
     """Clear a dead clusterfs away from the mount point and check that one can mount there."""
     if not Path("/dev/fuse").exists():
         raise SetupError("there is no /dev/fuse here: load the fuse module (modprobe fuse)")
-    _clear_dead_mounts(mountpoint)
+    clear_dead(mountpoint, KIND)
+    if found := [mount for mount in mounts_at(mountpoint) if mount.kind == KIND]:
+        raise SetupError(
+            f"a clusterfs ({found[-1].source}) is already mounted at {mountpoint}; unmount it first"
+        )
     try:
         mode = Path(mountpoint).stat().st_mode
     except OSError as failure:
         raise SetupError(f"cannot use mount point {mountpoint}: {failure.strerror}") from failure
     if not stat.S_ISDIR(mode):
         raise SetupError(f"mount point {mountpoint} is not a directory")
-
-
-def _clear_dead_mounts(mountpoint: str) -> None:
-    while found := [mount for mount in mounts_at(mountpoint) if mount.kind == KIND]:
-        topmost = found[-1]
-        if not _is_dead(mountpoint):
-            raise SetupError(
-                f"a clusterfs ({topmost.source}) is already mounted at {mountpoint}; "
-                "unmount it first"
-            )
-        log.info("unmounting what a dead daemon left", mountpoint=mountpoint)
-        unmount_lazily(topmost.minor, mountpoint)
-
-
-def _is_dead(mountpoint: str) -> bool:
-    """Tell whether nobody will ever answer at the mount point. A stalled daemon is not dead."""
-    dead = False
-
-    def ask() -> None:
-        nonlocal dead
-        try:
-            os.statvfs(mountpoint)  # unlike a stat it is never answered from a cache
-        except OSError:  # ENOTCONN, or ECONNABORTED for the first to ask
-            dead = True
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_ANSWER_S)
-    return dead
 
 
 def _require_plain(name: str, text: str) -> None:

@@ -49,6 +49,7 @@ _EARLY_NS = 100_000_000  # dropping takes a moment, and shall be over when the l
 _GIVE_UP_S = 5.0
 _REPORT_S = 10
 _PR_SET_PDEATHSIG = 1
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 Main = Callable[[Beat, "ReadyPipe"], int]
@@ -61,6 +62,11 @@ class ReadyPipe:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    @property
+    def awaited(self) -> bool:
+        """Whether the command still waits for its answer."""
+        return self._fd >= 0
+
     def ready(self) -> None:
         """Let the command return with success."""
         self._say("ready")
@@ -69,11 +75,16 @@ class ReadyPipe:
         """Let the command print the message and return with failure."""
         self._say("failed " + " ".join(message.split()))
 
-    def _say(self, line: str) -> None:
+    def waiting(self, message: str) -> None:
+        """Let the command print why it takes so long, and wait on."""
+        self._say("waiting " + " ".join(message.split()), last=False)
+
+    def _say(self, line: str, *, last: bool = True) -> None:
         if self._fd >= 0:
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._fd, line.encode() + b"\n")
-            self.close()
+            if last:
+                self.close()
 
     def close(self) -> None:
         """Close it; later words go nowhere."""
@@ -96,11 +107,13 @@ def run_supervised(
         with _ready_pipe() as (_said, ready):
             return _supervise(main, ready, report)
     with _ready_pipe() as (said, ready):
-        if os.fork() == 0:
+        supervisor = os.fork()
+        if supervisor == 0:
             _become_background(said, log_path)
             os._exit(_guarded(lambda: _supervise(main, ready, report)))
         ready.close()
-        return _await_ready(said, log_path)
+        with _ending_with_us(supervisor):
+            return _await_ready(said, log_path)
 
 
 @contextlib.contextmanager
@@ -114,16 +127,41 @@ def _ready_pipe() -> Iterator[tuple[int, ReadyPipe]]:
         ready.close()
 
 
+@contextlib.contextmanager
+def _ending_with_us(supervisor: int) -> Iterator[None]:
+    """End the daemon too if the command is ended before the mount answers."""
+
+    def give_up(number: int, _frame: object) -> None:
+        os.kill(supervisor, signal.SIGTERM)
+        raise SystemExit(128 + number)
+
+    former = {number: signal.signal(number, give_up) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
 def _await_ready(said: int, log_path: str | None) -> int:
-    """Wait for the daemon's one line, or for its end."""
-    with open(said, "rb", closefd=False) as lines:
-        line = lines.readline().decode(errors="replace").strip()
-    if line == "ready":
-        return 0
+    """Wait for the daemon's last line, or for its end; say what it waits for meanwhile."""
     where = f"; see {log_path}" if log_path else ""
-    message = line.removeprefix("failed ") or f"the daemon ended before the mount answered{where}"
-    print(f"mount.clusterfs: {message}", file=sys.stderr)  # noqa: T201  the command's answer
+    message = f"the daemon ended before the mount answered{where}"
+    with open(said, "rb", closefd=False) as lines:
+        for line in lines:
+            word, _, text = line.decode(errors="replace").strip().partition(" ")
+            if word == "ready":
+                return 0
+            if word == "failed":
+                message = text
+                break
+            _print(f"mount.clusterfs: waiting for {text}")
+    _print(f"mount.clusterfs: {message}")
     return 1
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201  the command's answer
 
 
 def _become_background(said: int, log_path: str | None) -> None:
@@ -179,8 +217,11 @@ def _run_daemon(main: Main, beat: Beat, ready: ReadyPipe, parent: int) -> int:
         return main(beat, ready)
     except SetupError as wrong:
         ready.failed(str(wrong))
-        print(f"clusterfs: {wrong}", file=sys.stderr)  # noqa: T201  for the log, or the terminal
+        _print(f"clusterfs: {wrong}")  # for the log, or the terminal
         return 1
+    except BaseException as bug:
+        ready.failed(f"the daemon failed: {type(bug).__name__}: {bug}")
+        raise
 
 
 class Supervisor:

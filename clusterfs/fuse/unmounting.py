@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import select
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ _MNT_FORCE = 1
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FUSECTL = "/sys/fs/fuse/connections"
+_ANSWER_S = 5.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,6 +66,29 @@ def unmount_lazily(connection: int, mountpoint: str) -> None:
     while connection_at(mountpoint) == connection:
         if _umount(mountpoint, _MNT_DETACH | _UMOUNT_NOFOLLOW):
             return
+
+
+def clear_dead(mountpoint: str, kind: str) -> None:
+    """Take away mounts of that kind whose daemon is gone for good; a stalled one is not dead."""
+    while (found := mounts_at(mountpoint)) and found[-1].kind == kind and _is_dead(mountpoint):
+        unmount_lazily(found[-1].minor, mountpoint)
+
+
+def _is_dead(mountpoint: str) -> bool:
+    """Tell whether nobody will ever answer at the mount point."""
+    dead = False
+
+    def ask() -> None:
+        nonlocal dead
+        try:
+            os.statvfs(mountpoint)  # unlike a stat it is never answered from a cache
+        except OSError as failure:
+            dead = failure.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    return dead
 
 
 def unmount(mountpoint: str) -> bool:

@@ -70,9 +70,13 @@ class SimulatedProvider(Provider):
         assert found or lease_s
         return await self._call(lambda: self._store.identity)
 
-    async def register(self, name: str) -> Registration:
+    async def register(self, name: str, store_id: str = "") -> Registration:
         """See Provider."""
-        return await self._call(lambda: self._store.file.register(name))
+        return await self._call(lambda: self._store.file.register(name, store_id))
+
+    async def names(self) -> dict[int, str]:
+        """Return the name of every node number."""
+        return await self._call(self._store.file.names)
 
     async def renew(self, node: int, incarnation: int) -> int | None:
         """See Provider."""

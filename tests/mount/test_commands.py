@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from clusterfs.cli import processes
 from clusterfs.cli.dev import Cluster
 
 COMMANDS = Path(sys.executable).parent
@@ -84,6 +86,65 @@ def test_the_verbs_of_a_development_cluster(tmp_path: Path) -> None:
     run("clusterfs", "dev", "up", *folder)
     assert (tmp_path / "c" / "n2" / "f").read_text() == "content"
     run("clusterfs", "dev", "down", *folder)
+
+
+def test_verbs_wait_for_the_verb_that_is_at_work(tmp_path: Path) -> None:
+    folder = ["--dir", str(tmp_path / "c")]
+    run("clusterfs", "dev", "up", "--nodes", 1, "--replicas", 1, *folder)
+    try:
+        command = [str(COMMANDS / "clusterfs"), "dev"]
+        ups = [subprocess.Popen([*command, "up", *folder], stdout=-3) for _ in range(2)]
+        run("clusterfs", "dev", "kill", "n1", *folder)
+        run("clusterfs", "dev", "up", *folder)
+        assert [up.wait(100) for up in ups] == [0, 0]
+    finally:
+        run("clusterfs", "dev", "down", *folder)
+
+
+def test_what_a_dead_daemon_left_is_cleared_by_the_next_mount(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "c")
+    cluster.up(1, 1)
+    node = cluster.nodes[0]
+    try:
+        (node.mount / "f").write_text("x")
+        assert node.supervisor is not None
+        processes.send(node.supervisor, signal.SIGKILL)
+        cluster.kill("n1")
+        assert processes.wait_gone(node.supervisor, 10)
+        with pytest.raises(OSError, match="not connected"):
+            node.mount.stat()
+        run("mount.clusterfs", node.config, node.mount, "-o", f"pidfile={node.pidfile}")
+        assert node.mount.is_mount()
+    finally:
+        cluster.down()
+
+
+def test_a_mount_that_must_wait_says_for_whom_and_ends_with_its_command(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "c")
+    cluster.up(2, 2)
+    with cluster.node("n1").mount.joinpath("f").open("w") as file:
+        file.write("x")
+        file.flush()
+        os.fsync(file.fileno())
+    for name in ("n1", "n2"):
+        cluster.kill(name)
+    cluster.down()
+    node = cluster.nodes[0]
+    command = [str(COMMANDS / "mount.clusterfs"), str(node.config), str(node.mount)]
+    command += ["-o", f"pidfile={node.pidfile}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline().startswith("mount.clusterfs: waiting for n2: ")
+        waiting.terminate()
+        assert waiting.wait(30) == 128 + signal.SIGTERM
+    process = node.process
+    assert process is not None
+    assert processes.wait_gone(process, 30)
+    cluster.up()
+    try:
+        assert (node.mount / "f").read_text() == "x"
+    finally:
+        cluster.down()
 
 
 def test_umount_flushes_and_ends_the_daemon(tmp_path: Path) -> None:

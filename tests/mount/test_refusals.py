@@ -107,6 +107,32 @@ def test_a_brick_of_another_cluster(stopped: Cluster, make_cluster: Callable[...
     assert contents(other.folder) == before
 
 
+def test_a_brick_that_is_none(stopped: Cluster, tmp_path: Path) -> None:
+    node = stopped.nodes[0]
+    text = node.config.read_text()
+    (tmp_path / "file").touch()
+    before = contents(stopped.folder)
+    for brick, said in [("none", "No such file"), ("file", "not a directory")]:
+        (tmp_path / "n1.toml").write_text(
+            text.replace(f"../bricks/{node.name}", str(tmp_path / brick)).replace(
+                "local:..", f"local:{stopped.folder}"
+            )
+        )
+        assert said in refused(tmp_path / "n1.toml", node.mount)
+    assert not (tmp_path / "none").exists()
+    assert contents(stopped.folder) == before
+
+
+def test_a_brick_under_another_name(stopped: Cluster) -> None:
+    node = stopped.nodes[0]
+    text = node.config.read_text()
+    node.config.write_text(text.replace('name = "n1"', 'name = "other"'))
+    assert "name this node n1" in refused(node.config, node.mount)
+    node.config.write_text(text)
+    stopped.up()
+    assert (node.mount / "file").read_text() == "content"
+
+
 def test_a_mount_point_that_is_none(stopped: Cluster, tmp_path: Path) -> None:
     node = stopped.nodes[0]
     (tmp_path / "file").touch()

@@ -5,7 +5,7 @@ identity, a number for each node's name, a counter of incarnations, the view; an
 over a restart of the store, a heartbeat counter for each member.
 
 Every call may raise ProviderAway (no answer now, try again; a change may or may not have been
-made) and, from `identity` only, SetupError (this store is not usable; one line says why).
+made) and, from `identity` and `register`, SetupError (this store is not usable; one line says why).
 """
 
 from collections.abc import Mapping
@@ -47,8 +47,14 @@ class Provider(Protocol):
     async def identity(self, lease_s: float, *, found: bool = True) -> Identity:
         """Return the cluster's identity; found the cluster if nobody has and `found` allows it."""
 
-    async def register(self, name: str) -> Registration:
-        """Return the node number of that name and a new incarnation, never handed out before."""
+    async def register(self, name: str, store_id: str = "") -> Registration:
+        """Return the node number of that name and a new incarnation, never handed out before.
+
+        Raises SetupError if the store is that of another name.
+        """
+
+    async def names(self) -> dict[int, str]:
+        """Return the name of every node number that was ever handed out."""
 
     async def renew(self, node: int, incarnation: int) -> int | None:
         """Move the beat and return the epoch; None if this incarnation is not UP in the view.

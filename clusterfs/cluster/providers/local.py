@@ -34,9 +34,13 @@ class LocalProvider(Provider):
         await self._views.run(lambda: self._views.file.create(found=found))
         return await self._views.run(lambda: self._views.file.identity(lease_s))
 
-    async def register(self, name: str) -> Registration:
+    async def register(self, name: str, store_id: str = "") -> Registration:
         """Return the node number of that name and a new incarnation."""
-        return await self._views.run(lambda: self._views.file.register(name))
+        return await self._views.run(lambda: self._views.file.register(name, store_id))
+
+    async def names(self) -> dict[int, str]:
+        """Return the name of every node number."""
+        return await self._views.run(self._views.file.names)
 
     async def renew(self, node: int, incarnation: int) -> int | None:
         """Move the beat and return the epoch; None if this incarnation is not UP."""

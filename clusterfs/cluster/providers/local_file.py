@@ -76,15 +76,24 @@ class LocalFile:
                 db.execute("INSERT INTO identity VALUES (?, ?, ?)", row)
         return Identity(*row)
 
-    def register(self, name: str) -> Registration:
-        """Return the node number of that name and a fresh incarnation."""
+    def register(self, name: str, store_id: str = "") -> Registration:
+        """Return the node number of that name and a fresh incarnation.
+
+        Raises SetupError if the store is that of another name: what it holds counts only there.
+        """
         with self._transaction() as db:
+            _check_store(db, name, store_id)
             db.execute("UPDATE counter SET incarnation = incarnation + 1")
             (incarnation,) = db.execute("SELECT incarnation FROM counter").fetchone()
             if incarnation > LAST_INCARNATION:
                 raise SetupError(f"cluster file {self._path}: all incarnations are used up")
             node, store_id = _node_of(db, name)
         return Registration(node, incarnation, store_id)
+
+    def names(self) -> dict[int, str]:
+        """Return the name of every node number that was ever handed out."""
+        with self._transaction("DEFERRED") as db:
+            return dict(db.execute("SELECT node, name FROM nodes").fetchall())
 
     def renew(self, node: int, incarnation: int) -> int | None:
         """Move the beat if this incarnation is UP, and return the epoch, else None."""
@@ -256,6 +265,18 @@ def _make_private(path: str, *, found: bool) -> None:
 
 def _is_foreign(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB
+
+
+def _check_store(db: sqlite3.Connection, name: str, store_id: str) -> None:
+    row = db.execute(
+        "SELECT name FROM nodes WHERE store_id = ? AND store_id <> '' AND name <> ?",
+        (store_id, name),
+    ).fetchone()
+    if row is not None:
+        raise SetupError(
+            f"the brick of {name} is that of node {row[0]}: name this node {row[0]}, "
+            "or give it a brick of its own"
+        )
 
 
 def _node_of(db: sqlite3.Connection, name: str) -> tuple[int, str]:

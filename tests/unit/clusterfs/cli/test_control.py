@@ -1,10 +1,9 @@
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from clusterfs.cli.control import find_socket, mount_at, mounts, resolved, synced
+from clusterfs.cli.control import find_socket, mount_at, mounts, resolved
 from clusterfs.errors import SetupError
 
 LINE = "36 25 0:{minor} / {point} rw,relatime - {kind} {source} rw,user_id=0\n"
@@ -81,29 +80,3 @@ def test_the_last_part_of_a_path_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "way").symlink_to("real")
     assert resolved(tmp_path / "way" / "mount") == tmp_path / "real" / "mount"
     assert resolved(tmp_path / "way") == tmp_path / "way"
-
-
-def member(node: int, in_sync: int, syncing: int = 0, state: str = "up") -> dict[str, Any]:
-    return {"node": node, "in_sync": in_sync, "syncing": syncing, "state": state}
-
-
-@pytest.mark.parametrize(
-    ("members", "changes", "expected"),
-    [
-        ([member(1, 8), member(2, 8)], {}, True),
-        ([member(1, 7), member(2, 8)], {}, False),
-        ([member(1, 8, syncing=1), member(2, 8)], {}, False),
-        ([member(1, 8, state="leaving")], {}, False),
-        ([member(1, 8), member(2, 0, syncing=8)], {}, True),
-        ([member(2, 8)], {}, False),
-        ([member(1, 8)], {"lost": True}, False),
-        ([member(1, 8)], {"stopped_groups": 1}, False),
-        ([member(1, 6), member(2, 5), member(3, 5)], {"replicas": 2}, True),
-        ([member(1, 6), member(2, 5), member(3, 4)], {"replicas": 2}, False),
-    ],
-)
-def test_in_sync_means_every_group_this_node_is_for(
-    members: list[dict[str, Any]], changes: dict[str, Any], *, expected: bool
-) -> None:
-    status = {"node": 1, "lost": False, "stopped_groups": 0, "groups": 8, "replicas": 3}
-    assert synced({**status, "members": members, **changes}) is expected

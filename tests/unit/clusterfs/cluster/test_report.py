@@ -1,3 +1,5 @@
+import msgspec
+
 from clusterfs.cluster import membership, report
 from clusterfs.cluster.views import Member, State, View
 
@@ -37,3 +39,11 @@ def test_a_view_is_described_member_by_member() -> None:
     assert [m["syncing"] for m in described["members"]] == [0, 8, 8]
     assert all(m["wanted"] == 8 for m in described["members"])
     assert described["absent"] == []
+
+
+def test_stopped_groups_wait_for_all_of_the_last_in_sync_set() -> None:
+    view = membership.in_sync(three(), 2, 12, range(8))
+    assert view is not None
+    assert report.awaited(view) == []
+    stopped = msgspec.structs.replace(view, stopped=(True,) * 8, members=view.members[2:])
+    assert report.awaited(stopped) == [1, 2]

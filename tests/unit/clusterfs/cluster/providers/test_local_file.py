@@ -71,6 +71,12 @@ def test_the_store_of_a_name_is_remembered_after_its_member_left(file: LocalFile
     assert gone is not None
     assert file.propose(gone, {})
     assert file.register("n1").store_id == "s1"
+    assert file.names() == {1: "n1"}
+    with pytest.raises(SetupError, match="name this node n1"):
+        file.register("n2", "s1")
+    assert file.names() == {1: "n1"}
+    assert file.register("n2", "s2").node == 2
+    assert file.register("n1", "s1").incarnation == 4
 
 
 def test_only_the_incarnation_that_is_up_can_renew(file: LocalFile) -> None:
