@@ -26,7 +26,7 @@ import structlog
 import trio
 
 from clusterfs import control, observe
-from clusterfs.cluster import report
+from clusterfs.cluster import report, waiting
 from clusterfs.cluster.joining import Applicant
 from clusterfs.cluster.node import Membership, insist
 from clusterfs.cluster.providers import Identity, Provider, Registration
@@ -36,7 +36,6 @@ from clusterfs.config import Config
 from clusterfs.errors import (
     BrickFailed,
     InvalidArgument,
-    ProviderAway,
     SetupError,
     Unavailable,
     WouldBlock,
@@ -58,7 +57,6 @@ from dlm.node import Lockspace
 
 LOCKS = 1  # the mesh's channel of the lock manager; the volume's is 2
 _BEAT_S = 0.1
-_EXPLAIN_S = 2.0
 _NO_CALLS = 1
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
@@ -268,7 +266,9 @@ class Daemon:
         self._enter_locks(self.membership.view)
 
     async def _start_services(self) -> None:
-        self._nursery.start_soon(self._explain_the_wait)
+        self._nursery.start_soon(
+            waiting.explain, self.membership, lambda: self._ready.awaited, self._ready.waiting
+        )
         await self._nursery.start(self.volume.run)
         self._nursery.start_soon(self._keep_beating)
         self._nursery.start_soon(self._readmit_when_lost)
@@ -403,19 +403,6 @@ class Daemon:
             await self._mount.run()
         finally:
             self._mount.close()
-
-    async def _explain_the_wait(self) -> None:
-        """Say, until the mount answers, which nodes it waits for."""
-        said: list[int] = []
-        while self._ready.awaited:
-            await trio.sleep(_EXPLAIN_S)
-            awaited = report.awaited(self.membership.view)
-            if awaited and awaited != said:
-                with suppress(ProviderAway):
-                    names = await self.membership.names()
-                    who = ", ".join(names[node] for node in awaited)
-                    self._ready.waiting(f"{who}: the newest data may be there; start them too")
-                    said = awaited
 
     async def _say_ready(self) -> None:
         await trio.to_thread.run_sync(os.statvfs, self._mount.mountpoint, abandon_on_cancel=True)

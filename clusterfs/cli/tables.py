@@ -2,8 +2,8 @@
 
 A status reply: name, node, incarnation, cluster, epoch, lost, lease_left_s, mount, replicas,
 groups, stopped_groups, absent, uptime_s, members [{node, name, incarnation, state, address,
-in_sync, syncing}] (groups are counted), synced, space {total, free}, health [sentence], resync {...},
-store {...}.
+in_sync, syncing}] (groups are counted), synced, space {total, free}, health [sentence],
+resync {...}, store {...}.
 """
 
 from collections.abc import Mapping
