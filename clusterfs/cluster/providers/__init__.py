@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from clusterfs.cluster.views import View
+from clusterfs.errors import SetupError
 
 
 class Identity(NamedTuple):
@@ -80,3 +81,13 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Let go of the store; the membership is not touched."""
+
+
+def refuse_store_of_another(name: str, store_id: str, stores: Mapping[str, str]) -> None:
+    """Raise SetupError if `stores` (by name) gives the store to another: it counts only there."""
+    for owner, owned in stores.items():
+        if store_id and owned == store_id and owner != name:
+            raise SetupError(
+                f"the brick of {name} is that of node {owner}: name this node {owner}, "
+                "or give it a brick of its own"
+            )

@@ -22,7 +22,13 @@ from typing import Any, NamedTuple
 import msgpack
 import trio
 
-from clusterfs.cluster.providers import Identity, Provider, Registration, Snapshot
+from clusterfs.cluster.providers import (
+    Identity,
+    Provider,
+    Registration,
+    Snapshot,
+    refuse_store_of_another,
+)
 from clusterfs.cluster.providers.etcd_gateway import (
     Compacted,
     Found,
@@ -125,7 +131,12 @@ class EtcdProvider(Provider):
                 [same_revision(key, 0)], [put(key, msgpack.packb([_FORMAT, *proposal]))]
             )
 
-    async def register(self, name: str) -> Registration:
+    async def names(self) -> dict[int, str]:
+        """Return the name of every node number."""
+        nodes = self._nodes(await self._read())
+        return {node: name for name, (node, _) in nodes.items()}
+
+    async def register(self, name: str, store_id: str = "") -> Registration:
         """Return the node number of that name and a new incarnation."""
         for _ in range(_CONFLICTS):
             stored = await self._read()
@@ -133,6 +144,7 @@ class EtcdProvider(Provider):
             if incarnation > LAST_INCARNATION:
                 raise SetupError("etcd: all incarnations of this cluster are used up")
             nodes = self._nodes(stored)
+            refuse_store_of_another(name, store_id, {n: owned for n, (_, owned) in nodes.items()})
             known = name in nodes
             if not known:
                 nodes[name] = (_free_number(name, nodes), "")
@@ -144,8 +156,7 @@ class EtcdProvider(Provider):
             if not known:
                 operations.append(put(self._key(b"nodes"), msgpack.packb(nodes)))
             if await self._etcd.transact(compares, operations) is not None:
-                node, store_id = nodes[name]
-                return Registration(node, incarnation, store_id)
+                return Registration(nodes[name][0], incarnation, nodes[name][1])
         raise ProviderAway("etcd: too many nodes register at once")
 
     async def renew(self, node: int, incarnation: int) -> int | None:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from clusterfs.cluster.providers import Identity, Registration, Snapshot
+from clusterfs.cluster.providers import Identity, Registration, Snapshot, refuse_store_of_another
 from clusterfs.cluster.views import State, View, decode_view, encode_view
 from clusterfs.errors import ProviderAway, SetupError
 
@@ -82,7 +82,8 @@ class LocalFile:
         Raises SetupError if the store is that of another name: what it holds counts only there.
         """
         with self._transaction() as db:
-            _check_store(db, name, store_id)
+            stores = dict(db.execute("SELECT name, store_id FROM nodes").fetchall())
+            refuse_store_of_another(name, store_id, stores)
             db.execute("UPDATE counter SET incarnation = incarnation + 1")
             (incarnation,) = db.execute("SELECT incarnation FROM counter").fetchone()
             if incarnation > LAST_INCARNATION:
@@ -265,18 +266,6 @@ def _make_private(path: str, *, found: bool) -> None:
 
 def _is_foreign(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB
-
-
-def _check_store(db: sqlite3.Connection, name: str, store_id: str) -> None:
-    row = db.execute(
-        "SELECT name FROM nodes WHERE store_id = ? AND store_id <> '' AND name <> ?",
-        (store_id, name),
-    ).fetchone()
-    if row is not None:
-        raise SetupError(
-            f"the brick of {name} is that of node {row[0]}: name this node {row[0]}, "
-            "or give it a brick of its own"
-        )
 
 
 def _node_of(db: sqlite3.Connection, name: str) -> tuple[int, str]:

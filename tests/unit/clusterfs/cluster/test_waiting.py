@@ -3,8 +3,8 @@
 from typing import cast
 
 import msgspec
-import pytest
 import trio
+import trio.testing
 
 from clusterfs.cluster import membership, waiting
 from clusterfs.cluster.node import Membership
@@ -34,10 +34,11 @@ class Stopped:
         return {1: "here", 2: "there"}
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_the_awaited_nodes_are_named_once() -> None:
+async def test_the_awaited_nodes_are_named_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     stopped, said = Stopped(), list[str]()
-    until_s = trio.current_time() + 30
+    until_s = autojump_clock.current_time() + 30
     await waiting.explain(
         cast("Membership", stopped), lambda: trio.current_time() < until_s, said.append
     )

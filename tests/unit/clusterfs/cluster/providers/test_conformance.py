@@ -143,6 +143,11 @@ async def test_the_store_of_a_name_is_remembered_after_its_member_left(
     assert gone is not None
     assert await provider.propose(gone, {})
     assert await provider.register("n1") == Registration(1, 2, "s1")
+    with pytest.raises(SetupError, match="name this node n1"):
+        await provider.register("n2", "s1")
+    assert await provider.names() == {1: "n1"}
+    assert await provider.register("n1", "s1") == Registration(1, 3, "s1")
+    assert (await provider.register("n2", "s2")).node == 2
 
 
 async def test_only_the_incarnation_that_is_up_can_renew(provider: Provider) -> None:
