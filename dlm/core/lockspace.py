@@ -193,6 +193,8 @@ class LockspaceCore:
             return
         here.deadline_s = NEVER
         self.mastery.claims.tick()
+        if not here.frozen:  # the thaw will begin with other trees
+            self.mastery.tick()
         self.detector.tick()
 
     def _lose(self, _event: Lose) -> None:

@@ -5,7 +5,8 @@ node that a rendezvous hash of the root over the members picks. The first user o
 master; the directory node forwards everybody else's first request to the master. Who makes a root
 up masters it without asking, see claims.py.
 
-A tree without locks is removed: its master asks the directory node and goes on only after the
+A tree without locks stays for a while, so that its master may lock it again for nothing. Then it is
+removed: its master asks the directory node and goes on only after the
 acknowledgement. Both count the requests forwarded under the entry; the directory node forgets the
 entry only if the master has seen all of them. Else it says nothing, for the forward that the master
 is about to see calls the removal off. Meanwhile the master's own requests go by the directory, too.
@@ -32,6 +33,8 @@ from dlm.messages import (
     Unlock,
 )
 from dlm.modes import Mode, is_down
+
+KEEP_S = 1.0  # how long a tree without locks stays
 
 
 class Tree:
@@ -62,6 +65,8 @@ class Mastery:
     def __init__(self, here: Situation) -> None:
         self._here = here
         self.claims = Claims(here)
+        self.keep_s = KEEP_S
+        self.idle: dict[bytes, float] = {}  # trees without locks, and when to give them up
         self.trees: dict[bytes, Tree] = {}
         self.directory: dict[bytes, Entry] = {}
         self.copies: dict[tuple[int, int], Copy] = {}  # by (node, lock)
@@ -96,6 +101,7 @@ class Mastery:
             return
         resource = tree.resources.get(request.leaf)
         if resource is None:
+            self.idle.pop(request.root, None)
             name = Name(request.root, request.leaf)
             resource = tree.resources[request.leaf] = Resource(name, here.epoch)
         copy = Copy(request.origin, request.lock, resource, request.owner)
@@ -166,7 +172,8 @@ class Mastery:
     def unused(self, root: bytes) -> None:
         """Remove a tree that recovery gave us although its last lock had just gone."""
         if root not in self.trees:
-            self._begin_removal(self.trees.setdefault(root, Tree(root)))
+            self.trees[root] = Tree(root)
+            self._begin_idling(root)
 
     def adopt(self, root: bytes) -> Tree:
         """Return the tree of which the directory node has just made us the master."""
@@ -193,12 +200,21 @@ class Mastery:
                 self.directory[root] = Entry(sender)
         here.send(sender, Claimed(here.epoch, len(message.roots)))
 
+    def tick(self) -> None:
+        """Give up the trees that nobody has locked for long enough."""
+        for root, due_s in tuple(self.idle.items()):
+            if due_s > self._here.now_s:
+                self._here.wake(due_s)
+                return
+            del self.idle[root]
+            self._begin_removal(self.trees[root])
+
     def validate(self) -> None:
         """Assert the invariants of everything mastered here."""
         seen = 0
         self.claims.validate()
         for root, tree in self.trees.items():
-            assert tree.removing == (not tree.resources), root
+            assert tree.removing + (root in self.idle) == (not tree.resources), root
             for leaf, resource in tree.resources.items():
                 assert resource.name == (root, leaf)
                 assert not resource.empty
@@ -238,14 +254,19 @@ class Mastery:
     def _forget(self, resource: Resource) -> None:
         tree = self.trees[resource.name.root]
         del tree.resources[resource.name.leaf]
-        if not tree.resources:
-            self._begin_removal(tree)
+        if tree.resources:
+            return
+        if self.claims.take_back(tree.root):
+            del self.trees[tree.root]
+        else:
+            self._begin_idling(tree.root)
+
+    def _begin_idling(self, root: bytes) -> None:
+        due_s = self.idle[root] = self._here.now_s + self.keep_s
+        self._here.wake(due_s)
 
     def _begin_removal(self, tree: Tree) -> None:
         here = self._here
-        if self.claims.take_back(tree.root):
-            del self.trees[tree.root]
-            return
         tree.removing = True
         here.send(here.directory_of(tree.root), Remove(here.epoch, tree.root, tree.forwards))
 

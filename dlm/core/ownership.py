@@ -3,8 +3,9 @@
 What a lock's holder says about it is the truth: a weaker mode or a release counts from the moment
 its user said so, a stronger one from the moment the master's word arrived here.
 
-A first request goes to the master if another lock of the same root already knows it, else to the
-directory node; the answer tells who the master is. Until then nothing else is sent for that lock.
+A first request goes to the master if another lock of the same root already knows it; else to whom
+we remember as the master, who passes it to the directory node if that is no longer so; else to the
+directory node. The answer tells who the master is. Until then nothing else is sent for that lock.
 While locks are frozen (a recovery is running), requests and conversions wait here; releases and
 demotions take effect at once and are passed on as described at `_tell_master`.
 """
@@ -50,6 +51,7 @@ _IVVALBLK = int(Flags.IVVALBLK)
 _LVB = _VALBLK | _IVVALBLK
 _CONVDEADLK = int(Flags.CONVDEADLK)
 _EXPEDITE = int(Flags.EXPEDITE)
+_REMEMBERED = 10_000
 _WRITERS = (Mode.CW, Mode.PW, Mode.EX)
 
 
@@ -77,6 +79,7 @@ class Ownership:
         self.pending: dict[int, Lock] = {}  # those with a request or conversion under way
         self.roots: dict[bytes, Root] = {}
         self.parting: dict[int, int] = {}  # by lock: the claim that it waits for
+        self._remembered: dict[bytes, int] = {}  # who mastered roots that we had locks under
         self._last_id = 0
 
     # -- what the user does ----------------------------------------------------------------------
@@ -333,6 +336,10 @@ class Ownership:
         root = self.roots.get(name.root)
         if root is not None:
             here.send(root.master, self._request(lock, Route.DIRECT))
+            return
+        master = self._remembered.get(name.root)
+        if master in here.members:
+            here.send(master, self._request(lock, Route.DIRECT))
         else:
             here.send(here.directory_of(name.root), self._request(lock, Route.ASK))
 
@@ -410,6 +417,14 @@ class Ownership:
         root = self.roots.get(lock.name.root)
         if root is not None and root.locks.pop(lock.id, None) is not None and not root.locks:
             del self.roots[lock.name.root]
+            if root.master != self._here.me:
+                self._remember(lock.name.root, root.master)
+
+    def _remember(self, root: bytes, master: int) -> None:
+        self._remembered.pop(root, None)
+        if len(self._remembered) >= _REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[root] = master
 
 
 def _settled(lock: Lock) -> Mode:

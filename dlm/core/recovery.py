@@ -153,6 +153,7 @@ class Recovery:
         mastery.trees, mastery.copies, mastery.directory = trees, copies, self._directory
         here.frozen = False
         mastery.claims.thaw()
+        mastery.idle.clear()
         self._directory = {}
         unused = [root for pages in self._reports.values() for p in pages for root in p.unused]
         self._reports = {}

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from dlm.core.lockspace import LockspaceCore
+from dlm.core.mastery import KEEP_S
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import LockError
 from dlm.events import Enter, Event, Lose, Received, Tick
@@ -175,6 +176,7 @@ class World:
     def _start(self, node: int) -> None:
         self._incarnation += 1
         machine = Machine(node, self._incarnation)
+        machine.core.mastery.keep_s = self.random.choice((0.0, 0.002, KEEP_S))
         self.machines[node] = self._starts[machine.incarnation] = machine
         self._members[node] = machine.incarnation
         if self.started is not None:

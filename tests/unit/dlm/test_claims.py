@@ -4,6 +4,7 @@ import pytest
 
 from dlm.core.claims import BATCH, GATHER_S
 from dlm.core.lockspace import LockspaceCore
+from dlm.core.mastery import KEEP_S
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import LockBusy
 from dlm.events import Acquire, Change, Enter, Event, Lock, Name, Received, Release, Tick
@@ -184,6 +185,9 @@ def test_a_name_given_up_while_its_claim_is_on_its_way_is_removed(three: Trio) -
     three.now_s = GATHER_S
     three.act(1, Tick())
     three.act(1, Release(lock))
+    three.settle()
+    three.now_s += KEEP_S
+    three.act(1, Tick())
     three.settle()
     assert not three.cores[1].mastery.trees
     assert not three.cores[2].mastery.directory

@@ -1,10 +1,11 @@
 import pytest
 
 from dlm.core.lockspace import LockspaceCore
+from dlm.core.mastery import KEEP_S
 from dlm.core.recovery import PAGE
 from dlm.effects import Complete, Effect, Send
 from dlm.errors import LockBusy, LockLost
-from dlm.events import Acquire, Change, Enter, Lock, Lose, Name, Received, Release, Withdraw
+from dlm.events import Acquire, Change, Enter, Lock, Lose, Name, Received, Release, Tick, Withdraw
 from dlm.messages import Locks, Message, Names, Removed, Request, Route, Status
 from dlm.modes import Flags, Mode
 
@@ -18,9 +19,10 @@ class Wire:
         self.cores = {node: LockspaceCore(node, node) for node in nodes}
         self.links: dict[tuple[int, int], list[Message]] = {}
         self.completed: list[tuple[Lock, Status]] = []
+        self.now_s = 0.0
 
     def act(self, node: int, event: object) -> list[Effect]:
-        effects = self.cores[node].handle(event, 0.0)  # type: ignore[arg-type]
+        effects = self.cores[node].handle(event, self.now_s)  # type: ignore[arg-type]
         for effect in effects:
             if isinstance(effect, Send):
                 self.links.setdefault((node, effect.node), []).append(effect.message)
@@ -32,6 +34,11 @@ class Wire:
         members = {node: self.cores[node].here.incarnation for node in sorted(self.cores)}
         for node in nodes or tuple(members):
             self.act(node, Enter(epoch, members))
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+        for node in self.cores:
+            self.act(node, Tick())
 
     def settle(self) -> None:
         while any(self.links.values()):
@@ -93,6 +100,8 @@ def test_a_forgotten_root_leaves_no_trace(wire: Wire) -> None:
         assert 1 in {n for n, core in wire.cores.items() if root in core.mastery.trees}
         wire.act(3, Release(second))
         wire.settle()
+        wire.wait(KEEP_S)
+        wire.settle()
         for core in wire.cores.values():
             assert root not in core.mastery.trees
             assert root not in core.mastery.directory
@@ -104,6 +113,7 @@ def test_a_request_that_crosses_the_removal_of_its_root_is_served(wire: Wire) ->
     lock = wire.lock(1, Name(root), EX)
     wire.act(2, Acquire(other := Lock(Name(root)), EX))  # the directory node forwards its own
     wire.act(1, Release(lock))
+    wire.wait(KEEP_S)
     wire.settle()
     assert other.mode is EX
 
@@ -114,6 +124,7 @@ def test_a_new_request_of_a_master_that_is_giving_its_root_up_waits_for_the_dire
     root = root_with_directory(wire, 2)
     lock = wire.lock(1, Name(root), EX)
     wire.act(1, Release(lock))
+    wire.wait(KEEP_S)
     wire.act(1, Acquire(again := Lock(Name(root)), EX))
     assert again.mode is None
     assert [type(message) for message in wire.links[1, 2]][-1] is Request
@@ -125,12 +136,74 @@ def test_an_empty_tree_is_kept_until_the_directory_node_agrees(wire: Wire) -> No
     root = root_with_directory(wire, 2)
     lock = wire.lock(1, Name(root), EX)
     wire.act(1, Release(lock))
+    wire.wait(KEEP_S)
     assert root in wire.cores[1].mastery.trees
     (ask,) = wire.links.pop((1, 2))
     wire.act(2, Received(1, ask))
     assert [type(message) for message in wire.links[2, 1]] == [Removed]
     wire.settle()
     assert root not in wire.cores[1].mastery.trees
+
+
+def carried(wire: Wire) -> list[tuple[int, int]]:
+    """Let all messages arrive; return from whom to whom they went."""
+    went = []
+    while any(wire.links.values()):
+        for (source, target), link in tuple(wire.links.items()):
+            while link:
+                went.append((source, target))
+                wire.act(target, Received(source, link.pop(0)))
+    return went
+
+
+def test_a_tree_without_locks_is_locked_again_for_nothing_for_a_while(wire: Wire) -> None:
+    root = root_with_directory(wire, 2)
+    lock = wire.lock(1, Name(root), EX)
+    wire.act(1, Release(lock))
+    wire.wait(KEEP_S / 2)
+    assert wire.lock(1, Name(root), EX).mode is EX
+    assert carried(wire) == []
+    wire.wait(KEEP_S)
+    assert carried(wire) == []  # it is in use
+
+
+def test_a_remembered_master_is_asked_first(wire: Wire) -> None:
+    root = root_with_directory(wire, 2)
+    wire.lock(1, Name(root), NL)
+    wire.act(3, Release(wire.lock(3, Name(root), PR)))
+    wire.settle()
+    wire.act(3, Acquire(Lock(Name(root)), PR))
+    assert carried(wire) == [(3, 1), (1, 3)]
+
+
+def test_a_wrong_guess_costs_one_message_and_no_wrong_grant(wire: Wire) -> None:
+    root = root_with_directory(wire, 2)
+    first = wire.lock(1, Name(root), NL)
+    wire.act(3, Release(wire.lock(3, Name(root), PR)))
+    wire.act(1, Release(first))
+    wire.settle()
+    wire.wait(KEEP_S)
+    wire.settle()  # node 1 has given the root up, and node 3 has not heard of it
+    holder = wire.lock(2, Name(root), EX)
+    wire.act(3, Acquire(lock := Lock(Name(root)), PR))
+    assert carried(wire) == [(3, 1), (1, 2), (2, 3)]  # node 2 is directory node and master
+    assert lock.mode is None
+    wire.act(2, Release(holder))
+    wire.settle()
+    assert lock.mode is PR
+
+
+def test_a_wrong_guess_may_end_at_home(wire: Wire) -> None:
+    """Asked through a wrong guess, the directory node makes the requester the master."""
+    root = root_with_directory(wire, 2)
+    first = wire.lock(1, Name(root), NL)
+    wire.act(3, Release(wire.lock(3, Name(root), PR)))
+    wire.act(1, Release(first))
+    wire.settle()
+    wire.wait(KEEP_S)
+    wire.settle()
+    assert wire.lock(3, Name(root), EX).mode is EX
+    assert root in wire.cores[3].mastery.trees
 
 
 def test_one_operation_at_a_time(wire: Wire) -> None:
@@ -258,6 +331,8 @@ def test_a_direct_request_to_a_node_that_gave_the_root_up_finds_its_way(wire: Wi
     stray = Request(1, 3, 99, root, b"leaf", NL, 0, "", Route.DIRECT)
     wire.settle()
     wire.act(3, Release(lock))
+    wire.settle()
+    wire.wait(KEEP_S)
     wire.settle()
     wire.act(1, Received(3, stray))
     assert [m.route for m in wire.links[1, 2] if isinstance(m, Request)] == [Route.ASK]
