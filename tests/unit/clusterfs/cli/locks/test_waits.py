@@ -43,6 +43,7 @@ async def test_who_does_not_care_for_order_waits_only_for_holders(
     nursery.start_soon(wait, two, Mode.EX, "first", Flags(0))
     await wait_all_tasks_blocked()
     nursery.start_soon(wait, three, Mode.PW, "second", Flags.NOORDER)
+    await wait_all_tasks_blocked()
     nursery.start_soon(wait, three, Mode.CR, "third", Flags(0))
     await wait_all_tasks_blocked()
     found = {who: [name for name, _ in because] for who, _, _, because in told(spaces.picture())}
@@ -63,7 +64,7 @@ async def deadlocked(spaces: Any, nursery: trio.Nursery) -> Picture:
         await lock(node, name, owner)
     for node, owner, name in ((1, "A", "b"), (2, "B", "c"), (3, "C", "a"), (2, "D", "a")):
         nursery.start_soon(lock, node, name, owner)
-    await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
     picture = spaces.picture()
     assert isinstance(picture, Picture)
     return picture
