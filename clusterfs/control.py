@@ -9,12 +9,13 @@ A unix socket's path has at most 107 bytes: longer ones go through the folder's 
 
 Invariants:
   * a request line has at most 64 KiB; garbage gets an error reply and the end of the connection;
-  * handlers are synchronous, so a reply is one consistent picture of the daemon.
+  * a handler that answers from this daemon alone is synchronous, so its reply is one consistent
+    picture; one that asks other nodes returns an awaitable that ends within its own time limit.
 """
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import trio
 from clusterfs.errors import NotAnswering
 
 Reply = Mapping[str, Any]
-Handler = Callable[[Mapping[str, Any]], Reply]
+Handler = Callable[[Mapping[str, Any]], Reply | Awaitable[Reply]]
 
 REQUEST_BYTES = 64 << 10
 _REPLY_BYTES = 64 << 20
@@ -63,13 +64,14 @@ class Server:
                     *lines, rest = pending.split(b"\n")
                     pending = rest
                     for line in lines:
-                        await stream.send_all(msgspec.json.encode(self.answer(bytes(line))) + b"\n")
+                        reply = await self.answer(bytes(line))
+                        await stream.send_all(msgspec.json.encode(reply) + b"\n")
                     if len(pending) > REQUEST_BYTES:
                         return
         except trio.BrokenResourceError:
             return  # the tool went away; nothing depends on it
 
-    def answer(self, line: bytes) -> dict[str, Any]:
+    async def answer(self, line: bytes) -> dict[str, Any]:
         """Return the reply to one request line."""
         try:
             request = msgspec.json.decode(line, type=dict[str, Any])
@@ -80,7 +82,10 @@ class Server:
         if handler is None:
             known = ", ".join(sorted(self._handlers))
             return {"ok": False, "error": f"no such request: {name!r}; there are: {known}"}
-        return {"ok": True, **handler(request)}
+        fields = handler(request)
+        if isinstance(fields, Awaitable):
+            fields = await fields
+        return {"ok": True, **fields}
 
 
 def _listening(path: Path) -> trio.socket.SocketType:

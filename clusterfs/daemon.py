@@ -26,6 +26,7 @@ import structlog
 import trio
 
 from clusterfs import control, observe
+from clusterfs.admin import LockReports, with_processes
 from clusterfs.cluster import report, waiting
 from clusterfs.cluster.joining import Applicant
 from clusterfs.cluster.node import Membership, insist
@@ -273,9 +274,11 @@ class Daemon:
         self._nursery.start_soon(self._keep_beating)
         self._nursery.start_soon(self._readmit_when_lost)
         self._nursery.start_soon(self._reclaim_when_told)
-        handlers = {
+        reports = LockReports(self.mesh, self.describe_locks, self._others)
+        handlers: dict[str, control.Handler] = {
             "status": lambda _: self.status(),
-            "locks": lambda _: {"locks": self.describe_locks()},
+            "locks": reports.own,
+            "cluster_locks": reports.all,
             "statistics": lambda _: {"statistics": self.statistics()},
             "tune": self._tune,
         }
@@ -456,9 +459,18 @@ class Daemon:
         except InvalidArgument as refusal:
             return {"ok": False, "error": str(refusal)}
 
-    def describe_locks(self) -> dict[str, Any]:
-        """Return what clusterfs-lockdump shows of this node."""
-        return {**self.locks.dump(), "name": self._config.name, "uses": []}
+    def describe_locks(self, only_busy: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
+        """Return what clusterfs-lockdump shows of this node; or only what somebody waits for."""
+        uses = self.filesystem.describe_locks(only_busy=only_busy)
+        return {
+            **self.locks.dump(only_busy=only_busy),
+            "name": self._config.name,
+            "uses": with_processes(uses, self._mount.mountpoint),
+        }
+
+    def _others(self) -> dict[int, str]:
+        me = self.membership.node
+        return {m.node: m.name for m in self.membership.view.members if m.node != me}
 
     def statistics(self) -> dict[str, Any]:
         """Return every counter there is."""

@@ -316,15 +316,23 @@ class Lockspace:
         """The lock epoch last entered."""
         return self._core.here.epoch
 
-    def dump(self) -> dict[str, object]:
-        """Return everything there is to know about this node's locks, msgpack-able."""
+    def dump(self, *, only_busy: bool = False) -> dict[str, object]:
+        """Return everything there is to know about this node's locks, msgpack-able.
+
+        With `only_busy`, only what somebody waits for: quick, however many locks there are.
+        """
         operations = {
             "lock": self._asked,
             "convert": self._converted,
             "demote": self._demoted,
             "unlock": self._unlocked,
         }
-        return describe(self._core, self._now(), self._sent, self._received, operations)
+        counters = {
+            "sent": dict(self._sent),
+            "received": dict(self._received),
+            "operations": operations,
+        }
+        return describe(self._core, self._now(), only_busy=only_busy) | counters
 
     def validate(self) -> None:
         """Assert the core's invariants; for tests."""

@@ -23,7 +23,7 @@ from clusterfs.cli.locks.picture import Node, Picture, read_picture, with_names
 from clusterfs.cli.main import run
 from clusterfs.errors import SetupError
 
-ANSWER_S = 10.0
+ANSWER_S = 5.0
 _FILE_COLUMNS = 200  # of a table that goes to no terminal
 
 
@@ -56,11 +56,18 @@ class View(msgspec.Struct, frozen=True):
     statistics: bool = False
     node: int | None = None
 
+    @property
+    def only_busy(self) -> bool:
+        """Whether what nobody waits for is not shown, and need not be asked for."""
+        return self.form is Format.TABLE and (
+            self.waiters or self.graph or self.dot or self.statistics
+        )
 
-def fetch(target: str | None, *, cluster: bool) -> dict[str, Any]:
+
+def fetch(target: str | None, *, cluster: bool, only_busy: bool = False) -> dict[str, Any]:
     """Return what a daemon says, names made printable. Raises NotAnswering, SetupError."""
     request = "cluster_locks" if cluster else "locks"
-    reply = control.ask(find_socket(target), request, timeout_s=ANSWER_S)
+    reply = control.ask(find_socket(target), request, timeout_s=ANSWER_S, only_busy=only_busy)
     if not cluster:
         return with_names(reply["locks"])
     return {
@@ -157,11 +164,11 @@ def _lockdump(  # noqa: PLR0913  typer declares options as parameters
     if offline is not None:
         render(load(offline), view, console)
         return
-    render(fetch(target, cluster=cluster), view, console)
+    render(fetch(target, cluster=cluster, only_busy=view.only_busy), view, console)
     while watch is not None:
         sys.stdout.flush()
         time.sleep(watch)
-        value = fetch(target, cluster=cluster)
+        value = fetch(target, cluster=cluster, only_busy=view.only_busy)
         console.clear()
         render(value, view, console)
 

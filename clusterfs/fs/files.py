@@ -144,6 +144,7 @@ class Files:
         while True:
             level = EX if cached and inode.writers else PR
             await lock.wait_shared(level)
+            asker = lock.enter_use()
             try:
                 if cached and inode.writers and level < EX:
                     continue
@@ -155,6 +156,7 @@ class Files:
                 inode.pages_possible |= cached
                 return data
             finally:
+                lock.leave_use(asker)
                 lock.release()
 
     def _read_nowait(self, inode: Inode, record: Record, offset: int, size: int) -> bytes:
@@ -275,6 +277,7 @@ class Files:
             except LockLost:
                 await trio.lowlevel.checkpoint()
                 continue
+            asker = inode.lock.enter_use()
             try:
                 record = await self.load_for_change(inode)
                 clipped = data[: max(0, record.size - offset)]
@@ -283,6 +286,7 @@ class Files:
             except LockLost:
                 continue
             finally:
+                inode.lock.leave_use(asker)
                 inode.lock.release()
             return
 

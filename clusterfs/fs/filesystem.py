@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from clusterfs.errors import EntryExists, InvalidArgument, NameTooLong, NotADirectory
-from clusterfs.fs import keys
+from clusterfs.fs import keys, lock_uses
 from clusterfs.fs.attributes import fresh
 from clusterfs.fs.coherence import Coherence
 from clusterfs.fs.directories import Directories
@@ -142,6 +142,11 @@ class Filesystem:
     async def reclaim_marked(self, groups: Sequence[int]) -> int:
         """Finish what clients that are gone left undone in these groups."""
         return await self._orphans.reclaim_marked(groups)
+
+    def describe_locks(self, *, only_busy: bool = False) -> list[lock_uses.Description]:
+        """Return which system calls use and await locks, and the paths of those."""
+        now_s = trio.current_time()
+        return lock_uses.describe(self._locks.locks(), self._inodes, now_s, only_busy=only_busy)
 
     # -- names
 

@@ -17,7 +17,7 @@ Invariants (`validate`):
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
@@ -25,6 +25,7 @@ from weakref import WeakSet
 
 import trio
 
+from clusterfs.fs import asking
 from clusterfs.fs.ports import Lock, Lockspace, Name
 from dlm.errors import DeadlockVictim, LockLost
 from dlm.modes import Mode
@@ -39,9 +40,11 @@ GiveUp = Callable[[Mode], Awaitable[None]]
 
 
 class _Waiter:
-    __slots__ = ("event", "exclusive", "level", "lost", "served")
+    __slots__ = ("asker", "event", "exclusive", "level", "lost", "served", "since_s")
 
     def __init__(self, level: Mode, *, exclusive: bool) -> None:
+        self.asker = asking.current()
+        self.since_s = trio.current_time()
         self.level = level
         self.exclusive = exclusive
         self.event = trio.Event()
@@ -73,6 +76,7 @@ class CachedLock:
         "revoked_at_s",
         "revoking",
         "stamp",
+        "using",
     )
 
     def __init__(self, cache: "LockCache", name: Name, give_up: GiveUp | None = None) -> None:
@@ -82,6 +86,7 @@ class CachedLock:
         self.pins = 0
         self.revoking = False
         self.revoked_at_s = float("-inf")
+        self.using: dict[asking.Asker, int] = {}  # who is known to use it, and how often, for dumps
         self._cache = cache
         self._give_up = give_up
         self._lock: Lock | None = None
@@ -138,11 +143,27 @@ class CachedLock:
 
     def sharing(self) -> "_Use":
         """Return a context in which this is shared."""
-        return _Use(self.wait_shared, self.release)
+        return _Use(self, self.wait_shared)
 
     def excluding(self) -> "_Use":
         """Return a context in which this is exclusive."""
-        return _Use(self.wait_exclusive, self.release)
+        return _Use(self, self.wait_exclusive)
+
+    def enter_use(self) -> asking.Asker | None:
+        """Note who uses the lock from now on, until `leave_use`."""
+        asker = asking.current()
+        if asker is not None:
+            self.using[asker] = self.using.get(asker, 0) + 1
+        return asker
+
+    def leave_use(self, asker: asking.Asker | None) -> None:
+        """End what `enter_use` began."""
+        if asker is not None:
+            left = self.using[asker] - 1
+            if left:
+                self.using[asker] = left
+            else:
+                del self.using[asker]
 
     def require(self, level: Mode) -> None:
         """Raise LockLost if the lock was lost while its user awaited something."""
@@ -202,6 +223,11 @@ class CachedLock:
     def users(self) -> int:
         """How many shared users there are; -1: one exclusive user."""
         return self._users
+
+    def waiters(self) -> Iterator[_Waiter]:
+        """Return who waits, those to be served first at first."""
+        yield from self._urgent
+        yield from self._waiters
 
     def drop_idle(self) -> None:
         """Release an unused lock whose caches are gone."""
@@ -313,13 +339,17 @@ class CachedLock:
     def _wanted(self) -> Mode:
         return (self._urgent or self._waiters)[0].level
 
+    def _owner(self) -> str:
+        asker = (self._urgent or self._waiters)[0].asker
+        return "" if asker is None else str(asker)
+
     async def _acquire(self) -> None:
         lockspace, wanted = self._cache.lockspace, self._wanted()
         self._acquiring = True
         try:
             if self._lock is None:
                 lock = await lockspace.lock(
-                    self.name, wanted, owner="clusterfs", blocking=self._blocked
+                    self.name, wanted, owner=self._owner(), blocking=self._blocked
                 )
             else:
                 lock = self._lock
@@ -399,14 +429,16 @@ class CachedLock:
 
 
 class _Use:
-    __slots__ = ("_enter", "_leave")
+    __slots__ = ("_asker", "_enter", "_lock")
 
-    def __init__(self, enter: Callable[[], Awaitable[None]], leave: Callable[[], None]) -> None:
+    def __init__(self, lock: CachedLock, enter: Callable[[], Awaitable[None]]) -> None:
+        self._lock = lock
         self._enter = enter
-        self._leave = leave
+        self._asker: asking.Asker | None = None
 
     async def __aenter__(self) -> None:
         await self._enter()
+        self._asker = self._lock.enter_use()
 
     async def __aexit__(
         self,
@@ -414,7 +446,8 @@ class _Use:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave()
+        self._lock.leave_use(self._asker)
+        self._lock.release()
 
 
 class LockCache:
@@ -443,6 +476,10 @@ class LockCache:
         lock = CachedLock(self, name, give_up)
         self._locks.add(lock)
         return lock
+
+    def locks(self) -> list[CachedLock]:
+        """Return every lock that somebody refers to, held or not."""
+        return list(self._locks)
 
     def lose(self) -> None:
         """Void every lock: this node was removed."""

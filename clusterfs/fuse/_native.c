@@ -56,6 +56,7 @@ static bool init_completed;     /* the INIT reply went through our writev */
 static bool allow_mmap;         /* ... and asked for DIRECT_IO_ALLOW_MMAP */
 static unsigned protocol_minor; /* the kernel's */
 static bool page_io;            /* the request being handled is the page cache's own */
+static pid_t pid;               /* whose request it is */
 static bool opening_direct;     /* the next reply opens a direct_io handle */
 
 /* ---- replies ---- */
@@ -139,6 +140,7 @@ static void tuned_init(void *userdata, struct fuse_conn_info *connection)
 static void flagged_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset, struct fuse_file_info *file)
 {
     page_io = file->lock_owner == 0; /* the kernel names an owner for every read(2) that goes past the page cache */
+    pid = fuse_req_ctx(request)->pid;
     inner.read(request, inode, size, offset, file);
 }
 
@@ -146,6 +148,7 @@ static void flagged_write(fuse_req_t request, fuse_ino_t inode, const char *data
                           struct fuse_file_info *file)
 {
     page_io = file->writepage;
+    pid = fuse_req_ctx(request)->pid;
     inner.write(request, inode, data, size, offset, file);
 }
 
@@ -153,6 +156,7 @@ static void flagged_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_
                               struct fuse_file_info *file)
 {
     page_io = file->writepage;
+    pid = fuse_req_ctx(request)->pid;
     inner.write_buf(request, inode, data, offset, file);
 }
 
@@ -168,6 +172,7 @@ EXPORTED struct fuse_session *fuse_session_new(struct fuse_args *arguments, cons
     wrapped.write = flagged_write;
     wrapped.write_buf = flagged_write_buf;
     mounted = init_completed = allow_mmap = page_io = opening_direct = false;
+    pid = 0;
     session = libfuse.session_new(arguments, &wrapped, sizeof wrapped, userdata);
     return session;
 }
@@ -189,6 +194,12 @@ static PyObject *current_is_page_io(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
     return PyBool_FromLong(page_io);
+}
+
+static PyObject *current_pid(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromLong(pid);
 }
 
 static PyObject *session_fd(PyObject *module, PyObject *unused)
@@ -213,6 +224,8 @@ static PyObject *negotiated(PyObject *module, PyObject *unused)
 static PyMethodDef functions[] = {
     {"current_is_page_io", current_is_page_io, METH_NOARGS,
      "Tell whether the READ or WRITE being handled is the page cache's own; ask before the first await."},
+    {"current_pid", current_pid, METH_NOARGS,
+     "Return the process whose READ or WRITE is being handled; ask before the first await."},
     {"session_fd", session_fd, METH_NOARGS, "Return the session's /dev/fuse descriptor, or -1."},
     {"hooked", hooked, METH_NOARGS, "Tell whether pyfuse3 mounted through this module, over a libfuse it knows."},
     {"negotiated", negotiated, METH_NOARGS, "Return what the INIT reply settled."},

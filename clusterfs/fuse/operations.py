@@ -4,7 +4,8 @@ pyfuse3 calls one method per request, each in a task of its own, so requests ove
 The methods translate arguments (fields of a request into plain ints, bytes and Structs) and results
 (Structs into pyfuse3's types). `replying` turns whatever is raised into an errno.
 
-Whether a READ or WRITE is the page cache's own can be asked only before the first await.
+Whether a READ or WRITE is the page cache's own, and whose it is, can be asked only before the first
+await.
 """
 
 # ruff: noqa: D102  each method is the FUSE request of its name
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from clusterfs.errors import WouldBlock
+from clusterfs.fs import asking
 from clusterfs.fs.results import Attributes, Caller, Changes, Entry, Listed, Opened, Status
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
@@ -38,6 +40,7 @@ class Operations(pyfuse3.Operations):
         self._fs = filesystem
         self._cached = cached
         self._is_page_io = native.current_is_page_io
+        self._pid = native.current_pid
 
     def use_kernel(self, kernel: SessionKernel) -> Callable[[], list[int]]:
         """Make room in the table of cached inodes through this kernel; returns what lists them."""
@@ -170,6 +173,7 @@ class Operations(pyfuse3.Operations):
         try:
             return self._fs.read_nowait(handle, offset, size, page_io=page_io)
         except WouldBlock:
+            asking.begin("read", self._pid())
             return await self._fs.read(handle, offset, size, page_io=page_io)
 
     @replying
@@ -178,6 +182,7 @@ class Operations(pyfuse3.Operations):
         try:
             return self._fs.write_nowait(handle, offset, data, page_io=page_io)
         except WouldBlock:
+            asking.begin("write", self._pid())
             return await self._fs.write(handle, offset, data, page_io=page_io)
 
     @replying

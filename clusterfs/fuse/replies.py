@@ -2,6 +2,9 @@
 
 An expected failure becomes its errno; the log says why, if that is EIO. A bug becomes a logged EIO:
 any other exception would end the main loop, and with it the mount.
+
+Whoever looks at locks is told which request this is, and whose: a request's context, where it has
+one, is its last argument.
 """
 
 import errno
@@ -12,10 +15,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import structlog
 
 from clusterfs.errors import FilesystemError
+from clusterfs.fs import asking
 from clusterfs.fuse.binding import pyfuse3
 from dlm.errors import LockError
 
 log = structlog.get_logger()
+
+_SAY_THEMSELVES = ("read", "write")  # whose they are, and only if they have to wait
 
 Self = TypeVar("Self")
 Parameters = ParamSpec("Parameters")
@@ -27,9 +33,12 @@ def replying(
 ) -> Callable[Concatenate[Self, Parameters], Coroutine[Any, Any, Answer]]:
     """Make a handler of requests raise nothing but FUSEError."""
     operation = handler.__name__
+    told = operation not in _SAY_THEMSELVES
 
     @functools.wraps(handler)
     async def replied(self: Self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        if told:
+            asking.begin(operation, getattr(args[-1], "pid", 0) if args else 0)
         try:
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:

@@ -1,7 +1,5 @@
 """A lockspace described for people and tools, in plain dicts, lists and numbers. PURE."""
 
-from collections.abc import Mapping
-
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.master_copy import Copy
 from dlm.core.mastery import Tree
@@ -12,21 +10,15 @@ from dlm.modes import Mode
 Description = dict[str, object]
 
 
-def describe(
-    core: LockspaceCore,
-    now_s: float,
-    sent: Mapping[str, int],
-    received: Mapping[str, int],
-    operations: Mapping[str, int],
-) -> Description:
-    """Return all of this node's lock state.
+def describe(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> Description:
+    """Return all of this node's lock state, or with `only_busy` what somebody waits for.
 
     Keys: node, incarnation, epoch, frozen, lost, members {node: incarnation}, awaited (whose pages
-    a recovery waits for), resources (mastered here), locks (our own), directory (our share),
-    sent and received (messages by type), operations (of the users: lock, convert, demote, unlock),
-    misdirected.
+    a recovery waits for), resources (mastered here), locks (our own), directory (our share; not
+    with `only_busy`), counts (of resources, locks and directory, always of all), misdirected.
     """
-    here, mastery = core.here, core.mastery
+    here, mastery, owned = core.here, core.mastery, core.ownership
+    trees = mastery.trees.values()
     return {
         "node": here.me,
         "incarnation": here.incarnation,
@@ -37,16 +29,23 @@ def describe(
         "awaited": core.recovery.awaited() if here.frozen else {},
         "resources": [
             _resource(tree, resource, now_s)
-            for tree in mastery.trees.values()
+            for tree in trees
             for resource in tree.resources.values()
+            if not only_busy or resource.converting or resource.waiting
         ],
-        "locks": [_lock(core, lock) for lock in core.ownership.locks.values()],
-        "directory": [
-            {"root": root, "master": entry.master} for root, entry in mastery.directory.items()
+        "locks": [
+            _lock(core, lock)
+            for lock in owned.locks.values()
+            if not only_busy or lock.requested is not None or lock.blocked_for is not None
         ],
-        "sent": dict(sent),
-        "received": dict(received),
-        "operations": dict(operations),
+        "directory": []
+        if only_busy
+        else [{"root": root, "master": entry.master} for root, entry in mastery.directory.items()],
+        "counts": {
+            "resources": sum(len(tree.resources) for tree in trees),
+            "locks": len(owned.locks),
+            "directory": len(mastery.directory),
+        },
         "misdirected": here.misdirected,
     }
 

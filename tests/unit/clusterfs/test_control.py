@@ -42,8 +42,8 @@ async def test_an_endless_request_ends_the_connection(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"[]", b"\xff", b'{"request": 3}', b"{}"])
-def test_garbage_gets_an_error_reply(line: bytes) -> None:
-    reply = Server({}).answer(line)
+async def test_garbage_gets_an_error_reply(line: bytes) -> None:
+    reply = await Server({}).answer(line)
     assert reply["ok"] is False
     assert isinstance(reply["error"], str)
 
@@ -51,3 +51,12 @@ def test_garbage_gets_an_error_reply(line: bytes) -> None:
 def test_nobody_listening_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(NotAnswering, match="no daemon answers"):
         ask(tmp_path / "control.sock", "ping")
+
+
+async def test_a_handler_may_wait_for_others() -> None:
+    async def later() -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        return {"said": "at last"}
+
+    reply = await Server({"later": lambda _: later()}).answer(b'{"request": "later"}')
+    assert reply == {"ok": True, "said": "at last"}
