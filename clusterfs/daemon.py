@@ -16,8 +16,7 @@ Invariants:
 import os
 import signal
 import time
-from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,18 +46,16 @@ from clusterfs.fuse.cached import CachedInodes
 from clusterfs.fuse.mount import Mount, MountOptions
 from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
+from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.opening import Options
 from clusterfs.store.store import Store
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
-from dlm.messages import BadMessage
-from dlm.net import Answer, Malformed, Mesh, Peer, Refused
+from dlm.net import Mesh, Peer
 from dlm.node import Lockspace
 
-LOCKS = 1  # the mesh's channel of the lock manager; the volume's is 2
 _BEAT_S = 0.1
-_NO_CALLS = 1
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
 
@@ -89,52 +86,6 @@ def _first(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
-
-
-class LockChannel:
-    """The mesh's side of the lock manager; messages of a newer epoch wait until we entered it."""
-
-    def __init__(self, daemon: "Daemon") -> None:
-        self._daemon = daemon
-        self._early: deque[tuple[int, int, int, bytes]] = deque()
-
-    def message(
-        self, sender: int, incarnation: int, epoch: int, body: bytes, payload: bytes
-    ) -> None:
-        """Take one message of a peer's lock manager."""
-        del payload
-        self._daemon.volume.heard(epoch)
-        if self._early or epoch > self._daemon.membership.view.epoch:
-            self._early.append((sender, incarnation, epoch, body))
-            self._daemon.poke(epoch)
-            return
-        self._deliver(sender, body)
-
-    def begin_call(
-        self, sender: int, incarnation: int, epoch: int, body: bytes, payload: bytes
-    ) -> Answer | Awaitable[Answer]:
-        """Refuse: locks are asked for by messages."""
-        del sender, incarnation, epoch, body, payload
-        raise Refused(_NO_CALLS, b"the lock manager takes no calls")
-
-    def drain(self, view: View) -> None:
-        """Deliver what may be delivered in this view."""
-        while self._early and self._early[0][2] <= view.epoch:
-            sender, incarnation, _, body = self._early.popleft()
-            if view.has(sender, incarnation):
-                self._deliver(sender, body)
-
-    def clear(self) -> None:
-        """Forget what waits: it was meant for an incarnation that is over."""
-        self._early.clear()
-
-    def _deliver(self, sender: int, body: bytes) -> None:
-        try:
-            self._daemon.locks.deliver(sender, body)
-        except LockLost:
-            return  # meant for an incarnation that is over
-        except BadMessage as bad:
-            raise Malformed(str(bad)) from bad
 
 
 class Daemon:
@@ -322,6 +273,15 @@ class Daemon:
 
     def _enter_locks(self, view: View) -> None:
         self.locks.enter(view.lock_epoch, {m.node: m.incarnation for m in view.members})
+
+    @property
+    def view_epoch(self) -> int:
+        """The epoch of the view in force here."""
+        return self.membership.view.epoch
+
+    def heard(self, epoch: int) -> None:
+        """Note the highest epoch that anybody knows."""
+        self.volume.heard(epoch)
 
     def poke(self, epoch: int) -> None:
         """Fetch the view of that epoch soon."""
