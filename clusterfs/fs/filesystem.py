@@ -23,7 +23,7 @@ from clusterfs.fs.gate import Attempt, Gate
 from clusterfs.fs.inodes import Inode, Inodes
 from clusterfs.fs.kernel import Kernel
 from clusterfs.fs.keys import ROOT
-from clusterfs.fs.locks import LockCache
+from clusterfs.fs.lock_cache import LockCache
 from clusterfs.fs.metadata import Metadata
 from clusterfs.fs.namespace import Namespace, Newborn
 from clusterfs.fs.orphans import Orphans

@@ -21,7 +21,8 @@ import trio
 
 from clusterfs.fs.attributes import Record
 from clusterfs.fs.keys import Entry
-from clusterfs.fs.locks import EX, NL, CachedLock, LockCache
+from clusterfs.fs.lock_cache import LockCache
+from clusterfs.fs.locks import EX, NL, CachedLock
 from clusterfs.fs.ports import Name, Volume
 from clusterfs.store.objects import ABSENT, ObjectId, Version, inode_object, stripe_object
 from dlm.modes import Mode

@@ -1,4 +1,4 @@
-"""The lock cache: cluster locks that stay here until another node wants them, with local users.
+"""A cached lock: a cluster lock that stays here until another node wants it, with local users.
 
 A CachedLock is one cluster lock (NL, PR or EX held here) and a local read-write lock in one:
 shared users run together, an exclusive one alone, so an operation that awaits inside still has a
@@ -20,15 +20,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from clusterfs.fs import asking
-from clusterfs.fs.ports import Lock, Lockspace, Name
+from clusterfs.fs.ports import Lock, Name
 from dlm.errors import DeadlockVictim, LockLost
 from dlm.modes import Mode
+
+if TYPE_CHECKING:
+    from clusterfs.fs.lock_cache import LockCache
 
 NL: Final = Mode.NL
 PR: Final = Mode.PR
@@ -448,46 +450,3 @@ class _Use:
     ) -> None:
         self._lock.leave_use(self._asker)
         self._lock.release()
-
-
-class LockCache:
-    """All cached locks of this node, and the lockspace they are in."""
-
-    def __init__(self, lockspace: Lockspace) -> None:
-        self.lockspace = lockspace
-        self.lost = False
-        self.held = 0  # locks that this node keeps
-        self.grants = 0
-        self.revokes = 0
-        self._nursery: trio.Nursery | None = None
-        self._locks: WeakSet[CachedLock] = WeakSet()
-
-    def use(self, nursery: trio.Nursery) -> None:
-        """Run the work on locks in this nursery."""
-        self._nursery = nursery
-
-    def start(self, work: Callable[[], Awaitable[Any]]) -> None:
-        """Run work on a lock beside its callers."""
-        assert self._nursery is not None, "the filesystem does not run"
-        self._nursery.start_soon(work)
-
-    def lock(self, name: Name, give_up: GiveUp | None = None) -> CachedLock:
-        """Return a new cached lock, not held yet. One for each name, please."""
-        lock = CachedLock(self, name, give_up)
-        self._locks.add(lock)
-        return lock
-
-    def locks(self) -> list[CachedLock]:
-        """Return every lock that somebody refers to, held or not."""
-        return list(self._locks)
-
-    def lose(self) -> None:
-        """Void every lock: this node was removed."""
-        self.lost = True
-        for lock in list(self._locks):
-            lock.lose()
-
-    def readmit(self, lockspace: Lockspace) -> None:
-        """Take locks in the lockspace of a new incarnation from now on."""
-        self.lockspace = lockspace
-        self.lost = False

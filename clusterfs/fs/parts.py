@@ -7,7 +7,7 @@ import msgspec
 from clusterfs.fs.coherence import Coherence
 from clusterfs.fs.gate import Gate
 from clusterfs.fs.inodes import Inodes
-from clusterfs.fs.locks import LockCache
+from clusterfs.fs.lock_cache import LockCache
 from clusterfs.fs.ports import Volume
 from clusterfs.fs.transactions import Transactions
 from clusterfs.fs.writeback import Writeback

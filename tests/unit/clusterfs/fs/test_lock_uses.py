@@ -8,7 +8,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from clusterfs.fs import asking, lock_uses
 from clusterfs.fs.keys import ROOT
-from clusterfs.fs.locks import CachedLock, LockCache
+from clusterfs.fs.lock_cache import LockCache
+from clusterfs.fs.locks import CachedLock
 from clusterfs.fs.ports import Name
 from clusterfs.sim.mounts import World
 

@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from clusterfs.fs.locks import EX, NL, PR, CachedLock, LockCache
+from clusterfs.fs.lock_cache import LockCache
+from clusterfs.fs.locks import EX, NL, PR, CachedLock
 from clusterfs.fs.ports import Name
 from clusterfs.sim.mounts import World
 from dlm.errors import LockLost
