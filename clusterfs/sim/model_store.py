@@ -68,7 +68,7 @@ class ModelStore:
         self._journal: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._durable = 0
         self.broken = False
-        self.damaged: set[tuple[ObjectId, int]] = set()  # blocks that rotted
+        self.rotten: set[tuple[ObjectId, int]] = set()  # blocks that rotted
         self._reset()
 
     def crash(self) -> None:
@@ -200,6 +200,25 @@ class ModelStore:
         blocks = self._objects[object_id].blocks
         return [(n, _hash(blocks[n])) for n in sorted(blocks) if first <= n < first + count]
 
+    def damaged(self) -> int:
+        """Return how many blocks rotted."""
+        return len(self.rotten)
+
+    async def damaged_blocks(self, limit: int) -> list[tuple[ObjectId, int]]:
+        """Return the blocks that rotted."""
+        return sorted(self.rotten)[:limit]
+
+    def heal(self, object_id: ObjectId, block: int, data: bytes) -> bool:
+        """Give a block its data back."""
+        found = self._objects.get(object_id)
+        if found is None or found.blocks.get(block) != data:
+            return False
+        self.rotten.discard((object_id, block))
+        return True
+
+    async def checkpoint(self) -> None:
+        """Nothing rots here but blocks."""
+
     def digest(self, object_id: ObjectId) -> bytes:
         """Return a digest of an object's contents."""
         found = self._objects[object_id]
@@ -221,7 +240,7 @@ class ModelStore:
         change = Change(object_id, group, ABSENT, version, tuple(operations))
         for operation in operations:
             if isinstance(operation, Write):
-                self.damaged -= {(object_id, operation.first + i) for i in range(operation.count)}
+                self.rotten -= {(object_id, operation.first + i) for i in range(operation.count)}
         shared = [(number, data[identity]) for number, identity in shares]
         return self._log(self._replace, change, bytes(payload), shared)
 
@@ -338,7 +357,7 @@ class ModelStore:
 
     def _blocks_of(self, object_id: ObjectId, first: int, count: int) -> bytes:
         numbers = range(first, first + count)
-        if any((object_id, number) in self.damaged for number in numbers):
+        if any((object_id, number) in self.rotten for number in numbers):
             raise ChunkCorrupted(object_id.hex())
         found = self._objects.get(object_id)
         blocks = {} if found is None else found.blocks

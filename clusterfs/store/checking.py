@@ -31,7 +31,7 @@ from clusterfs.store.location import UNIT_BYTES, place_of, segment_of, units_of
 from clusterfs.store.objects import MARK, ObjectId
 from clusterfs.store.opening import Opening, Options
 from clusterfs.store.reading import wrong_chunks
-from clusterfs.store.records import Placed
+from clusterfs.store.records import HOLE, LOST, Placed
 from clusterfs.store.superblock import open_superblock
 
 WINDOW_CHUNKS = 32 << 20
@@ -103,6 +103,7 @@ class Checker:
         self._progress = progress
         self.report = Report()
         self._opening = Opening(disk, Options())
+        self._changed = False
 
     def run(self, *, data: bool, also: Callable[["Checker"], None]) -> None:
         """Do all checks, then write what was repaired."""
@@ -123,7 +124,7 @@ class Checker:
                 self._check_logs()
                 self._check_data()
             also(self)
-            if self._repair and self.report.repaired:
+            if self._changed:
                 self._write()
         except (BrickDamaged, BrickFailed) as error:
             self.report.add("checkpoint or log", str(error))
@@ -142,6 +143,7 @@ class Checker:
         repaired = self._repair and fix is not None
         if repaired and fix is not None:
             fix()
+            self._changed = True
         self.report.add(kind, text, repaired=repaired)
 
     def _check_state(self) -> None:
@@ -203,13 +205,18 @@ class Checker:
                 for operation in change.operations:
                     if isinstance(operation, Placed):
                         for index, cid in enumerate(operation.cids):
-                            if cid:
+                            if cid not in {HOLE, LOST}:
                                 yield ObjectId(change.object_id), operation.first + index, cid
 
     def _lost(self, object_id: ObjectId, block: int, cid: int) -> None:
-        self.problem(
-            "lost chunk", f"block {block} of object {object_id.hex()} is chunk {cid}: there is none"
-        )
+        where = f"block {block} of object {object_id.hex()}"
+        if cid == LOST:
+            self.problem("lost block", f"{where} has no chunk any more; a replica may have it")
+            return
+        self.problem("lost chunk", f"{where} is chunk {cid}: there is none")
+        if self._repair and self.state.cids(object_id, block, 1)[0] == cid:
+            self.state.lose(object_id, block)
+            self._changed = True
 
     def _compare(self, number: int, counts: "array[int]") -> int:
         """Compare a page of the chunk table with what was counted; return its living chunks."""

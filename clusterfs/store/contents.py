@@ -15,6 +15,8 @@ from clusterfs.store.location import segment_of, units_of
 from clusterfs.store.objects import MARK
 from clusterfs.store.outcomes import Outcomes
 from clusterfs.store.records import (
+    HOLE,
+    LOST,
     Abort,
     Changes,
     Commit,
@@ -140,12 +142,14 @@ class Contents:
         counted: dict[int, int] = {}
         for object_id, _ in self.state.objects(None, b"", 1 << 40):
             for _, cid in self.state.placed(object_id, 0, 1 << 32):
+                if cid == LOST:
+                    continue
                 counted[cid] = counted.get(cid, 0) + 1
         for prepared in self.outcomes.prepared.values():
             for change in prepared.changes:
                 for operation in change.operations:
                     if isinstance(operation, Placed):
-                        for cid in filter(None, operation.cids):
+                        for cid in (cid for cid in operation.cids if cid not in {HOLE, LOST}):
                             counted[cid] = counted.get(cid, 0) + 1
         return counted
 

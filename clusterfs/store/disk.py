@@ -31,6 +31,7 @@ from clusterfs.store.table import LmdbTable, Table
 Buffer = bytes | bytearray | memoryview
 
 _RESERVE_BYTES = 1 << 30
+_ALIGNED = 4096  # O_DIRECT takes only whole blocks
 
 
 class Disk(Protocol):
@@ -189,9 +190,10 @@ class DirectoryDisk:
         """Read O_DIRECT into aligned memory."""
         import mmap  # noqa: PLC0415  the slow path of a damaged block
 
-        with mmap.mmap(-1, length) as memory:
-            got = os.preadv(self._direct_fd(segment), [memory], offset)
-            return memory[:got]
+        first, end = offset & -_ALIGNED, -(-(offset + length) // _ALIGNED) * _ALIGNED
+        with mmap.mmap(-1, end - first) as memory:
+            got = os.preadv(self._direct_fd(segment), [memory], first)
+            return memory[offset - first : min(got, offset + length - first)]
 
     def read_nowait(self, segment: int, offset: int, length: int) -> bytes | None:
         """Read only what the page cache has."""

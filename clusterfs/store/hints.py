@@ -1,8 +1,9 @@
 """Where the same block may already be: a bounded window of identity -> cid.
 
 A hint is never believed: it counts only if the chunk table says, in the same step, that the chunk
-lives and has that identity. So entries may be stale, wrong, lost or forgotten at will, and need not
-hold the identity: 32 bits of it are enough to look at the right chunk.
+lives and has that identity, and if nobody has found it damaged. So entries may be stale, wrong,
+lost or forgotten at will, and need not hold the identity: 32 bits of it are enough to look at the
+right chunk.
 
 The window is a flat table of sets of 8 entries, each 4 bytes of identity and 8 of cid: 12 bytes a
 block, touched as it fills. A new entry goes to the front of its set and pushes the last one out; a
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from clusterfs.store.chunks import ChunkTable, cids_of_page
+from clusterfs.store.damage import Damage
 
 _WAYS = 8
 _BACK = _WAYS // 2
@@ -27,8 +29,9 @@ _FILL_AT_ONCE = 512  # chunk pages
 class Hints:
     """The dedup window."""
 
-    def __init__(self, chunks: ChunkTable, capacity: int) -> None:
+    def __init__(self, chunks: ChunkTable, capacity: int, damage: Damage | None = None) -> None:
         self._chunks = chunks
+        self._damaged = damage.cids if damage is not None else set()
         self._sets = max(1, capacity // _WAYS)
         entries = self._sets * _WAYS
         self._tags = memoryview(mmap.mmap(-1, 4 * entries)).cast("I")
@@ -36,7 +39,6 @@ class Hints:
         self._count = 0
         self._unfilled: Iterator[int] = iter(())
         self.hits = 0
-        self.damaged: set[int] = set()  # cids that did not read back as they should
 
     def __len__(self) -> int:
         return self._count
@@ -69,7 +71,7 @@ class Hints:
             return None
         at = known.index(tag)
         cid = self._cids[base + at]
-        if cid in self.damaged or not self._chunks.is_live(cid, identity):
+        if cid in self._damaged or not self._chunks.is_live(cid, identity):
             return None
         self.hits += 1
         if at >= _BACK:

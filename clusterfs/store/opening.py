@@ -12,6 +12,7 @@ from clusterfs.errors import BrickDamaged, BrickFailed, SetupError
 from clusterfs.store.checkpoint import Checkpoint
 from clusterfs.store.chunks import PAGE_CIDS
 from clusterfs.store.contents import Contents
+from clusterfs.store.damage import Damage
 from clusterfs.store.disk import Disk
 from clusterfs.store.flush import EXECUTORS
 from clusterfs.store.hints import Hints
@@ -98,6 +99,7 @@ class Opening:
     def _enter(self, superblock: Superblock) -> None:
         chunks = self.contents.state.chunks
         self.first_cid = chunks.next_cid
-        self.hints = Hints(chunks, self._options.hints)
+        self.damage = Damage()
+        self.hints = Hints(chunks, self._options.hints, self.damage)
         self.hints.fill(self._options.hints // PAGE_CIDS)
         self.superblock = enter_epoch(self._disk, superblock, self.recovered.epoch)

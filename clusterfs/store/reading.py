@@ -16,9 +16,9 @@ from xxhash import xxh3_64_intdigest
 
 from clusterfs.errors import ChunkCorrupted, WouldBlock
 from clusterfs.store.chunks import ChunkTable
+from clusterfs.store.damage import Damage
 from clusterfs.store.disk import Disk
 from clusterfs.store.format import ZERO_BLOCK
-from clusterfs.store.hints import Hints
 from clusterfs.store.location import place_of, segment_of
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES
@@ -62,13 +62,13 @@ class Reader:
     """Turns cids into verified bytes."""
 
     def __init__(
-        self, disk: Disk, chunks: ChunkTable, segments: Segments, log: Log, hints: Hints
+        self, disk: Disk, chunks: ChunkTable, segments: Segments, log: Log, damage: Damage
     ) -> None:
         self._disk = disk
         self._chunks = chunks
         self._segments = segments
         self._log = log
-        self._hints = hints
+        self._damage = damage
         self.waits = 0
 
     def read_nowait(self, cids: "array[int]") -> bytes:
@@ -102,7 +102,7 @@ class Reader:
                 for segment in pinned:
                     self._segments.unpin(segment)
             if wrong:
-                self._hints.damaged.update(wrong)
+                self._damage.note(wrong)
                 raise ChunkCorrupted(f"chunks {wrong[:5]} do not have their checksums")
         return _join(parts)
 
@@ -115,7 +115,8 @@ class Reader:
                 extent = None
                 continue
             found = self._chunks.find(cid)
-            assert found is not None, f"chunk {cid} is in a map but dead"
+            if found is None:
+                raise ChunkCorrupted(f"chunk {cid} is lost: a map refers to it, but there is none")
             location, checksum = found
             if (memory := self._log.in_memory(location)) is not None:
                 parts.append(bytes(memory))

@@ -28,6 +28,7 @@ assert sys.byteorder == "little", "chunk numbers are stored as this machine has 
 
 IDENTITY_BYTES = 16
 HOLE = 0
+LOST = (1 << 64) - 1  # in a map: the block was there, its chunk is not; reading it is an error
 
 _TRANSACTION, _PREPARE, _REPLACE, _COMMIT, _ABORT = 1, 2, 3, 4, 5
 _STABLE, _FORGET_CLIENT, _FORGET_OUTCOMES, _FACT, _RELOCATE = 6, 7, 8, 9, 10

@@ -29,7 +29,7 @@ from clusterfs.store.objects import (
     Remove,
     Version,
 )
-from clusterfs.store.records import HOLE, Placed, Resolved, ResolvedChange
+from clusterfs.store.records import HOLE, LOST, Placed, Resolved, ResolvedChange
 
 MAP_BLOCKS = 256  # blocks whose cids one map page holds: 1 MiB of data
 _MAP_BITS = 8
@@ -218,10 +218,11 @@ class State:
                 cid, old = cids[at + index], page[slot + index]
                 page[slot + index] = cid
                 if cid:
-                    take(cid)
+                    if cid != LOST:
+                        take(cid)
                 else:
                     has_hole = True
-                if old:
+                if old and old != LOST:
                     drop(old)
             if has_hole and page.count(HOLE) == MAP_BLOCKS:
                 self._maps.put(object_id, key, None)
@@ -242,7 +243,7 @@ class State:
             self._keys.put(object_id, key, None)
         for number, page in list(self._pages(object_id, 0)):
             for cid in page:
-                if cid:
+                if cid and cid != LOST:
                     self.chunks.drop(cid)
             self._maps.put(object_id, _PAGE_KEY.pack(number), None)
         self.marked.discard(object_id)
@@ -254,6 +255,12 @@ class State:
         after = _PAGE_KEY.pack(first - 1) if first else b""
         for key, page in self._maps.after(object_id, after, b"\xff" * 5):
             yield _PAGE_KEY.unpack(key)[0], page
+
+    def lose(self, object_id: ObjectId, block: int) -> None:
+        """Say that a block's chunk does not exist; no reference is dropped."""
+        page = self._maps.own(object_id, _PAGE_KEY.pack(block >> _MAP_BITS))
+        assert page is not None
+        page[block & _MAP_MASK] = LOST
 
     # -- for fsck
 
@@ -313,4 +320,4 @@ def _cids_of(changes: Sequence[ResolvedChange]) -> Iterator[int]:
     for change in changes:
         for operation in change.operations:
             if isinstance(operation, Placed):
-                yield from (cid for cid in operation.cids if cid != HOLE)
+                yield from (cid for cid in operation.cids if cid not in {HOLE, LOST})

@@ -23,15 +23,21 @@ from clusterfs.errors import BrickFailed, ChunkCorrupted, InvalidArgument
 from clusterfs.store.cleaning import Cleaner
 from clusterfs.store.disk import Disk
 from clusterfs.store.flush import MAX_EXECUTORS, Flusher
+from clusterfs.store.healing import Healer
 from clusterfs.store.ingest import Ingest
 from clusterfs.store.log import Log
-from clusterfs.store.objects import STRIPE_BLOCKS, ObjectId, Version
+from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId, Version
 from clusterfs.store.opening import Opening, Options
 from clusterfs.store.reading import Reader
-from clusterfs.store.records import Fact
-from clusterfs.store.room import Room, Space
+from clusterfs.store.records import LOST, Fact
+from clusterfs.store.room import Need, Room, Space
+from clusterfs.store.scrubbing import FACT as SCRUB
+from clusterfs.store.scrubbing import Scrubber
 from clusterfs.store.transactions import Transactions
 from clusterfs.store.upkeep import Upkeep
+
+# What `blocks` says of a block whose chunk does not exist.
+LOST_IDENTITY = b"\xff" * 16
 
 _HINT_PAGES = 16  # 1 ms of work, then a pause
 _HINT_PAUSE_S = 0.004
@@ -72,6 +78,7 @@ class Store(Transactions):
         await store._upkeep.make_segments()
         trio.lowlevel.spawn_system_task(store._upkeep.run)
         trio.lowlevel.spawn_system_task(store._fill_hints)
+        trio.lowlevel.spawn_system_task(store._scrubber.run)
         return store
 
     async def _fill_hints(self) -> None:
@@ -110,7 +117,20 @@ class Store(Transactions):
         super().__init__(
             contents, log, hints, Ingest(hints, key), Room(segments, chunks, log), upkeep
         )
-        self._reader = Reader(disk, chunks, segments, log, hints)
+        self._damage = opening.damage
+        self._reader = Reader(disk, chunks, segments, log, self._damage)
+        self._healer = Healer(contents, log, self._damage, self._ingest.identity)
+        stored = contents.facts.get(SCRUB)
+        self._scrubber = Scrubber(
+            disk,
+            opening.table,
+            chunks,
+            segments,
+            log,
+            self._damage,
+            stored if isinstance(stored, bytes) else b"",
+            partial(self.set_fact, SCRUB),
+        )
         self._verified: set[int] = set()
         self._closed = False
 
@@ -119,6 +139,7 @@ class Store(Transactions):
         if self._closed:
             return
         self._closed = True
+        self._scrubber.close()
         with trio.CancelScope(shield=True):
             await self._upkeep.stop()
             if self._log.failed is None:
@@ -159,7 +180,15 @@ class Store(Transactions):
 
     async def read(self, object_id: ObjectId, first: int, count: int) -> bytes:
         """Return `count` blocks as of this call, holes as zeros. Raises ChunkCorrupted."""
-        return await self._reader.read(self._state.cids(object_id, first, count))
+        cids = self._state.cids(object_id, first, count)
+        try:
+            return await self._reader.read(cids)
+        except ChunkCorrupted as error:
+            for block, cid in enumerate(cids, first):
+                if cid and self._state.chunks.find(cid) is None:
+                    self._damage.note_lost(object_id, block)
+            text = f"object {object_id.hex()}, blocks {first} to {first + count - 1}: {error}"
+            raise ChunkCorrupted(text) from error
 
     def objects(
         self, group: int | None = None, after: ObjectId | bytes = b"", limit: int = 1 << 30
@@ -177,7 +206,7 @@ class Store(Transactions):
         """Return (block, 16-byte identity) of the blocks that are no holes, in order."""
         identity = self._state.chunks.identity
         placed = self._state.placed(object_id, first, first + count)
-        return [(block, identity(cid)) for block, cid in placed]
+        return [(block, LOST_IDENTITY if c == LOST else identity(c)) for block, c in placed]
 
     def has_chunk(self, identity: bytes) -> bool:
         """Tell whether a chunk of that identity was written or verified by this process."""
@@ -196,7 +225,7 @@ class Store(Transactions):
         except ChunkCorrupted:
             return False
         if self._ingest.identity(block) != identity:
-            self._hints.damaged.add(cid)
+            self._damage.note([cid])
             return False
         self._verified.add(cid)
         return self._hints.find(identity) == cid
@@ -239,7 +268,9 @@ class Store(Transactions):
             "relocated_blocks": self._upkeep.relocated,
             "reads_that_waited": self._reader.waits,
             "live_blocks": self._room.live_blocks,
-            "damaged_chunks": len(self._hints.damaged),
+            "damaged_chunks": len(self._damage),
+            "damage_found": self._damage.found,
+            "damage_healed": self._damage.healed,
             "segments": self._segments.count,
             "segments_free": self._segments.free,
             "hints": len(self._hints),
@@ -272,6 +303,37 @@ class Store(Transactions):
     def position(self) -> int:
         """Return the position of the last change."""
         return self._log.position
+
+    # -- damage
+
+    def start_scrub(self, rate_bytes: int) -> None:
+        """Verify every chunk on the medium, at most so many bytes a second; or go on with it."""
+        self._scrubber.start(rate_bytes)
+
+    def stop_scrub(self) -> None:
+        """Stop the scrub where it is."""
+        self._scrubber.stop()
+
+    def scrub_progress(self) -> dict[str, int | float | bool | None]:
+        """Return where the scrub is and what it found."""
+        return self._scrubber.progress()
+
+    def damaged(self) -> int:
+        """Return how many damaged chunks and lost blocks are known now."""
+        return self._healer.damaged()
+
+    async def damaged_blocks(self, limit: int) -> list[tuple[ObjectId, int]]:
+        """Return (object, block) of known damage, one block of each chunk."""
+        return await self._healer.blocks(limit)
+
+    def heal(self, object_id: ObjectId, block: int, data: bytes) -> bool:
+        """Give a damaged block its data back; False if it is not what was there.
+
+        Raises BrickFailed, WouldBlock.
+        """
+        self._log.check()
+        self._check_room(Need(1, 2 * BLOCK_BYTES))
+        return self._healer.heal(object_id, block, data)
 
     async def checkpoint(self) -> None:
         """Take a checkpoint now."""

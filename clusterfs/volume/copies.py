@@ -236,29 +236,6 @@ def _local(store: LocalStore, object_id: ObjectId) -> tuple[dict[bytes, bytes], 
     return dict(store.scan(object_id, b"", b"", _ALL_KEYS)), dict(store.blocks(object_id))
 
 
-async def repair(site: Site, store: LocalStore, object_id: ObjectId, numbers: list[int]) -> int:
-    """Rewrite damaged local blocks with another replica's, if these have the recorded hashes."""
-    group = store.group(object_id)
-    repaired = 0
-    for node in [] if group is None else site.others(site.view.in_sync[group]):
-        wanted = dict(store.blocks(object_id))
-        request = Blocks(site.view.epoch, object_id, tuple(numbers))
-        body, payload = await site.call(node, encode(request))
-        identities = decode(body, Copied).identities
-        if store.version(object_id) == ABSENT or group is None:
-            break
-        now = dict(store.blocks(object_id))
-        for i, number in enumerate(numbers):
-            if identities[i] and identities[i] == wanted.get(number) == now.get(number):
-                data = payload[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
-                version = store.version(object_id)
-                store.replace(object_id, group, version, (Write(number, 1),), data)
-                repaired += 1
-        if repaired:
-            break
-    return repaired
-
-
 async def difference(
     store: LocalStore, object_id: ObjectId, copy: Copy, fetch: Blockwise
 ) -> tuple[Change, bytes]:

@@ -143,6 +143,22 @@ class LocalStore(Protocol):
         """Tell whether a block of that identity is here, readable."""
         ...
 
+    def damaged(self) -> int:
+        """Return how many blocks are known not to read as they should."""
+        ...
+
+    async def damaged_blocks(self, limit: int) -> list[tuple[ObjectId, int]]:
+        """Return (object, block) of these; of blocks that share their data, one."""
+        ...
+
+    def heal(self, object_id: ObjectId, block: int, data: bytes) -> bool:
+        """Give a damaged block its data back; False if it is not what was there."""
+        ...
+
+    async def checkpoint(self) -> None:
+        """Need no log any more that was written before. Raises BrickFailed."""
+        ...
+
     def digest(self, object_id: ObjectId) -> bytes:
         """Return a digest over keys and block identities."""
         ...

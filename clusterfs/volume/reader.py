@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from clusterfs.errors import ChunkCorrupted, FilesystemError, WouldBlock
+from clusterfs.errors import ChunkCorrupted, WouldBlock
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -18,7 +18,6 @@ from clusterfs.store.objects import (
     Version,
     split_object_id,
 )
-from clusterfs.volume.copies import repair
 from clusterfs.volume.messages import (
     Code,
     Fetch,
@@ -33,7 +32,7 @@ from clusterfs.volume.messages import (
     Stripes,
 )
 from clusterfs.volume.service import marked, stripes
-from clusterfs.volume.site import Site, Spawn
+from clusterfs.volume.site import Site
 from dlm.errors import LockLost, PeerLost
 from dlm.net.errors import Refused
 from dlm.net.wire import decode, encode
@@ -46,12 +45,12 @@ _RETRY_S = 0.02
 class Reader:
     """This node's reads."""
 
-    def __init__(self, site: Site, spawn: Spawn) -> None:
+    def __init__(self, site: Site, mend: Callable[[], None]) -> None:
         self._site = site
-        self._spawn = spawn
+        self._mend = mend
         self._log = structlog.get_logger("clusterfs.volume").bind(node=site.node)
         self._lost = False
-        self.local = self.remote = self.repaired = 0
+        self.local = self.remote = 0
 
     def lose(self) -> None:
         """Fail every wait."""
@@ -133,6 +132,11 @@ class Reader:
                 self._log.error("damaged block", object=object_id.hex(), first=first, count=count)
             except WouldBlock:
                 pass
+            if damaged and not self._site.view.in_sync[group] & ~damaged:
+                raise ChunkCorrupted(
+                    f"object {object_id.hex()}, blocks {first} to {first + count - 1}: no replica "
+                    "in sync has a good copy"
+                )
             node = await self._source(group, damaged)
             if node is None:
                 continue
@@ -142,8 +146,6 @@ class Reader:
             except Refused as refusal:
                 if refusal.code == Code.CORRUPTED:
                     damaged |= 1 << node
-                    if not self._site.view.in_sync[group] & ~damaged:
-                        raise ChunkCorrupted(f"{object_id.hex()}: no good copy") from refusal
                 else:
                     await self._pause()
                 continue
@@ -151,7 +153,7 @@ class Reader:
                 await self._pause()
                 continue
             if damaged & self._site.bit:
-                self._spawn(self._repair, object_id, first, count)
+                self._mend()
             return data
 
     async def stripes(self, inode: int) -> list[tuple[int, int]]:
@@ -260,18 +262,3 @@ class Reader:
             found.update({e.object_id: e for e in listed if e.group in answered})
             missing -= answered
         return [found[object_id] for object_id in sorted(found)]
-
-    async def _repair(self, object_id: ObjectId, first: int, count: int) -> None:
-        """Rewrite damaged blocks of the local copy."""
-        store = self._site.store
-        assert store is not None
-        damaged = []
-        for number in range(first, first + count):
-            try:
-                await store.read(object_id, number, 1)
-            except ChunkCorrupted:
-                damaged.append(number)
-        try:
-            self.repaired += await repair(self._site, store, object_id, damaged)
-        except (PeerLost, Refused, FilesystemError) as error:
-            self._log.error("block not repaired", object=object_id.hex(), error=str(error))

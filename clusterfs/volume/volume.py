@@ -23,6 +23,7 @@ from clusterfs.volume import placement
 from clusterfs.volume.credits import Purse
 from clusterfs.volume.gate import Gate
 from clusterfs.volume.memory import Memory
+from clusterfs.volume.mending import Mender
 from clusterfs.volume.messages import (
     CHANNEL,
     Answered,
@@ -82,7 +83,8 @@ class Volume:
         self._credited = trio.Event()
         self._lost = False
         self._writer = Writer(site, self._spawn, self._to_myself, answer_timeout_s, self._charge)
-        self._reader = Reader(site, self._spawn)
+        self._mender = None if store is None else Mender(site, store)
+        self._reader = Reader(site, self._mend)
         self._syncer = Syncer(site, self._spawn, self._to_myself)
         self._memory = Memory()
         self._replica: Replica | None = None
@@ -110,6 +112,8 @@ class Volume:
             if self._gate is not None and self._resync is not None:
                 nursery.start_soon(self._gate.run)
                 nursery.start_soon(self._resync.run)
+            if self._mender is not None:
+                nursery.start_soon(self._mender.run)
             nursery.start_soon(self._keep_clock)
             nursery.start_soon(self._keep_durable)
             task_status.started()
@@ -284,7 +288,8 @@ class Volume:
             "stable": writer.stable,
             "reads_local": reader.local,
             "reads_remote": reader.remote,
-            "repaired": reader.repaired,
+            "repaired": 0 if self._mender is None else self._mender.repaired,
+            "unrepaired": 0 if self._mender is None else self._mender.unrepaired,
             "reserved_bytes": self._purse.reserved,
         }
         if replica is not None and self._gate is not None and self._resync is not None:
@@ -372,6 +377,10 @@ class Volume:
         member = self._site.view.member(node)
         if member is not None and incarnation in {member.incarnation, 0}:
             self._site.send(node, encode(message))
+
+    def _mend(self) -> None:
+        if self._mender is not None:
+            self._mender.poke()
 
     async def _wait_gate(self) -> None:
         assert self._gate is not None

@@ -111,9 +111,9 @@ def test_a_hint_counts_only_if_the_table_agrees() -> None:
     assert hints.find(identity(0)) == 1
     assert hints.find(identity(1)) is None
     assert hints.find(identity(2)) is None
-    hints.damaged.add(1)
+    hints._damaged.add(1)
     assert hints.find(identity(0)) is None
-    hints.damaged.clear()
+    hints._damaged.clear()
     chunks.drop(1)
     assert hints.find(identity(0)) is None
 

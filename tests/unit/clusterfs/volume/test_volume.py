@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from clusterfs.errors import OutOfSpace, VersionMismatch, WouldBlock
+from clusterfs.errors import ChunkCorrupted, OutOfSpace, VersionMismatch, WouldBlock
 from clusterfs.sim.volume_world import Node, World
 from clusterfs.store.objects import (
     ABSENT,
@@ -215,13 +215,35 @@ async def test_a_damaged_block_is_read_from_another_and_repaired(autojump_clock:
         stripe, data = stripe_object(7, 0), bytes([9]) * BLOCK_BYTES
         change = Change(stripe, 1, ABSENT, ABSENT.after(volume.epoch), (Write(0, 1),))
         await volume.commit([change], data)
-        world.stores[1].damaged.add((stripe, 0))
+        world.stores[1].rotten.add((stripe, 0))
         with pytest.raises(WouldBlock):
             volume.read_nowait(stripe, 1, 0, 1)
         assert await volume.read(stripe, 1, 0, 1) == data
-        while world.stores[1].damaged:
+        while world.stores[1].rotten:
             await trio.sleep(0.01)
         assert volume.read_nowait(stripe, 1, 0, 1) == data
+        assert volume.statistics()["repaired"] == 1
+
+
+async def test_a_block_that_no_replica_can_read_is_an_error_at_once(autojump_clock: Clock) -> None:
+    """It was a wait without end where this node alone had the object."""
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        stripe, data = stripe_object(7, 0), bytes([9]) * BLOCK_BYTES
+        change = Change(stripe, 1, ABSENT, ABSENT.after(volume.epoch), (Write(0, 1),))
+        await volume.commit([change], data)
+        for rotten in ((1, 2, 3), (1,)):
+            for store in world.stores.values():
+                store.rotten.clear()
+            for number in rotten:
+                world.stores[number].rotten.add((stripe, 0))
+            if rotten == (1,):
+                for number in (2, 3):
+                    world.agreement.remove([world.nodes[number].incarnation])
+                while world.nodes[1].volume.epoch < world.agreement.view.epoch:
+                    await trio.sleep(0.01)
+            with trio.fail_after(60), pytest.raises(ChunkCorrupted, match=r"no replica in sync"):
+                await volume.read(stripe, 1, 0, 1)
 
 
 async def test_losing_the_membership_fails_waits_and_a_session_starts_anew(

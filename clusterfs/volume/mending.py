@@ -1,0 +1,115 @@
+"""Damage in this node's copy, repaired from another replica, whoever found it.
+
+The store notes what does not read as it should: found by a read, by the scrub, or gone altogether.
+Now and then, and when a read failed, this asks the store for the blocks and the replicas for their
+data. A block with the same identity heals the chunk. A block that is lost here is taken from a
+replica that has the object at the same version.
+
+Invariant: the object's version, and what it reads as, are the same before and after.
+"""
+
+from itertools import groupby
+from operator import itemgetter
+
+import structlog
+import trio
+
+from clusterfs.errors import FilesystemError
+from clusterfs.store.objects import ObjectId, Write
+from clusterfs.volume.copies import Blockwise, Moved, describe
+from clusterfs.volume.ports import LocalStore
+from clusterfs.volume.site import Site
+from dlm.errors import PeerLost
+from dlm.net.errors import Refused
+
+_LOOK_S = 0.5
+_RETRY_S = 30.0
+_AT_ONCE = 256
+
+
+class Mender:
+    """Repairs this node's copy. `run` is a task of its own."""
+
+    def __init__(self, site: Site, store: LocalStore) -> None:
+        self._site = site
+        self._store = store
+        self._log = structlog.get_logger("clusterfs.volume").bind(node=site.node)
+        self._poked = trio.Event()
+        self.repaired = 0
+        self.unrepaired = 0  # as of the last attempt
+
+    def poke(self) -> None:
+        """Something was found just now."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Repair what is damaged, whenever there is something."""
+        while True:
+            damaged = self._store.damaged()
+            if damaged:
+                repaired = await self._round()
+                self.unrepaired = self._store.damaged()
+                self._log.warning("damage", repaired=repaired, left=self.unrepaired)
+                if self.unrepaired >= damaged:  # nobody can help now
+                    await self._pause(_RETRY_S)
+                    continue
+            await self._pause(_LOOK_S)
+
+    async def _pause(self, seconds: float) -> None:
+        self._poked = trio.Event()
+        with trio.move_on_after(seconds):
+            await self._poked.wait()
+
+    async def _round(self) -> int:
+        repaired = 0
+        places = sorted(await self._store.damaged_blocks(_AT_ONCE))
+        for object_id, some in groupby(places, key=itemgetter(0)):
+            repaired += await self._repair(object_id, [number for _, number in some])
+        self.repaired += repaired
+        if repaired:  # a restart must not need the log that holds the damage
+            await self._store.checkpoint()
+        return repaired
+
+    async def _repair(self, object_id: ObjectId, numbers: list[int]) -> int:
+        """Repair blocks of one object; return how many."""
+        group = self._store.group(object_id)
+        if group is None:
+            return 0
+        repaired = 0
+        for node in self._site.others(self._site.view.in_sync[group]):
+            left = []
+            try:
+                copy = await describe(self._site, node, object_id)
+                fetch = Blockwise(self._site, node, object_id, copy)
+                for number in numbers:
+                    if not await self._mend(object_id, number, fetch, copy.version):
+                        left.append(number)
+            except (PeerLost, Refused, Moved) as error:
+                self._log.info("not repaired yet", object=object_id.hex(), error=repr(error))
+                continue
+            repaired += len(numbers) - len(left)
+            numbers = left
+            if not numbers:
+                break
+        return repaired
+
+    async def _mend(
+        self, object_id: ObjectId, number: int, fetch: Blockwise, version: object
+    ) -> bool:
+        """Repair a block from one replica, if that has it."""
+        if number not in fetch.identities:
+            return False
+        try:
+            data = await fetch([number])
+            if self._store.heal(object_id, number, data):
+                return True
+            group = self._store.group(object_id)
+            if group is None or self._store.version(object_id) != version:
+                return False
+            self._store.replace(
+                object_id, group, self._store.version(object_id), (Write(number, 1),), data
+            )
+        except (Refused, FilesystemError) as error:
+            self._log.info("not repaired", object=object_id.hex(), block=number, error=repr(error))
+            return False
+        return True
