@@ -16,7 +16,7 @@ import trio
 
 from clusterfs.errors import FilesystemError
 from clusterfs.store.objects import ObjectId, Write
-from clusterfs.volume.copies import Blockwise, Moved, describe
+from clusterfs.volume.copies import Blockwise, Copy, Moved, describe
 from clusterfs.volume.ports import LocalStore
 from clusterfs.volume.site import Site
 from dlm.errors import PeerLost
@@ -77,13 +77,10 @@ class Mender:
             return 0
         repaired = 0
         for node in self._site.others(self._site.view.in_sync[group]):
-            left = []
             try:
                 copy = await describe(self._site, node, object_id)
                 fetch = Blockwise(self._site, node, object_id, copy)
-                for number in numbers:
-                    if not await self._mend(object_id, number, fetch, copy.version):
-                        left.append(number)
+                left = [n for n in numbers if not await self._mend(object_id, n, fetch, copy)]
             except (PeerLost, Refused, Moved) as error:
                 self._log.info("not repaired yet", object=object_id.hex(), error=repr(error))
                 continue
@@ -93,9 +90,7 @@ class Mender:
                 break
         return repaired
 
-    async def _mend(
-        self, object_id: ObjectId, number: int, fetch: Blockwise, version: object
-    ) -> bool:
+    async def _mend(self, object_id: ObjectId, number: int, fetch: Blockwise, copy: Copy) -> bool:
         """Repair a block from one replica, if that has it."""
         if number not in fetch.identities:
             return False
@@ -104,7 +99,7 @@ class Mender:
             if self._store.heal(object_id, number, data):
                 return True
             group = self._store.group(object_id)
-            if group is None or self._store.version(object_id) != version:
+            if group is None or self._store.version(object_id) != copy.version:
                 return False
             self._store.replace(
                 object_id, group, self._store.version(object_id), (Write(number, 1),), data

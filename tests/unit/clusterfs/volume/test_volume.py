@@ -199,6 +199,8 @@ async def test_a_replica_that_fails_alone_leaves_the_set(autojump_clock: Clock) 
         world.stores[3].broken = True
         await write(world.nodes[1].volume, inode_object(7), 0, b"v")
         assert world.agreement.view.in_sync[0] == 0b0110
+        while world.nodes[3].volume.epoch < world.agreement.view.epoch:  # nobody told it yet
+            await trio.sleep(0.01)
         assert await value(world.nodes[3].volume, inode_object(7), 0) == b"v"
 
 
