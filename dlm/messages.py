@@ -218,12 +218,13 @@ class Locks(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=15):
 
 
 class Blocker(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One thing that stands in the way of a wait, as the node that queues the wait sees it."""
+    """One thing that is in the way of a wait, as the node that queues the wait sees it."""
 
     kind: Kind
     number: Thing
-    holding: bool  # by what its owners hold; else only by its place in the queue
-    state: State  # what it holds (or, queued, wants) there; its home knows whether that is so
+    state: State  # what is held of it, says that node; the thing's home knows whether that is so
+    place: Sequence = 0  # of the one that goes first and is the one kept waiting; 0: none
+    behind: Words = ""  # that one, for people
 
 
 class Hop(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -239,7 +240,7 @@ class Hop(msgspec.Struct, frozen=True, array_like=True, gc=False):
     wants: Words
     blocker: Blocker | None = None  # None at the start of a path, until it has become a cycle
     blocker_stamp: Count = 0
-    holds: Words = ""  # empty: it is only queued before that wait
+    holds: Words = ""
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=40):

@@ -12,11 +12,11 @@ the victim. *No phantom*: a second round confirms that each wait and each use on
 the one that the first round saw. What lasted from its visit in the first round to its visit in the
 second existed in the moment between the rounds, all of it at once.
 
-A thing in the way by its place in a queue only is followed to its own wait; one that is in the way
-by what it holds, to everything that its users wait for.
+What goes first in a queue is not followed as a wait of its own: whoever holds what that one waits
+for is in the way of all behind it, and the queue's node says so at once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
@@ -37,16 +37,16 @@ class Source(Protocol):
         """At home: return the node that queues the wait for this thing; None: not queued yet."""
 
     def blockers(self, node: int, number: int) -> Iterable[tuple[int, Blocker]]:
-        """At the queue: return what is in the way of this wait, each with its home."""
+        """At the queue: return what is in the way of this wait, each with its home.
+
+        That includes whatever keeps those waiting that go before this wait.
+        """
 
     def holders(self, number: int, state: int) -> Iterable[tuple[Owner, int]]:
         """At home: return who uses the thing and a stamp that changes with what is held.
 
         Nobody, unless `state` is what is held.
         """
-
-    def queued(self, number: int, state: int) -> bool:
-        """At home: tell whether the thing is waited for in that state."""
 
     def wants(self, number: int) -> str:
         """At home: say what is waited for."""
@@ -76,6 +76,8 @@ class Detector:
         self._seen: dict[tuple[int, int], tuple[float, set[Key]]] = {}  # by home and search
         self._searches = 0
         self.victims = 0  # waits of this node that gave way
+        self.on_close: Callable[[Wait], None] | None = None  # a second round begins from this wait
+        self.on_victim: Callable[[Wait], None] | None = None
 
     def register(self, kind: int, source: Source) -> None:
         """Search also through things of another kind."""
@@ -111,11 +113,11 @@ class Detector:
         first = message.path[0]
         self._here.waits.heard(max(hop.owner for hop in message.path))
         for blocker in message.blockers:
-            for owner, stamp, waits in self._behind(blocker):
-                if self._closes(first, blocker, owner):
+            for owner, stamp in self._holders(blocker):
+                if (first.node, first.owner) == (self._here.me, owner.number):
                     self._close(message, blocker, stamp)
                     continue
-                for wait in waits:
+                for wait in owner.waits.values():
                     if self._goes_on(message, wait):
                         hop = self._hop(wait, blocker, stamp)
                         self._ask(message.search, message.path, wait, hop)
@@ -146,29 +148,13 @@ class Detector:
         )
 
     def _held(self, blocker: Blocker | None) -> str:
-        if blocker is None or not blocker.holding:
-            return ""
-        return self._sources[blocker.kind].holds(blocker.number)
+        return "" if blocker is None else self._sources[blocker.kind].holds(blocker.number)
 
     def _blockers(self, hop: Hop) -> Iterable[tuple[int, Blocker]]:
         return self._sources[hop.kind].blockers(hop.node, hop.number)
 
-    def _behind(self, blocker: Blocker) -> Iterator[tuple[Owner, int, tuple[Wait, ...]]]:
-        """Yield who must move on for the blocker to go, since which stamp, and by which waits."""
-        source = self._sources[blocker.kind]
-        if blocker.holding:
-            for owner, stamp in source.holders(blocker.number, blocker.state):
-                yield owner, stamp, tuple(owner.waits.values())
-            return
-        wait = self._here.waits.by_key.get((blocker.kind, blocker.number))
-        if wait is not None and source.queued(blocker.number, blocker.state):
-            yield wait.owner, wait.stamp, (wait,)
-
-    def _closes(self, first: Hop, blocker: Blocker, owner: Owner) -> bool:
-        """Tell whether the search has come back to where it began."""
-        if first.node != self._here.me or first.owner != owner.number:
-            return False
-        return blocker.holding or (blocker.kind, blocker.number) == (first.kind, first.number)
+    def _holders(self, blocker: Blocker) -> Iterable[tuple[Owner, int]]:
+        return self._sources[blocker.kind].holders(blocker.number, blocker.state)
 
     def _goes_on(self, message: Chase, wait: Wait) -> bool:
         """Tell whether a search has not been at this wait yet, and has anything to find there."""
@@ -193,6 +179,9 @@ class Detector:
     def _close(self, message: Chase, blocker: Blocker, stamp: int) -> None:
         """Begin the second round, in the search's home, with what has closed the cycle."""
         first = message.path[0]
+        wait = self._here.waits.by_key.get((first.kind, first.number))
+        if wait is not None and self.on_close is not None:
+            self.on_close(wait)
         held = self._held(blocker)
         cycle = (replace(first, blocker=blocker, blocker_stamp=stamp, holds=held),)
         self._confirm_at_home((*cycle, *message.path[1:]), 0)
@@ -225,12 +214,14 @@ class Detector:
         if wait is None or wait.stamp != hop.stamp:
             return False
         assert hop.blocker is not None
-        behind = self._behind(hop.blocker)
-        return any(owner is wait.owner and stamp == hop.blocker_stamp for owner, stamp, _ in behind)
+        holders = self._holders(hop.blocker)
+        return any(owner is wait.owner and stamp == hop.blocker_stamp for owner, stamp in holders)
 
     def _give_up(self, cycle: tuple[Hop, ...]) -> None:
         victim = cycle[0]
         self.victims += 1
+        if self.on_victim is not None:
+            self.on_victim(self._here.waits.by_key[victim.kind, victim.number])
         self._here.waits.end(victim.kind, victim.number)
         self._sources[victim.kind].give_up(victim.number, tell(cycle))
 
@@ -241,12 +232,11 @@ def _rank(hop: Hop) -> _Rank:
 
 def tell(cycle: tuple[Hop, ...]) -> str:
     """Return a cycle in words: it begins and ends with the victim."""
-    victim = cycle[0]
-    parts = [f"{victim.who} waits for {victim.wants}"]
-    parts += [f"{_stand(hop)} waits for {hop.wants}" for hop in cycle[1:]]
-    last = f"{victim.who} holds {victim.holds}" if victim.holds else f"before it is {victim.who}"
-    return "; ".join((*parts, last))
-
-
-def _stand(hop: Hop) -> str:
-    return f"{hop.who} holds {hop.holds} and" if hop.holds else f"{hop.who}, queued before it,"
+    parts = [f"{cycle[0].who} waits for {cycle[0].wants}"]
+    for hop in (*cycle[1:], cycle[0]):
+        assert hop.blocker is not None
+        behind = f" behind {hop.blocker.behind}" if hop.blocker.behind else ""
+        parts[-1] += behind
+        parts.append(f"{hop.who} holds {hop.holds} and waits for {hop.wants}")
+    parts[-1] = f"{cycle[0].who} holds {cycle[0].holds}"
+    return "; ".join(parts)

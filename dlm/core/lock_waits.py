@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from dlm.core.master_copy import Copy
 from dlm.core.mastery import Mastery
 from dlm.core.ownership import Ownership
 from dlm.core.situation import Situation
@@ -33,10 +34,10 @@ class LockWaits:
         copy = self._mastery.copies.get((node, number))
         if copy is None or copy.requested is None:
             return
-        for other, holding in copy.resource.blockers(copy):
-            state = other.granted if holding else other.requested
-            assert state is not None
-            yield other.node, Blocker(LOCK, other.lock, holding, int(state))
+        for holder, first in copy.resource.blockers(copy):
+            assert holder.granted is not None
+            place, behind = (0, "") if first is None else (first.sequence, _who(first))
+            yield holder.node, Blocker(LOCK, holder.lock, int(holder.granted), place, behind)
 
     def holders(self, number: int, state: int) -> Iterable[tuple[Owner, int]]:
         """Yield who uses this lock, and since which stamp; nobody if the master is behind."""
@@ -49,11 +50,6 @@ class LockWaits:
             yield lock.transaction, lock.turn
         for owner, since in (lock.users or {}).items():
             yield owner, max(since, lock.turn)
-
-    def queued(self, number: int, state: int) -> bool:
-        """Tell whether this lock is waiting for that mode, as the master says."""
-        lock = self._ownership.pending.get(number)
-        return lock is not None and lock.requested == state
 
     def wants(self, number: int) -> str:
         """Say what is being waited for."""
@@ -74,3 +70,8 @@ class LockWaits:
 
 def _words(lock: Lock, mode: Mode | None) -> str:
     return f"{'nothing' if mode is None else mode.name} on {lock.name.spelt()}"
+
+
+def _who(copy: Copy) -> str:
+    assert copy.requested is not None
+    return f"{copy.requested.name} of {copy.owner or f'lock {copy.lock}'} on node {copy.node}"

@@ -157,21 +157,24 @@ class Resource:
         if blocked is not None:
             self._tell_holders(blocked, send, cw=cw)
 
-    def blockers(self, copy: Copy) -> Iterator[tuple[Copy, bool]]:
-        """Yield all that must change before a waiting copy is granted.
+    def blockers(self, copy: Copy) -> Iterator[tuple[Copy, Copy | None]]:
+        """Yield each holder that must give way before a waiting copy is granted.
 
-        True beside those that are in the way by the mode they hold, False beside those that are so
-        by their place in a queue; one may be both.
+        It stands beside None if the two modes conflict, else beside one that goes before this copy
+        and is kept waiting by that holder.
         """
-        wanted = copy.requested
-        assert wanted is not None
-        for other in (*self.granted, *self.converting):
-            assert other.granted is not None
-            if other is not copy and not other.granted.compatible(wanted):
-                yield other, True
+        holders = dict.fromkeys((*self.granted, *self.converting))
+        first: list[Copy | None] = [None]
         if not copy.flags & _NOORDER:
-            for other in self._queued_before(copy):
-                yield other, False
+            first.extend(other for other in self._queued_before(copy) if _is_for_good(other))
+        for through in first:
+            waiter = through or copy
+            assert waiter.requested is not None
+            for holder in tuple(holders):
+                assert holder.granted is not None
+                if holder is not waiter and not holder.granted.compatible(waiter.requested):
+                    del holders[holder]
+                    yield holder, through
 
     @property
     def empty(self) -> bool:
@@ -447,6 +450,11 @@ class Resource:
         elif flags & _VALBLK and lvb is not None:
             self.lvb, self.lvb_valid = lvb, True
             self.lvb_sequence += 1
+
+
+def _is_for_good(copy: Copy) -> bool:
+    """Tell whether nothing but a grant is to end this wait."""
+    return not copy.flags & _NODLCKWT
 
 
 def _stand(copy: Copy) -> str:

@@ -13,9 +13,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     parser.add_argument("--nodes", type=int, default=None, help="default: 3 to 7, by the seed")
     parser.add_argument("--seconds", type=float, default=2.0, help="simulated time with faults")
+    parser.add_argument("--transactions", action="store_true", help="users of many locks at once")
     options = parser.parse_args()
     for seed in range(options.seed, options.seed + options.seeds):
-        outcome = simulate(seed, options.nodes, until_s=options.seconds)
+        outcome = simulate(
+            seed, options.nodes, until_s=options.seconds, transactions=options.transactions
+        )
         if outcome.violation is not None:
             sys.stdout.write("\n".join(outcome.trace))
             sys.stdout.write(f"\nseed {seed}: {outcome.violation}\n")
@@ -23,7 +26,7 @@ def main() -> int:
         sys.stdout.write(
             f"seed {seed}: {outcome.nodes} nodes, {outcome.events} events, "
             f"{outcome.completed} operations, {outcome.views} views, "
-            f"{outcome.values_read} values checked\n"
+            f"{outcome.values_read} values checked, {outcome.deadlocks} deadlocks\n"
         )
     return 0
 

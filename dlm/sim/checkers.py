@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dlm.events import Lock, Name
 from dlm.modes import Mode
+from dlm.sim.waitgraph import WaitGraph
 
 if TYPE_CHECKING:
     from dlm.sim.world import Machine
@@ -20,9 +21,12 @@ class Checker:
     def __init__(self) -> None:
         self._values: dict[Name, set[bytes]] = {}  # what may be read; empty: invalidated
         self.values_read = 0
+        self.waits = WaitGraph()
 
-    def after_event(self, machines: "list[Machine]") -> None:
+    def after_event(self, machines: "list[Machine]", now_s: float) -> None:
         """Check what holds at any moment."""
+        self.waits.look(now_s)
+        _require(not self.waits.complaints, *self.waits.complaints)
         self._check_exclusion(machines)
         self._check_mastery(machines)
 

@@ -5,10 +5,11 @@ import traceback
 
 import msgspec
 
+from dlm.sim.transactions import Transactions
 from dlm.sim.workload import Workload
 from dlm.sim.world import Faults, World
 
-REST_S = 1000.0  # far beyond anything that is still to happen in a calm world
+REST_S = 20.0  # far beyond anything that is still to happen in a calm world
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -19,18 +20,27 @@ class Outcome(msgspec.Struct, frozen=True):
     completed: int
     views: int
     values_read: int
+    deadlocks: int
     violation: str | None
     trace: list[str]
 
 
 def simulate(
-    seed: int, nodes: int | None = None, until_s: float = 2.0, faults: Faults | None = None
+    seed: int,
+    nodes: int | None = None,
+    until_s: float = 2.0,
+    faults: Faults | None = None,
+    *,
+    transactions: bool = False,
 ) -> Outcome:
-    """Run the seed; all that goes wrong is in the outcome."""
+    """Run the seed; all that goes wrong is in the outcome.
+
+    With `transactions` the users take many locks at once, and get into deadlocks.
+    """
     dice = random.Random(seed ^ 0x5EED)
     nodes = nodes or dice.randint(3, 7)
     world = World(seed, nodes, faults or _some_faults(dice))
-    load = Workload(world, users_per_node=dice.randint(1, 4))
+    load = (Transactions if transactions else Workload)(world, users_per_node=dice.randint(1, 4))
     violation: str | None = None
     try:
         world.boot()
@@ -48,6 +58,7 @@ def simulate(
         load.completed,
         world.epoch,
         world.checker.values_read,
+        world.checker.waits.found,
         violation,
         list(world.trace) if violation else [],
     )

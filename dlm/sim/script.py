@@ -264,8 +264,7 @@ def _on_the_way(message: Probe | Chase | Confirm) -> str:
     path = " <- ".join(f"{hop.who} wants {hop.wants}" for hop in message.path)
     if isinstance(message, Probe):
         return f"Probe {path}"
-    ways = [f"{'held' if b.holding else 'queued'} lock {b.number}" for b in message.blockers]
-    return f"Chase {path} <- {', '.join(ways)}"
+    return f"Chase {path} <- lock {', '.join(str(b.number) for b in message.blockers)}"
 
 
 def replay(lines: Iterable[str]) -> list[str]:

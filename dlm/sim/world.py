@@ -63,6 +63,7 @@ class World:
         self.quiet = False  # no more faults
         self.machines: dict[int, Machine] = {}  # live ones, by node
         self.checker = Checker()
+        self.checker.waits.machines = self.machines
         self.trace: deque[str] = deque(maxlen=TRACE_LINES)
         self.listener: Listener | None = None
         self.started: Callable[[Machine], None] | None = None
@@ -119,7 +120,7 @@ class World:
             self._carry_out(machine, effect)
         machine.core.validate()
         assert not machine.core.here.misdirected, "no correct peer sends that"
-        self.checker.after_event(list(self.machines.values()))
+        self.checker.after_event(list(self.machines.values()), self.now_s)
         self._arm(machine)
         return True
 
@@ -179,6 +180,7 @@ class World:
         machine.core.mastery.keep_s = self.random.choice((0.0, 0.002, KEEP_S))
         self.machines[node] = self._starts[machine.incarnation] = machine
         self._members[node] = machine.incarnation
+        self.checker.waits.watch(machine)
         if self.started is not None:
             self.started(machine)
 

@@ -20,6 +20,13 @@ def test_locks_exclude_survive_and_answer_under_any_faults(seed: int) -> None:
     assert outcome.completed
 
 
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 20))
+def test_every_deadlock_is_found_and_nothing_else_under_any_faults(seed: int) -> None:
+    outcome = simulate(seed, until_s=0.6, transactions=True)
+    assert outcome.violation is None, (outcome.violation, *outcome.trace)
+    assert outcome.completed
+
+
 @pytest.mark.parametrize("seed", [entry["seed"] for entry in REGRESSIONS])
 def test_fixed_bugs_stay_fixed(seed: int) -> None:
     outcome = simulate(seed)

@@ -1,0 +1,175 @@
+"""Who waits for whom in the whole cluster at one moment: what the search for deadlocks must match.
+
+Worked out from the queues and the locks themselves, by the rules as the protocol document tells
+them and not by the code that is being checked. A node is a wait, an edge leads to a wait that must
+end first. A victim is false unless its wait was on a cycle when its confirming round began; a cycle
+is missed if it lasts `FOUND_S` longer than the last change of the members.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from dlm.core.master_copy import Copy
+from dlm.core.waits import LOCK
+from dlm.events import Lock, Wait
+from dlm.modes import Flags
+
+if TYPE_CHECKING:
+    from dlm.sim.world import Machine
+
+FOUND_S: Final = 1.0
+
+Graph = dict["Node", frozenset["Node"]]
+Cycle = tuple["Node", ...]
+
+
+class Node(NamedTuple):
+    """A wait: whose, for which lock, since which stamp."""
+
+    incarnation: int
+    lock: int
+    stamp: int
+
+
+class WaitGraph:
+    """Follows the cycles of the whole cluster from event to event."""
+
+    def __init__(self) -> None:
+        self.machines: dict[int, Machine] = {}  # live ones, by node; shared with the world
+        self.cycles: dict[Cycle, float] = {}  # those there are, and since when
+        self.found = 0
+        self.longest_s = 0.0
+        self.complaints: list[str] = []
+        self._confirmed: set[Node] = set()
+        self._disturbed_s = 0.0
+
+    def watch(self, machine: "Machine") -> None:
+        """Be told what this machine's search does."""
+        detector = machine.core.detector
+        detector.on_close = lambda wait: self._closes(machine, wait)
+        detector.on_victim = lambda wait: self._gives_way(machine, wait)
+
+    def look(self, now_s: float) -> None:
+        """Take note of the cycles there are now."""
+        machines = self.machines.values()
+        if any(machine.core.here.frozen for machine in machines):
+            self._disturbed_s = now_s
+        if not self.cycles and not any(machine.core.here.waits.by_key for machine in machines):
+            return
+        graph = self._graph()
+        self.cycles = {c: since for c, since in self.cycles.items() if _exists(c, graph)}
+        known = {node for cycle in self.cycles for node in cycle}
+        for node in graph:
+            if node not in known:
+                cycle = _shortest_cycle(node, graph)
+                if cycle is not None and not known.issuperset(cycle):
+                    self.cycles[cycle] = now_s
+                    known.update(cycle)
+        for cycle, since in self.cycles.items():
+            age_s = now_s - max(since, self._disturbed_s)
+            self.longest_s = max(self.longest_s, age_s)
+            if age_s > FOUND_S:
+                self.complaints.append(f"a deadlock was missed: {cycle} since {since}")
+
+    def _closes(self, machine: "Machine", wait: Wait) -> None:
+        node, graph = Node(machine.incarnation, wait.key[1], wait.stamp), self._graph()
+        if node in graph and _shortest_cycle(node, graph) is not None:
+            self._confirmed.add(node)
+        else:
+            self._confirmed.discard(node)
+
+    def _gives_way(self, machine: "Machine", wait: Wait) -> None:
+        node = Node(machine.incarnation, wait.key[1], wait.stamp)
+        self.found += 1
+        if node not in self._confirmed:
+            self.complaints.append(f"a false victim: {node} of {wait.owner}")
+        for cycle in [cycle for cycle in self.cycles if node in cycle]:
+            del self.cycles[cycle]
+
+    # -- the graph -------------------------------------------------------------------------------
+
+    def _graph(self) -> Graph:
+        return {
+            _node(machine, lock): frozenset(self._successors(machine, lock))
+            for machine in self.machines.values()
+            for lock in machine.core.ownership.pending.values()
+            if _waits_for_good(lock)
+        }
+
+    def _successors(self, machine: "Machine", lock: Lock) -> Iterator[Node]:
+        copy = self._queued(machine, lock)
+        if copy is None:
+            return
+        wanted, resource = copy.requested, copy.resource
+        assert wanted is not None
+        for other in (*resource.granted, *resource.converting):
+            assert other.granted is not None
+            if other is not copy and not other.granted.compatible(wanted):
+                yield from self._waits_of_holders(other)
+        if copy.flags & Flags.NOORDER:
+            return
+        if copy.granted is None:
+            before = [*resource.converting, *resource.waiting[: resource.waiting.index(copy)]]
+        else:
+            before = resource.converting[: resource.converting.index(copy)]
+        for other in before:
+            home, own = self._home(other)
+            if home is not None and own is not None and own.requested and _waits_for_good(own):
+                yield _node(home, own)
+
+    def _queued(self, machine: "Machine", lock: Lock) -> Copy | None:
+        """Return the wait as its master knows it."""
+        root = machine.core.ownership.roots.get(lock.name.root)
+        master = None if root is None else self.machines.get(root.master)
+        if master is None or master.core.here.frozen or machine.core.here.frozen:
+            return None
+        copy = master.core.mastery.copies.get((machine.node, lock.id))
+        return copy if copy is not None and copy.requested is not None else None
+
+    def _waits_of_holders(self, copy: Copy) -> Iterator[Node]:
+        home, lock = self._home(copy)
+        if home is None or lock is None or lock.granted is not copy.granted:
+            return
+        if lock.flags & Flags.NODLCKBLK:
+            return
+        owners = [] if lock.transaction is None else [lock.transaction]
+        for owner in (*owners, *(lock.users or ())):
+            for _, number in owner.waits:
+                yield _node(home, home.core.ownership.locks[number])
+
+    def _home(self, copy: Copy) -> "tuple[Machine | None, Lock | None]":
+        home = self.machines.get(copy.node)
+        return home, None if home is None else home.core.ownership.locks.get(copy.lock)
+
+
+def _node(machine: "Machine", lock: Lock) -> Node:
+    wait = machine.core.here.waits.by_key.get((LOCK, lock.id))
+    return Node(machine.incarnation, lock.id, lock.turn if wait is None else wait.stamp)
+
+
+def _waits_for_good(lock: Lock) -> bool:
+    return not lock.cancelling and not lock.flags & Flags.NODLCKWT
+
+
+def _exists(cycle: Cycle, graph: Graph) -> bool:
+    following = (*cycle[1:], cycle[0])
+    return all(b in graph.get(a, ()) for a, b in zip(cycle, following, strict=True))
+
+
+def _shortest_cycle(start: Node, graph: Graph) -> Cycle | None:
+    """Return the nodes of a shortest cycle through `start`, or None."""
+    came_from: dict[Node, Node] = {}
+    queue = deque([start])
+    while queue:
+        node = queue.popleft()
+        for following in sorted(graph.get(node, ())):
+            if following == start:
+                cycle = [node]
+                while cycle[-1] != start:
+                    cycle.append(came_from[cycle[-1]])
+                return tuple(reversed(cycle))
+            if following not in came_from:
+                came_from[following] = node
+                queue.append(following)
+    return None
