@@ -68,6 +68,7 @@ class Resource:
         """Grant, queue or refuse a new lock, and say which; `copy.requested` and flags are set."""
         if self._grantable(copy, now=True):
             self._grant(copy, send)
+            self.settle(send)  # it may have overtaken some, and has to hear of them
         elif copy.flags & _NOQUEUE:
             send(copy.node, Denied(self.epoch, copy.lock, Status.WOULD_BLOCK, None))
             self._tell_blockers_of_refused(copy, send)
@@ -214,7 +215,7 @@ class Resource:
         for queue in (self.converting, self.waiting):
             places = [copy.sequence for copy in queue]
             assert places == sorted(set(places)), places
-            if queue and not queue[0].flags & _HEADQUE:  # HEADQUE: as fs/dlm, not tried there
+            if queue:
                 assert not self._grantable(queue[0], now=False), self
         self._validate_told()
 
@@ -251,7 +252,11 @@ class Resource:
     def _grantable(  # noqa: PLR0911  one return a rule, as in the original
         self, copy: Copy, *, now: bool, recover: bool = False
     ) -> bool:
-        """Decide by the tests of fs/dlm's _can_be_granted, in its order."""
+        """Decide by the tests of fs/dlm's _can_be_granted, in its order.
+
+        Unlike there, HEADQUE is as good as being at the head of the queue already; fs/dlm would put
+        it there and not look again before something else changes, perhaps never.
+        """
         if copy.flags & _EXPEDITE:
             return True
         if self._conflicts(copy):
@@ -260,13 +265,15 @@ class Resource:
             if recover or (now and not copy.flags & _QUECVT):
                 return True
             if now:
-                return not self.converting
+                return not self.converting or bool(copy.flags & _HEADQUE)
             return bool(copy.flags & _NOORDER) or self.converting[0] is copy
         if copy.flags & _NOORDER:
             return True
         if self.converting:
             return False
-        return not self.waiting if now else self.waiting[0] is copy
+        if now:
+            return not self.waiting or bool(copy.flags & _HEADQUE)
+        return self.waiting[0] is copy
 
     def _conflicts(self, copy: Copy) -> bool:
         held, own = self._held, copy.granted

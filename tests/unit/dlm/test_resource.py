@@ -77,6 +77,14 @@ def test_headque_waits_in_front_and_expedite_not_at_all() -> None:
     assert granted(bench.unlock(pushy))[0] == first.lock
 
 
+def test_a_headque_request_that_fits_is_granted_in_front_of_those_that_wait() -> None:
+    bench = Bench()
+    reader, writer = bench.ask(PR), bench.ask(EX)
+    assert bench.ask(PR, Flags.HEADQUE).granted is PR
+    assert bench.ask(CW, Flags.HEADQUE).granted is writer.granted is None
+    assert reader.granted is PR
+
+
 def test_noqueue_is_refused_and_tells_holders_only_with_noqueuebast() -> None:
     bench = Bench()
     holder = bench.ask(PR)
