@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import msgspec
-import trio
 
 from clusterfs.fs.attributes import Record
 from clusterfs.fs.keys import Entry
 from clusterfs.fs.lock_cache import LockCache
 from clusterfs.fs.locks import EX, NL, CachedLock
 from clusterfs.fs.ports import Name, Volume
+from clusterfs.fs.turns import Turns
 from clusterfs.store.objects import ABSENT, ObjectId, Version, inode_object, stripe_object
 from dlm.modes import Mode
 
@@ -99,7 +99,7 @@ class Inode:
 
         self.lock: CachedLock = locks.lock(Name(root, b""), give_up_inode)
         self.open_lock: CachedLock = locks.lock(Name(root, b"o"))
-        self.committing = trio.Lock()  # one transaction at a time, in the order of versions
+        self.committing = Turns()  # one transaction at a time, in the order of versions
         self._volume = volume
         # what the lock lets us cache
         self.record: Record | None = None

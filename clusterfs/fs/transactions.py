@@ -9,7 +9,6 @@ If a commit fails, what is cached is dropped, except when it is known that nothi
 """
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 
 import trio
 
@@ -19,6 +18,7 @@ from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import RECORD
 from clusterfs.fs.locks import PR
 from clusterfs.fs.ports import Volume
+from clusterfs.fs.turns import Turns
 from clusterfs.store.objects import (
     ABSENT,
     MARK,
@@ -125,10 +125,15 @@ class Transactions:
 
     async def commit(self, *edits: Edit) -> None:
         """Make edits of exclusively used inodes happen together."""
-        async with AsyncExitStack() as stack:
-            for edit in sorted(edits, key=lambda edit: edit.inode.number):
-                await stack.enter_async_context(edit.inode.committing)
+        taken: list[Turns] = []
+        try:
+            for edit in sorted(edits, key=_number):
+                await edit.inode.committing.acquire()
+                taken.append(edit.inode.committing)
             await self.commit_holding(edits)
+        finally:
+            for turns in taken:
+                turns.release()
 
     async def commit_holding(
         self, edits: Sequence[Edit], changes: Sequence[Change] = (), payload: bytes = b""
@@ -183,3 +188,7 @@ class Transactions:
         """Drop what is cached after a failure that should not be."""
         if not inode.needs_flush:
             inode.void()
+
+
+def _number(edit: Edit) -> int:
+    return edit.inode.number

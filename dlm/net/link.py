@@ -1,8 +1,10 @@
 """One live TCP connection after its handshake: batches out, frames in.
 
-What is pushed during one pass of the scheduler leaves with one system call: the first push wakes
-the writer, which runs when everybody else had their turn. Replies made while incoming frames are
-handled leave right after the last of them, without the writer.
+A frame that comes alone leaves at once, from within the push: one system call, and nobody is woken
+for it. As soon as a second one follows closely, the link gathers: what is pushed during one pass of
+the scheduler leaves with one system call of the writer, which runs when everybody else had their
+turn, until it finds a single frame again. Replies made while incoming frames are handled leave
+right after the last of them, without the writer.
 
 Invariants: after `kill` no frame is handed over any more, although tasks may still be unwinding;
 the outbox is only a queue to the socket: its session keeps whatever has to survive this connection.
@@ -20,6 +22,7 @@ from dlm.net.framing import Buffer, Decoder, Frame
 _VECTOR = 512  # buffers per sendmsg; the kernel takes 1024
 _READS_IN_A_ROW = 4
 _JOIN_BYTES = 16 << 10
+_ALONE_S = 0.0001  # a frame that comes so long after the one before it is alone
 
 
 class Link:
@@ -44,11 +47,23 @@ class Link:
         self._batch: list[Buffer] = []  # what the socket has not taken yet of the current batch
         self._writer: trio.lowlevel.Task | None = None  # while it waits for work
         self._delivering = False
+        self._pushes = 0  # since the writer last looked
+        self._gathering = False
+        self._pushed_s = float("-inf")
 
     def push(self, buffers: tuple[Buffer, ...] | list[Buffer]) -> None:
-        """Queue a frame; it leaves at the end of this pass of the scheduler."""
+        """Send a frame, now or at the end of this pass of the scheduler."""
         self._outbox += buffers
-        if self._writer is not None and not self._delivering:
+        self._pushes += 1
+        if self._writer is None or self._delivering:
+            return
+        if not self._gathering:
+            now_s = trio.current_time()
+            self._gathering = now_s - self._pushed_s < _ALONE_S
+            self._pushed_s = now_s
+            if not self._gathering and self.flush_nowait():
+                return
+        if self._writer is not None:
             self._wake_writer()
 
     @property
@@ -141,8 +156,10 @@ class Link:
     async def _write(self) -> None:
         while self.alive:
             if self.idle:
+                self._pushes = 0
                 self._writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abandon_wait)
+                self._gathering = self._pushes > 1
             while self.alive and not self.flush_nowait():
                 try:
                     await trio.lowlevel.wait_writable(self._socket)

@@ -93,7 +93,7 @@ async def test_calls_begin_in_the_order_in_which_they_and_messages_were_sent(
     assert numbers == [n for n in range(200) for _ in (0, 1)]
 
 
-async def test_what_is_sent_in_one_pass_leaves_as_one_batch(pair: Any, until: Any) -> None:
+async def test_the_first_of_a_pass_leaves_at_once_and_the_others_as_one_batch(pair: Any, until: Any) -> None:
     low, high = pair
     await low.mesh.call(2, CHANNEL, b"connect")
     link = low.mesh._remotes[2].link
@@ -108,7 +108,31 @@ async def test_what_is_sent_in_one_pass_leaves_as_one_batch(pair: Any, until: An
     for _ in range(100):
         low.mesh.send(2, CHANNEL, b"x")
     await until(lambda: len(high.handler.arrived) == 101)
-    assert writes[0] == 100
+    assert writes[:2] == [1, 99]
+
+
+async def test_a_frame_that_comes_alone_leaves_within_the_push_and_wakes_nobody(
+    pair: Any, until: Any
+) -> None:
+    low, high = pair
+    await low.mesh.call(2, CHANNEL, b"connect")
+    link = low.mesh._remotes[2].link
+    for number in range(5):
+        await until(lambda: link._writer is not None)
+        await trio.sleep(0.001)
+        low.mesh.send(2, CHANNEL, b"x")
+        assert link.idle, "it waits for the writer"
+        assert link._writer is not None, "the writer was woken"
+        await until(lambda count=number + 2: len(high.handler.arrived) == count)
+
+
+async def test_a_socket_that_is_full_takes_the_rest_later(pair: Any, until: Any) -> None:
+    low, high = pair
+    await low.mesh.call(2, CHANNEL, b"connect")
+    for _ in range(3):
+        await trio.sleep(0.001)
+        low.mesh.send(2, CHANNEL, b"x", bytes(15 << 20))
+    await until(lambda: len(high.handler.arrived) == 4)
 
 
 async def test_who_is_no_peer_gets_nothing(pair: Any) -> None:
