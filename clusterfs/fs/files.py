@@ -379,21 +379,24 @@ class Files:
             raise failure
 
     async def sync_inode(self, inode: Inode) -> None:
-        """Write back what is dirty, and wait for the disks."""
-        await self.write_back(inode)
-        await self._volume.sync()
+        """Write back what is dirty, and wait for the disks: in one round trip if need be."""
+        if not await self.write_back(inode, durable=True):
+            await self._volume.sync()
 
-    async def write_back(self, inode: Inode) -> None:
-        """Commit what is dirty now to the replicas' memory."""
+    async def write_back(self, inode: Inode, *, durable: bool = False) -> bool:
+        """Commit what is dirty now to the replicas' memory.
+
+        durable: to their disks, if one transaction does it; returns whether it did.
+        """
         while inode.needs_flush:
             inode.lock.require(EX)
             if inode.lock.pin_nowait():
                 try:
-                    await self._writeback.flush(inode)
+                    return await self._writeback.flush(inode, durable=durable)
                 finally:
                     inode.lock.unpin()
-                return
             await inode.lock.wait_settled()
+        return False
 
     async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
         """Grow the file, or (PUNCH_HOLE, ZERO_RANGE) make a range read as zeros."""

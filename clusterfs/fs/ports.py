@@ -97,8 +97,10 @@ class Volume(Protocol):
         """Return blocks of an object."""
         ...
 
-    async def commit(self, changes: Sequence[Change], payload: bytes = b"") -> None:
-        """Apply changes at every in-sync replica's memory, all or none."""
+    async def commit(
+        self, changes: Sequence[Change], payload: bytes = b"", *, durable: bool = False
+    ) -> None:
+        """Apply changes at every in-sync replica's memory, all or none; durable: and `sync`."""
         ...
 
     async def sync(self) -> None:

@@ -136,7 +136,12 @@ class Transactions:
                 turns.release()
 
     async def commit_holding(
-        self, edits: Sequence[Edit], changes: Sequence[Change] = (), payload: bytes = b""
+        self,
+        edits: Sequence[Edit],
+        changes: Sequence[Change] = (),
+        payload: bytes = b"",
+        *,
+        durable: bool = False,
     ) -> None:
         """Commit edits, and changes of stripes, of inodes whose `committing` the caller holds."""
         for edit in edits:
@@ -151,7 +156,7 @@ class Transactions:
             inode.record_dirty = False  # what is written from now on is not in `sent`
         try:
             with trio.CancelScope(shield=True):
-                await self._volume.commit(sent, payload)
+                await self._volume.commit(sent, payload, durable=durable)
         except BaseException as failure:
             for inode in stale:
                 inode.record_dirty = True

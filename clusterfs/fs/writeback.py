@@ -205,25 +205,33 @@ class Writeback:
 
     # -- flushing
 
-    async def flush(self, inode: Inode) -> None:
-        """Commit what was dirty when this was called; the lock is used, pinned or given up."""
-        async with inode.committing:
-            await self.flush_holding(inode)
+    async def flush(self, inode: Inode, *, durable: bool = False) -> bool:
+        """Commit what was dirty when this was called; the lock is used, pinned or given up.
 
-    async def flush_holding(self, inode: Inode) -> None:
+        durable: let the last transaction wait for the disks, too. Returns whether one did.
+        """
+        async with inode.committing:
+            return await self.flush_holding(inode, durable=durable)
+
+    async def flush_holding(self, inode: Inode, *, durable: bool = False) -> bool:
         """Flush; the caller holds `committing`."""
         waiting = sorted(inode.dirty)
         position = 0
+        synced = False
         while position < len(waiting):
             batch = self._batch(waiting, position)
             position += len(batch)
-            await self._commit_batch(inode, [index for index in batch if index in inode.dirty])
+            left = [index for index in batch if index in inode.dirty]
+            last = durable and position == len(waiting)
+            synced = await self._commit_batch(inode, left, durable=last)
         if inode.record_dirty and inode.record is not None and not inode.dirty:
             edit = Edit(inode, inode.record)
             edit.size = inode.record.size
-            await self._transactions.commit_holding([edit])
+            await self._transactions.commit_holding([edit], durable=durable)
+            synced = durable
         if not inode.needs_flush:
             self.dirty.pop(inode, None)
+        return synced
 
     async def flush_quietly(self, inode: Inode) -> None:
         """Flush without a caller to tell: a failure is kept for the next fsync."""
@@ -259,26 +267,28 @@ class Writeback:
         batch = waiting[position : position + BATCH_BLOCKS]
         return [index for index in batch if index < limit]
 
-    async def _commit_batch(self, inode: Inode, batch: Sequence[int]) -> None:
+    async def _commit_batch(self, inode: Inode, batch: Sequence[int], *, durable: bool) -> bool:
+        """Commit these blocks; tell whether that waited for the disks."""
         if not batch:
-            return
+            return False
         stripe = inode.stripe(batch[0] // STRIPE_BLOCKS)
         await self.know_version(stripe)
         moved = {index: inode.dirty[index] for index in batch if index in inode.dirty}
         if not moved:
-            return
+            return False
         assert not inode.flushing
         for index in moved:
             del inode.dirty[index]
         inode.flushing = moved
         try:
-            await self._commit_blocks(inode, stripe, moved)
+            synced = await self._commit_blocks(inode, stripe, moved, durable=durable)
         except BaseException:
             self._put_back(inode)
             raise
         inode.flushing = {}
         self.flushed_blocks += len(moved)
         self._give_back(len(moved))
+        return synced
 
     def _put_back(self, inode: Inode) -> None:
         """A commit failed: its blocks are dirty again, where nothing newer is."""
@@ -289,7 +299,9 @@ class Writeback:
             inode.dirty.setdefault(index, block)
         self._give_back(twice)
 
-    async def _commit_blocks(self, inode: Inode, stripe: Stripe, moved: dict[int, Block]) -> None:
+    async def _commit_blocks(
+        self, inode: Inode, stripe: Stripe, moved: dict[int, Block], *, durable: bool
+    ) -> bool:
         record = inode.record
         if record is None:
             raise LockLost
@@ -305,8 +317,10 @@ class Writeback:
             edits[0].size = max(covered, inode.committed_size)
         payload = b"".join([moved[index] for index in sorted(moved)])
         inode.attempted = {(change.object_id, change.version)}
-        await self._transactions.commit_holding(edits, [change], payload)
+        durable = durable and bool(edits)  # else the record follows, and waits for the disks
+        await self._transactions.commit_holding(edits, [change], payload, durable=durable)
         stripe.version = change.version
+        return durable
 
     def change(self, stripe: Stripe, operations: Iterable[Operation]) -> Change:
         """Return a change of a stripe whose version is known."""

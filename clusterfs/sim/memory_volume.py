@@ -120,6 +120,7 @@ class MemoryVolume:
         self.out = False
         self.applies_when_out = False
         self.syncs = 0
+        self.durable_commits = 0
         self.before_commit: Callable[[], object] | None = None
 
     def session(self, incarnation: int) -> None:
@@ -181,7 +182,9 @@ class MemoryVolume:
         await self._may_wait()
         return self._read(object_id, group, first, count)
 
-    async def commit(self, changes: Sequence[Change], payload: bytes = b"") -> None:
+    async def commit(
+        self, changes: Sequence[Change], payload: bytes = b"", *, durable: bool = False
+    ) -> None:
         """Apply all or none."""
         if self.before_commit is not None:
             self.before_commit()
@@ -191,6 +194,7 @@ class MemoryVolume:
                 self._shelf.apply(changes, payload)
             raise LockLost
         self._shelf.apply(changes, payload)
+        self.durable_commits += durable
         await self._may_wait(refused=False)
 
     async def sync(self) -> None:

@@ -67,6 +67,7 @@ class ModelStore:
         self._sync_s = sync_s
         self._journal: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._durable = 0
+        self._life = 0  # counts the crashes
         self.broken = False
         self.rotten: set[tuple[ObjectId, int]] = set()  # blocks that rotted
         self._reset()
@@ -75,6 +76,7 @@ class ModelStore:
         """Lose what was not synced, from a random place on."""
         cut = self._rng.randint(self._durable, len(self._journal))
         del self._journal[cut:]
+        self._life += 1
         self._reset()
         for call, arguments in self._journal:
             call(*arguments)
@@ -147,6 +149,20 @@ class ModelStore:
         if self.broken:
             raise BrickFailed("broken")
         self._durable = max(self._durable, min(end, len(self._journal)))
+
+    def when_durable(self, done: Callable[[BrickFailed | None], None]) -> None:
+        """Call `done` when what was applied before the call is durable; a crash forgets it."""
+        trio.lowlevel.spawn_system_task(self._sync_then, len(self._journal), self._life, done)
+
+    async def _sync_then(
+        self, end: int, life: int, done: Callable[[BrickFailed | None], None]
+    ) -> None:
+        await trio.sleep(self._sync_s * (0.5 + self._rng.random()))
+        if life != self._life:
+            return
+        if not self.broken:
+            self._durable = max(self._durable, end)
+        done(BrickFailed("broken") if self.broken else None)
 
     # -- reading --------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ _ONLY = layout.BEGIN | layout.COMMIT
 _CUT_BLOCKS = 2 * SMALL_TAIL_BLOCKS  # what a cut at a segment's end may waste, and headers
 _SMALL_ROOM_BYTES = 256  # a log with less room for records is sealed
 
+WhenDurable = Callable[[BrickFailed | None], None]
+
 # (first location, number of blocks): payload blocks that lie one behind the other
 Run = tuple[int, int]
 
@@ -74,6 +76,7 @@ class Log:
         self._waiting = 0
         self._wanted = 0
         self._synced = trio.lowlevel.ParkingLot()
+        self._calls: deque[tuple[int, WhenDurable]] = deque()  # in the order of positions
         self._room = trio.lowlevel.ParkingLot()
         self.failed: OSError | None = None
         self._on_failed: Callable[[OSError], None] = lambda _: None
@@ -122,7 +125,10 @@ class Log:
     def check(self) -> None:
         """Raise BrickFailed if the brick is read-only by now."""
         if self.failed is not None:
-            raise BrickFailed(f"the brick is read-only after: {self.failed}") from self.failed
+            raise self._failure() from self.failed
+
+    def _failure(self) -> BrickFailed:
+        return BrickFailed(f"the brick is read-only after: {self.failed}")
 
     # -- append
 
@@ -292,6 +298,22 @@ class Log:
                 self.check()
             await self._synced.park()
 
+    def when_durable(self, position: int, done: WhenDurable) -> None:
+        """Call `done` once everything up to `position` is durable, or with BrickFailed.
+
+        As `sync`, without a task. Positions are those of the moment, so they only grow.
+        """
+        if self.failed is not None:
+            done(self._failure())
+        elif position <= self.durable:
+            done(None)
+        else:
+            self._calls.append((position, done))
+            self._wanted = max(self._wanted, position)
+            if not self._syncing:
+                self._syncing = True
+                self._start_sync()
+
     def _start_sync(self) -> None:
         if self.failed is not None:
             return
@@ -316,6 +338,8 @@ class Log:
             self._start_sync()
         else:
             self._syncing = False
+        while self._calls and self._calls[0][0] <= self.durable:
+            self._calls.popleft()[1](None)
         self._synced.unpark_all()
 
     def fail(self, error: OSError) -> None:
@@ -326,6 +350,8 @@ class Log:
             self._synced.unpark_all()
             self._room.unpark_all()
             self._on_failed(error)
+            while self._calls:
+                self._calls.popleft()[1](self._failure())
 
     def set_executors(self, count: int) -> None:
         """Write with so many threads from now on."""

@@ -153,6 +153,13 @@ class Store(Transactions):
         """Return when everything up to `position` (default: all) survives a crash."""
         await self._log.sync(self._log.position if position is None else position)
 
+    def when_durable(self, done: Callable[[BrickFailed | None], None]) -> None:
+        """Call `done`, perhaps at once, when everything up to now survives a crash.
+
+        With BrickFailed if it may not. No task waits for it.
+        """
+        self._log.when_durable(self._log.position, done)
+
     # -- objects
 
     def version(self, object_id: ObjectId) -> Version:

@@ -56,10 +56,14 @@ class Known(enum.IntEnum):
 
 
 class Apply(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
-    """Apply this transaction now. Sequences <= stable of this client are durable everywhere."""
+    """Apply this transaction now. Sequences <= stable of this client are durable everywhere.
+
+    `durable`: answer only when it, and all that was applied before it, is on disk.
+    """
 
     transaction: Transaction
     stable: U63
+    durable: bool = False
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):

@@ -42,7 +42,9 @@ class Pending:
         "applied",
         "charged",
         "decided",
+        "durable",
         "error",
+        "everywhere",
         "failed",
         "finished",
         "groups",
@@ -57,8 +59,10 @@ class Pending:
         "wake",
     )
 
-    def __init__(self, transaction: Transaction, payload: Buffer) -> None:
+    def __init__(self, transaction: Transaction, payload: Buffer, *, durable: bool = False) -> None:
         self.transaction = transaction
+        self.durable = durable  # replicas shall answer from disk
+        self.everywhere = False  # durable, and every replica of the volume was asked
         self.payload = payload
         self.groups = tuple(sorted({change.group for change in transaction.changes}))
         self.objects: tuple[ObjectId, ...] = tuple(c.object_id for c in transaction.changes)

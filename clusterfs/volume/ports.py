@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from clusterfs.cluster.views import View
+from clusterfs.errors import BrickFailed
 from clusterfs.store.objects import ObjectId, Operation, Transaction, Version
 
 Buffer = bytes | bytearray | memoryview
@@ -79,6 +80,10 @@ class LocalStore(Protocol):
 
     async def sync(self, position: int | None = None) -> None:
         """Return when everything applied so far is on disk. Raises BrickFailed."""
+        ...
+
+    def when_durable(self, done: Callable[[BrickFailed | None], None]) -> None:
+        """Call `done`, perhaps at once, when all applied so far is on disk, or never will be."""
         ...
 
     def version(self, object_id: ObjectId) -> Version:

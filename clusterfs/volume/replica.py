@@ -101,7 +101,7 @@ class Replica:
                 lane = self._lanes[sender] = Lane(self._spawn, self._attempt)
             lane.put(Arrival(sender, incarnation, message, payload))
         elif isinstance(message, Sync):
-            self._spawn(self._sync, sender, incarnation, message)
+            self._sync(sender, incarnation, message)
         elif isinstance(message, Watermark):
             self._set_stable(incarnation, message.stable)
             self.ledger.returned(incarnation, message.returned)
@@ -221,6 +221,10 @@ class Replica:
                 return functools.partial(self._make_room, transaction)
             except FilesystemError as error:
                 code = self._failed(transaction, error)
+            else:
+                if message.durable:
+                    self._reply_from_disk(arrival, transaction, Stage.APPLY)
+                    return None
         self._reply(arrival, transaction, Stage.APPLY, code)
         return None
 
@@ -267,7 +271,7 @@ class Replica:
         except FilesystemError as error:
             self._reply(arrival, transaction, Stage.PREPARE, self._failed(transaction, error))
         else:
-            self._spawn(self._prepared, arrival, transaction)
+            self._reply_from_disk(arrival, transaction, Stage.PREPARE)
         return None
 
     def _note(self, transaction: Transaction, payload: Buffer, groups: tuple[int, ...]) -> None:
@@ -291,13 +295,13 @@ class Replica:
             self._undecided[client, sequence] = transaction
             self._prepared_for.add(client)
 
-    async def _prepared(self, arrival: Arrival, transaction: Transaction) -> None:
-        code = Code.OK
-        try:
-            await self._store.sync()
-        except BrickFailed:
-            code = Code.BRICK
-        self._reply(arrival, transaction, Stage.PREPARE, code)
+    def _reply_from_disk(self, arrival: Arrival, transaction: Transaction, stage: Stage) -> None:
+        """Answer once everything applied or prepared so far is on disk."""
+
+        def synced(failure: BrickFailed | None) -> None:
+            self._reply(arrival, transaction, stage, Code.BRICK if failure else Code.OK)
+
+        self._store.when_durable(synced)
 
     def _decide(self, arrival: Arrival) -> Obstacle | None:
         message = arrival.message
@@ -374,13 +378,12 @@ class Replica:
         )
         self._answer(arrival.sender, arrival.incarnation, answer)
 
-    async def _sync(self, sender: int, incarnation: int, message: Sync) -> None:
-        code = Code.OK
-        try:
-            await self._store.sync()
-        except BrickFailed:
-            code = Code.BRICK
-        self._answer(sender, incarnation, Synced(message.token, code))
+    def _sync(self, sender: int, incarnation: int, message: Sync) -> None:
+        def synced(failure: BrickFailed | None) -> None:
+            code = Code.BRICK if failure else Code.OK
+            self._answer(sender, incarnation, Synced(message.token, code))
+
+        self._store.when_durable(synced)
 
     def _set_stable(self, client: int, sequence: int) -> None:
         """Forget what is durable everywhere; if the log is full now, the next watermark will."""

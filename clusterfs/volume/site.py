@@ -14,6 +14,7 @@ import trio
 
 from clusterfs.cluster.views import View, nodes_of
 from clusterfs.volume.messages import CHANNEL
+from clusterfs.volume.placement import replica_nodes
 from clusterfs.volume.ports import Buffer, LocalStore, Mesh, Views
 
 # Transactions that a replica makes itself, to bring its copy forward, are of this client.
@@ -28,6 +29,7 @@ class Site:
         self.mesh = mesh
         self.views = views
         self.view = views.view
+        self.replicas = replica_nodes(self.view)  # mask: who has a part of any running group
         self.node = views.node
         self.incarnation = views.incarnation
         self.heard = self.view.epoch
@@ -44,6 +46,7 @@ class Site:
     def enter(self, view: View) -> None:
         """Put a view in force."""
         self.view = view
+        self.replicas = replica_nodes(view)
         self.heard = max(self.heard, view.epoch)
         changed, self._changed = self._changed, trio.Event()
         changed.set()

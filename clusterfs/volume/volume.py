@@ -181,21 +181,33 @@ class Volume:
 
     # -- changes --------------------------------------------------------------------------------
 
-    async def commit(self, changes: Sequence[Change], payload: Buffer = b"") -> None:
+    async def commit(
+        self, changes: Sequence[Change], payload: Buffer = b"", *, durable: bool = False
+    ) -> None:
         """Apply changes at every replica's memory, all or none; sent in the order of calls.
 
-        The payload must not change before this returns.
+        The payload must not change before this returns. durable: wait, as `sync` does, until this
+        and all that was committed before is on all disks; that takes one round trip, not two.
 
         Raises:
             OutOfSpace, VersionMismatch, BrickFailed: nothing happened.
             LockLost: this incarnation is out; whether it happened is unknown.
         """
-        await self._writer.commit(changes, payload)
+        stable = self._writer.oldest() - 1
+        everywhere = await self._writer.commit(changes, payload, durable=durable)
+        if everywhere:
+            self._synced(stable)
+        elif durable:
+            await self.sync()
 
     async def sync(self) -> None:
         """Wait until all that is committed is on all disks. Raises BrickFailed, LockLost."""
         stable = self._writer.oldest() - 1
         await self._syncer.sync()
+        self._synced(stable)
+
+    def _synced(self, stable: int) -> None:
+        """Every replica has synced since all up to `stable` was acknowledged."""
         if not any(self._site.view.stopped):
             self._writer.stable = max(self._writer.stable, stable)
 

@@ -65,8 +65,14 @@ class Writer:
         self.stable = 0
         self.commits = self.reissues = self.prepares = 0
 
-    async def commit(self, changes: Sequence[Change], payload: Buffer) -> None:
-        """Send a transaction, and wait until every replica has it in memory."""
+    async def commit(
+        self, changes: Sequence[Change], payload: Buffer, *, durable: bool = False
+    ) -> bool:
+        """Send a transaction, and wait until every replica has it in memory.
+
+        durable: ask them to answer from disk, if one message does it. Returns whether all that was
+        committed before is on the disks of all replicas now, this transaction included.
+        """
         if self._lost:
             raise LockLost("this node was removed from the cluster")
         assert changes, "an empty transaction"
@@ -75,13 +81,15 @@ class Writer:
         transaction = Transaction(
             self._site.incarnation, self.sequence, self._site.view.epoch, tuple(changes)
         )
-        pending = self._pendings[self.sequence] = Pending(transaction, payload)
+        pending = Pending(transaction, payload, durable=durable)
+        self._pendings[self.sequence] = pending
         self._admit(pending)
         if not pending.finished:
             pending.wake = wake = trio.Event()
             await wake.wait()
         if pending.error is not None:
             raise pending.error
+        return pending.everywhere
 
     def oldest(self) -> int:
         """Return the lowest sequence that is not acknowledged, or the next one."""
@@ -189,12 +197,15 @@ class Writer:
             mask = masks.pop()
             pending.expect(Stage.APPLY, mask, trio.current_time())
             self._pay(pending, mask)
-            self._spread(Apply(pending.transaction, self.stable), mask, pending.payload)
+            pending.everywhere = pending.durable and mask == self._site.replicas
+            message = Apply(pending.transaction, self.stable, pending.durable)
+            self._spread(message, mask, pending.payload)
         else:
             self._prepare(pending, view)
 
     def _prepare(self, pending: Pending, view: View) -> None:
         self.prepares += 1
+        pending.everywhere = False
         pending.participants = 0
         for group in pending.groups:
             pending.participants |= targets(view, group)

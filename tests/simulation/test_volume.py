@@ -64,9 +64,12 @@ class Client:
                 after = versions[i].after(volume.epoch)
                 changes.append(Change(object_id, group, versions[i], after, operations))
             self.attempted[pair] = -counter if delete else counter
-            await volume.commit(changes, payload)
+            durable = self.rng.random() < 0.2
+            await volume.commit(changes, payload, durable=durable)
             versions = [change.version for change in changes]
             self.acknowledged[pair] = -counter if delete else counter
+            if durable:
+                self.synced[pair] = self.acknowledged[pair]
             if delete:
                 return
 
