@@ -4,9 +4,9 @@ CPU time, messages and context switches are counted, not elapsed time, so the nu
 machine that others use too. With `--against TREE` a second cluster runs the code of another source
 tree; both do each piece of work in turn, so a busy moment hits both.
 
-The best of some rounds is shown. Columns: operations a second as the one client saw them; CPU microseconds of an operation at each
-daemon, the first being the one that is asked; messages sent by all of them; voluntary context
-switches of the first, and of the others together.
+The best of some rounds is shown. Columns: operations a second as the one client saw them; CPU
+microseconds of an operation at all daemons and at each, the first being the one that is asked;
+messages sent by all of them; voluntary context switches of the first, and of the others together.
 """
 
 import argparse
@@ -260,7 +260,10 @@ def main() -> int:
     arguments = parser.parse_args()
     trees = {"this": TREE} | ({"other": arguments.against} if arguments.against else {})
     columns: dict[str, dict[str, list[dict[str, float]]]] = {label: {} for label in trees}
-    with tempfile.TemporaryDirectory(prefix="clusterfs-costs-") as folder, contextlib.ExitStack() as s:
+    with (
+        tempfile.TemporaryDirectory(prefix="clusterfs-costs-") as folder,
+        contextlib.ExitStack() as s,
+    ):
         works = {}
         for label, tree in trees.items():
             cluster = s.enter_context(running(tree, Path(folder) / label, arguments.nodes))
@@ -269,7 +272,11 @@ def main() -> int:
             for name in next(iter(works.values()))[1].all():
                 for label, (cluster, work) in works.items():
                     work.round = number
-                    if arguments.only and arguments.only not in name and not _needed(name, arguments.only):
+                    if (
+                        arguments.only
+                        and arguments.only not in name
+                        and not _needed(name, arguments.only)
+                    ):
                         continue
                     found = measure(cluster, work.all()[name])
                     columns[label].setdefault(name, []).append(found)

@@ -46,6 +46,8 @@ from clusterfs.volume.resync import Resync
 from clusterfs.volume.site import INTERNAL, Site, Spawn
 from clusterfs.volume.tombstones import Tombstones, deletions
 
+_STABLE_STEP = 64
+
 _CODES: dict[type[Exception], Code] = {error: code for code, error in ERRORS.items()}
 
 Obstacle = Callable[[], Awaitable[None]]
@@ -103,7 +105,7 @@ class Replica:
         elif isinstance(message, Sync):
             self._sync(sender, incarnation, message)
         elif isinstance(message, Watermark):
-            self._set_stable(incarnation, message.stable)
+            self._set_stable(incarnation, message.stable, 1)
             self.ledger.returned(incarnation, message.returned)
             self._answer(sender, incarnation, Granted(self.ledger.grant(incarnation)))
         elif isinstance(message, Void):
@@ -385,9 +387,12 @@ class Replica:
 
         self._store.when_durable(synced)
 
-    def _set_stable(self, client: int, sequence: int) -> None:
-        """Forget what is durable everywhere; if the log is full now, the next watermark will."""
-        if sequence > self._memory.stable(client):
+    def _set_stable(self, client: int, sequence: int, at_least: int = _STABLE_STEP) -> None:
+        """Forget what is durable everywhere; if the log is full now, the next watermark will.
+
+        Each step costs a record in the log, so with transactions only larger ones are taken.
+        """
+        if sequence >= self._memory.stable(client) + at_least:
             try:
                 self._store.set_stable(client, sequence)
                 if client in self._prepared_for:

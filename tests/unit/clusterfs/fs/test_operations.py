@@ -81,6 +81,23 @@ async def test_a_full_volume_refuses_before_it_accepts() -> None:
         assert not world.nodes[1].volume.reserved
 
 
+async def test_fsync_of_dirty_data_is_one_durable_transaction_and_else_a_sync() -> None:
+    async with World(1).running() as world:
+        fs, volume = world.nodes[1].fs, world.nodes[1].volume
+        _, handle = await make(fs)
+        await fs.write(handle, 0, b"a" * BLOCK_BYTES)
+        syncs = volume.syncs
+        await fs.fsync(handle)
+        assert (volume.durable_commits, volume.syncs) == (1, syncs)
+        await fs.fsync(handle)
+        assert (volume.durable_commits, volume.syncs) == (1, syncs + 1)
+        far = 3 * (64 << 20)  # in stripes of other groups, whose data the record follows
+        await fs.write(handle, 0, b"b" * BLOCK_BYTES)
+        await fs.write(handle, far, b"b" * BLOCK_BYTES)
+        await fs.fsync(handle)
+        assert (volume.durable_commits, volume.syncs) == (2, syncs + 1)
+
+
 async def test_a_sparse_file_of_the_largest_size() -> None:
     async with World(1).running() as world:
         fs = world.nodes[1].fs

@@ -2,11 +2,12 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import trio
 
+from clusterfs.errors import BrickFailed
 from clusterfs.sim.disk import SimulatedDisk
 from clusterfs.store.contents import locations
 from clusterfs.store.flush import Flusher
@@ -116,6 +117,50 @@ async def test_one_sync_serves_all_who_wait() -> None:
     await rig.log.sync(rig.log.position)
     assert rig.log.syncs <= 2, "nothing new: no sync"
     await rig.log.stop()
+
+
+async def test_who_asked_to_be_called_is_called_in_order_when_it_is_durable() -> None:
+    rig = Rig()
+    called: list[tuple[int, BrickFailed | None]] = []
+    last = trio.Event()
+
+    def done(number: int) -> Callable[[BrickFailed | None], None]:
+        position = rig.log.position
+
+        def call(failure: BrickFailed | None) -> None:
+            assert rig.log.durable >= position
+            called.append((number, failure))
+            if number == 19:
+                last.set()
+
+        return call
+
+    rig.log.when_durable(rig.log.position, done(-1))
+    assert called == [(-1, None)], "there is nothing to wait for"
+    for number in range(20):
+        rig.log.append(b"x" * 100, memoryview(bytes(BLOCK_BYTES)), [(0, BLOCK_BYTES)])
+        rig.log.when_durable(rig.log.position, done(number))
+    await last.wait()
+    assert called == [(number, None) for number in range(-1, 20)]
+    assert rig.log.syncs < 20
+    await rig.log.stop()
+
+
+async def test_who_asked_to_be_called_hears_of_a_failure_before_and_after_it() -> None:
+    rig = Rig()
+    failures: list[BrickFailed | None] = []
+    rig.log.append(b"x", memoryview(b""))
+    rig.disk.write = _fail  # type: ignore[method-assign]
+    rig.log.when_durable(rig.log.position, failures.append)
+    with pytest.raises(BrickFailed):
+        await rig.log.sync(rig.log.position)
+    rig.log.when_durable(rig.log.position, failures.append)
+    assert [type(failure) for failure in failures] == [BrickFailed, BrickFailed]
+    await rig.log.stop()
+
+
+def _fail(*_: object) -> None:
+    raise OSError(5, "no disk")
 
 
 async def test_a_cancelled_waiter_harms_nobody() -> None:

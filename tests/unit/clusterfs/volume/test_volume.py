@@ -111,6 +111,49 @@ async def test_sync_makes_it_survive_a_crash_of_all(autojump_clock: Clock) -> No
         world.assert_replicas_equal()
 
 
+async def test_a_durable_commit_survives_a_crash_of_all_and_took_no_sync(
+    autojump_clock: Clock,
+) -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        await write(volume, inode_object(8), 3, b"before")
+        rounds = volume._syncer.rounds
+        change = put(volume, inode_object(7), 2, b"v", ABSENT)
+        await volume.commit([change], durable=True)
+        assert volume._syncer.rounds == rounds
+        gone = world.crash(1, 2, 3)
+        world.agreement.remove(gone)
+        for number in (1, 2, 3):
+            await world.start(number)
+        await world.settled()
+        assert await value(world.nodes[3].volume, inode_object(7), 2) == b"v"
+        assert await value(world.nodes[3].volume, inode_object(8), 3) == b"before"
+        world.assert_replicas_equal()
+
+
+async def test_a_durable_commit_syncs_the_replicas_that_it_did_not_go_to(
+    autojump_clock: Clock,
+) -> None:
+    async with cluster(4, replicas=3) as world:
+        volume = world.nodes[1].volume
+        await write(volume, inode_object(8), 3, b"before")
+        rounds = volume._syncer.rounds
+        await volume.commit([put(volume, inode_object(7), 2, b"v", ABSENT)], durable=True)
+        assert volume._syncer.rounds > rounds
+        assert all(store._durable == len(store._journal) for store in world.stores.values())
+
+
+async def test_a_durable_commit_is_not_acknowledged_by_a_replica_that_cannot_sync(
+    autojump_clock: Clock,
+) -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        world.stores[3].broken = True
+        change = put(volume, inode_object(7), 2, b"v", ABSENT)
+        await volume.commit([change], durable=True)
+        assert not world.agreement.view.in_sync[2] >> 3 & 1, "it was dropped first"
+
+
 async def test_the_loss_of_a_replica_stalls_a_commit_only_until_the_view_changes(
     autojump_clock: Clock,
 ) -> None:

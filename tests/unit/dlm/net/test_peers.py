@@ -93,7 +93,9 @@ async def test_calls_begin_in_the_order_in_which_they_and_messages_were_sent(
     assert numbers == [n for n in range(200) for _ in (0, 1)]
 
 
-async def test_the_first_of_a_pass_leaves_at_once_and_the_others_as_one_batch(pair: Any, until: Any) -> None:
+async def test_the_first_of_a_pass_leaves_at_once_and_the_others_as_one_batch(
+    pair: Any, until: Any
+) -> None:
     low, high = pair
     await low.mesh.call(2, CHANNEL, b"connect")
     link = low.mesh._remotes[2].link
