@@ -24,6 +24,7 @@ import trio
 from clusterfs.store.disk import Disk
 from clusterfs.store.format import Header, finish_log
 from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.tail import USER
 
 EXECUTORS = 2
 MAX_EXECUTORS = 64
@@ -44,6 +45,7 @@ class Sealed:
         "payload_blocks",
         "records",
         "segment",
+        "stream",
     )
 
     def __init__(self, log_id: int, segment: int, block: int, memory: memoryview) -> None:
@@ -58,6 +60,7 @@ class Sealed:
         self.kind = 0
         self.checksum = 0
         self.durable = 0  # what its header tells
+        self.stream = USER
 
 
 class Flusher:
@@ -162,6 +165,7 @@ class Flusher:
         log.durable = self._durable
         header = Header(
             kind=log.kind,
+            stream=log.stream,
             length_bytes=len(memory),
             store_id=self._store_id,
             epoch=self._epoch,

@@ -29,9 +29,11 @@ from typing import NamedTuple
 import xxhash
 
 from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.tail import STREAMS
 
 MAGIC = b"CFSLOG\r\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_FORMAT_VERSIONS = (1, 2)  # 1: without streams and packed chunks
 
 _HEADER = struct.Struct("<8sHBBI16sQQQQIIIIIIQ")
 HEADER_BYTES = _HEADER.size
@@ -55,6 +57,7 @@ class Header(NamedTuple):
     """What a log says about itself."""
 
     kind: int
+    stream: int  # see tail.py
     length_bytes: int  # of the whole log
     store_id: bytes
     epoch: int  # which opening of the brick wrote it
@@ -119,7 +122,7 @@ def _pack_header(header: Header) -> bytes:
         MAGIC,
         FORMAT_VERSION,
         header.kind,
-        0,
+        header.stream,
         header.length_bytes,
         header.store_id,
         header.epoch,
@@ -141,15 +144,15 @@ def parse_header(block: bytes | memoryview, store_id: bytes) -> Header | None:
     if len(block) < BLOCK_BYTES or block[: len(MAGIC)] != MAGIC:
         return None
     fields = _HEADER.unpack_from(block)
-    version, kind, reserved = fields[1:4]
-    header = Header._make((kind, *fields[4:15], fields[16]))
+    version, kind, stream = fields[1:4]
+    header = Header._make((kind, stream, *fields[4:15], fields[16]))
     if (
-        version != FORMAT_VERSION
+        version not in _FORMAT_VERSIONS
         or header.store_id != store_id
         or kind not in (KIND_DATA, KIND_MARK)
     ):
         return None
-    if reserved or fields[15]:
+    if stream >= STREAMS or fields[15]:
         return None
     blocks = blocks_needed(header.record_bytes, header.payload_blocks)
     return header if header.length_bytes == blocks * BLOCK_BYTES else None

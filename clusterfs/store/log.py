@@ -1,12 +1,15 @@
-"""The log's writing end: a ring of RAM buffers, sealed in order, written by the flush thread.
+"""The log's writing end: a ring of RAM buffers, sealed in order, written by the executors.
 
 Records and payload are appended to the open log, which lies in a RAM buffer of its own; when it is
-full, or somebody wants a sync, it is sealed and handed to the flush thread. A position is the id of
+full, or somebody wants a sync, it is sealed and handed to the executors. A position is the id of
 the log that holds a transaction's end: durable(position) means the transaction survives.
 
+The cleaner has an open log and segments of its own (see tail.py). Its log gets its id when it is
+sealed, the user's when it is opened: the user's open log is sealed first.
+
 Invariants:
-  * ids are contiguous; a log starts where its predecessor in the segment ended;
-  * a transaction's fragments are contiguous: nothing is appended between BEGIN and COMMIT;
+  * ids are contiguous; a log starts where its stream's last log in the segment ended;
+  * a transaction's fragments are contiguous in its stream: nothing lies between BEGIN and COMMIT;
   * a RAM buffer is used again only after its log was written; until then reads find it here;
   * positions become durable in order, and a waiter learns of a failure exactly as BrickFailed.
 """
@@ -19,11 +22,13 @@ import trio
 
 from clusterfs.errors import BrickFailed
 from clusterfs.store import format as layout
+from clusterfs.store.copying import Copy
 from clusterfs.store.flush import Flusher, Sealed
 from clusterfs.store.format import FRAGMENT_BYTES
 from clusterfs.store.location import locate, place_of
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.segments import Segments
+from clusterfs.store.tail import CLEANER, USER, Tail
 
 SMALL_TAIL_BLOCKS = 4  # a segment's rest of less than this is left unused
 _ONLY = layout.BEGIN | layout.COMMIT
@@ -34,21 +39,6 @@ WhenDurable = Callable[[BrickFailed | None], None]
 
 # (first location, number of blocks): payload blocks that lie one behind the other
 Run = tuple[int, int]
-
-
-class Tail:
-    """Where the log goes on."""
-
-    __slots__ = ("block", "durable", "first_id", "next_id", "previous", "segment")
-
-    def __init__(
-        self, segment: int, block: int, first_id: int, next_id: int, previous: int
-    ) -> None:
-        self.segment = segment  # -1: a new one
-        self.block = block
-        self.first_id = first_id  # of the first log in the segment
-        self.next_id = next_id
-        self.previous = previous  # checksum of the log next_id - 1
 
 
 class Log:
@@ -66,6 +56,8 @@ class Log:
         self._extra = 0  # buffers beyond the ring, for a transaction larger than it
         self._open: Sealed | None = None
         self._open_limit = 0
+        self._cold: Sealed | None = None  # the cleaner's open log
+        self._cold_limit = 0
         self._flushing: deque[Sealed] = deque()
         self._tail = tail
         self._serial = 0
@@ -73,7 +65,6 @@ class Log:
         self.position = tail.next_id - 1  # of the last appended record
         self.durable = tail.next_id - 1
         self._syncing = False
-        self._waiting = 0
         self._wanted = 0
         self._synced = trio.lowlevel.ParkingLot()
         self._calls: deque[tuple[int, WhenDurable]] = deque()  # in the order of positions
@@ -81,6 +72,7 @@ class Log:
         self.failed: OSError | None = None
         self._on_failed: Callable[[OSError], None] = lambda _: None
         self.bytes_written = 0
+        self.user_bytes_written = 0
         self.logs_written = 0
 
     def start(self, on_failed: Callable[[OSError], None]) -> None:
@@ -109,13 +101,22 @@ class Log:
 
     def segment_room_blocks(self) -> int:
         """Return how many blocks the current and the ready segments still take."""
-        segments, tail, log = self._segments, self._tail, self._open
-        rest = segments.size_blocks - tail.block if tail.segment >= 0 else 0
+        segments, log = self._segments, self._open
+        rest = self._rest(USER)
         if log is not None:
             rest -= layout.blocks_needed(len(log.records), log.payload_blocks)
         if rest < SMALL_TAIL_BLOCKS:
             rest = 0
         return rest + len(segments.ready) * segments.size_blocks
+
+    def cleaning_room_blocks(self) -> int:
+        """Return how many blocks the cleaner's and the ready segments still take."""
+        rest = 0 if self._cold is not None else self._rest(CLEANER)
+        return rest + len(self._segments.ready) * self._segments.size_blocks
+
+    def _rest(self, stream: int) -> int:
+        place = self._tail.places[stream]
+        return self._segments.size_blocks - place.block if place.segment >= 0 else 0
 
     def blocks_of(self, nbytes: int) -> int:
         """Return how many blocks of the log so many bytes take at worst, headers and cuts too."""
@@ -182,7 +183,7 @@ class Log:
         first_cid: int,
     ) -> list[Run]:
         runs: list[Run] = []
-        copy = _Copy(payload, ranges)
+        copy = Copy(payload, ranges)
         flags, at, cid = layout.BEGIN, 0, first_cid
         while True:
             log, room = self._log_with_room()
@@ -206,18 +207,40 @@ class Log:
         self.position = log.id
         return runs
 
-    def whole_room(self, head_bytes: int, block_record_bytes: int) -> int:
-        """Return how many payload blocks, each with such a record, fit uncut into one log."""
-        while True:
-            log, _ = self._log_with_room()
-            head = len(log.records) + FRAGMENT_BYTES + head_bytes
-            blocks = self._open_limit - 1 - log.payload_blocks
-            while blocks > 0:
-                records = head + blocks * block_record_bytes
-                if layout.blocks_needed(records, log.payload_blocks + blocks) <= self._open_limit:
-                    return blocks
-                blocks -= 1
-            self.seal()
+    # -- the cleaner's stream
+
+    def relocate(self, body: bytes, payload: memoryview) -> tuple[int, int]:
+        """Append a relocation that fits (see `fits_cold`); return (segment, block) of its payload.
+
+        The payload is padded to whole blocks.
+        """
+        blocks = -(-len(payload) // BLOCK_BYTES)
+        assert self.fits_cold(len(body), blocks), "a relocation lies in one log"
+        if self._cold is None:
+            self._cold, self._cold_limit = self._new_log(CLEANER)
+        log = self._cold
+        self._serial += 1
+        log.records += layout.pack_fragment(_ONLY, len(body), blocks, 0, self._serial) + body
+        log.fragments += 1
+        at = (1 + log.payload_blocks) * BLOCK_BYTES
+        end = at + len(payload)
+        log.memory[at:end] = payload
+        log.memory[end : at + blocks * BLOCK_BYTES] = bytes(at + blocks * BLOCK_BYTES - end)
+        first = log.block + 1 + log.payload_blocks
+        log.payload_blocks += blocks
+        return log.segment, first
+
+    def fits_cold(self, body_bytes: int, blocks: int) -> bool:
+        """Tell whether a relocation like this fits into the cleaner's open log, or a new one."""
+        log, limit, records = self._cold, self._log_blocks, FRAGMENT_BYTES + body_bytes
+        if log is None:
+            rest = self._rest(CLEANER)
+            limit = min(limit, rest) if rest >= SMALL_TAIL_BLOCKS else limit
+            return layout.blocks_needed(records, blocks) <= limit
+        records += len(log.records)
+        return layout.blocks_needed(records, log.payload_blocks + blocks) <= self._cold_limit
+
+    # -- pieces
 
     def _log_with_room(self) -> tuple[Sealed, int]:
         """Return a log with some room, and how many bytes of a body go into it."""
@@ -234,7 +257,7 @@ class Log:
         records = len(log.records) + FRAGMENT_BYTES + piece_bytes
         return self._open_limit - layout.blocks_needed(records, log.payload_blocks)
 
-    def _take_blocks(self, log: Sealed, copy: "_Copy", blocks: int) -> Run:
+    def _take_blocks(self, log: Sealed, copy: Copy, blocks: int) -> Run:
         first = log.block + 1 + log.payload_blocks
         at = (1 + log.payload_blocks) * BLOCK_BYTES
         copy.into(log.memory, at, blocks * BLOCK_BYTES)
@@ -242,22 +265,26 @@ class Log:
         return locate(log.segment, first), blocks
 
     def _open_next(self) -> Sealed:
-        tail, segments = self._tail, self._segments
-        if tail.segment >= 0 and segments.size_blocks - tail.block < SMALL_TAIL_BLOCKS:
-            segments.close(tail.first_id, tail.next_id - 1)
-            tail.segment = -1
-        if tail.segment < 0:
-            tail.segment, tail.block, tail.first_id = segments.take(), 0, tail.next_id
+        self._open, self._open_limit = self._new_log(USER)
+        return self._open
+
+    def _new_log(self, stream: int) -> tuple[Sealed, int]:
+        """Return an empty log at the stream's place, and how many blocks it may have."""
+        place, segments = self._tail.places[stream], self._segments
+        if place.segment >= 0 and segments.size_blocks - place.block < SMALL_TAIL_BLOCKS:
+            segments.close(place.segment, place.first_id, place.last_id)
+            place.segment = -1
+        if place.segment < 0:
+            place.enter(segments.take())
         if not self._free:
             self._free.append(memoryview(mmap.mmap(-1, self._log_bytes)))
             self._extra += 1
-        log = Sealed(tail.next_id, tail.segment, tail.block, self._free.popleft())
-        self._open_limit = min(self._log_blocks, segments.size_blocks - tail.block)
-        self._open = log
-        return log
+        log = Sealed(self._tail.next_id, place.segment, place.block, self._free.popleft())
+        log.stream = stream
+        return log, min(self._log_blocks, segments.size_blocks - place.block)
 
     def seal(self, *, mark: bool = False) -> None:
-        """Hand the open log to the flush thread. mark: if none is open, write an empty one."""
+        """Hand the user's open log to the executors. mark: if none is open, write an empty one."""
         if self._open is None:
             if not mark:
                 return
@@ -265,20 +292,37 @@ class Log:
         log = self._open
         assert log is not None
         self._open = None
+        self.user_bytes_written += self._hand_over(log)
+
+    def seal_cold(self) -> None:
+        """Hand the cleaner's open log to the executors."""
+        if self._cold is not None:
+            self.seal()  # its id was given first
+            log, self._cold = self._cold, None
+            log.id = self._tail.next_id
+            self._hand_over(log)
+
+    def seal_all(self) -> None:
+        """Hand over what is open, the cleaner's log too."""
+        self.seal_cold()
+        self.seal()
+
+    def _hand_over(self, log: Sealed) -> int:
         log.kind = layout.KIND_DATA if log.fragments else layout.KIND_MARK
         log.blocks = layout.blocks_needed(len(log.records), log.payload_blocks)
-        self._tail.block += log.blocks
+        self._tail.places[log.stream].advance(log.id, log.blocks)
         self._tail.next_id = log.id + 1
         self.last_sealed = log
         self._flushing.append(log)
         self.bytes_written += log.blocks * BLOCK_BYTES
         self.logs_written += 1
         self._flusher.write(log)
+        return log.blocks * BLOCK_BYTES
 
     def mark_durable(self) -> None:
         """If no header on disk tells yet what is durable, write one that does."""
         idle = self.failed is None and self._open is None and not self._syncing
-        untold = self._flusher.marked < self.durable == self.position
+        untold = self._flusher.marked < self.position <= self.durable
         if idle and untold and self.segment_room_blocks() > SMALL_TAIL_BLOCKS:
             self.seal(mark=True)
 
@@ -369,27 +413,29 @@ class Log:
     # -- reads of what is not on disk yet
 
     def in_memory(self, location: int) -> memoryview | None:
-        """Return the block at that location if it still lies in a RAM buffer."""
-        if self._open is None and not self._flushing:
+        """Return the stored bytes at that location if they still lie in a RAM buffer."""
+        if self._open is None and not self._flushing and self._cold is None:
             return None
-        segment, offset, _ = place_of(location)
+        segment, offset, length = place_of(location)
         for log in self._in_flight():
             if log.segment == segment:
-                index = offset // BLOCK_BYTES - log.block - 1
-                if 0 <= index < log.payload_blocks:
-                    at = (1 + index) * BLOCK_BYTES
-                    return log.memory[at : at + BLOCK_BYTES]
+                at = offset - log.block * BLOCK_BYTES
+                if BLOCK_BYTES <= at < (1 + log.payload_blocks) * BLOCK_BYTES:
+                    return log.memory[at : at + length]
         return None
 
     def _in_flight(self) -> Iterator[Sealed]:
         if self._open is not None:
             yield self._open
+        if self._cold is not None:
+            yield self._cold
         yield from self._flushing
 
     @property
     def tail(self) -> Tail:
         """Return where the next log goes; nothing may be open."""
         assert self._open is None
+        assert self._cold is None
         return self._tail
 
     @property
@@ -401,30 +447,3 @@ class Log:
     def backlog(self) -> int:
         """Return how many logs are sealed but not yet written."""
         return len(self._flushing)
-
-
-class _Copy:
-    """Copies the wanted ranges of a payload, in order, in pieces of any size."""
-
-    __slots__ = ("_at", "_index", "_payload", "_ranges", "left")
-
-    def __init__(self, payload: memoryview, ranges: Sequence[tuple[int, int]]) -> None:
-        self._payload = payload
-        self._ranges = ranges
-        self._index = 0
-        self._at = ranges[0][0] if ranges else 0
-        self.left = sum(end - first for first, end in ranges) // BLOCK_BYTES
-
-    def into(self, memory: memoryview, at: int, nbytes: int) -> None:
-        """Copy the next nbytes to memory[at:]."""
-        self.left -= nbytes // BLOCK_BYTES
-        while nbytes:
-            end = self._ranges[self._index][1]
-            size = min(nbytes, end - self._at)
-            memory[at : at + size] = self._payload[self._at : self._at + size]
-            at += size
-            nbytes -= size
-            self._at += size
-            if self._at == end and self._index + 1 < len(self._ranges):
-                self._index += 1
-                self._at = self._ranges[self._index][0]

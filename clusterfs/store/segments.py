@@ -1,11 +1,16 @@
-"""Which segments exist, which the log may take next, which are still needed.
+"""Which segments exist, which the log may take next, which are still needed, which to clean.
 
 A segment is free again once nothing can ever be read from it: the synced checkpoint is past its
 last log *and* had no live chunk in it. The second half matters: a chunk that died after the
 checkpoint is still what a crash would go back to.
 
+Which one to clean: the one with the highest (1 - u) * age / (1 + u), where u is what of it lives
+and age how much was written since its data was (cost-benefit, Rosenblum and Ousterhout, The Design
+and Implementation of a Log-Structured File System, 1992). Ages count up to 3/4 of the live data:
+beyond that an old full segment would be moved for nothing under a load without hot spots.
+
 Invariants:
-  * `ready`, `used` and the current segment are disjoint, and together all segments there are;
+  * `ready`, `used` and `open` are disjoint, and together all segments there are;
   * a segment with pinned reads is not handed out;
   * the last `reserve` segments are for deletes and for the cleaner.
 """
@@ -30,8 +35,10 @@ class Segments:
         self.gained = 0  # how many segments became ready so far
         self.limit = limit  # how many there may be
         self.ready: deque[int] = deque()
+        self.open: set[int] = set()  # those that streams fill
         self.used: dict[int, tuple[int, int]] = {}  # segment -> first and last log id in it
-        self.current = -1
+        self.born: dict[int, int] = {}  # open or used -> the cid that was next when its data came
+        self.cold: set[int] = set()  # open or used, filled by the cleaner
         self.pins: dict[int, int] = {}
         self._dead: set[int] = set()  # reusable but for pins
         self.checkpointed_id = 0
@@ -40,13 +47,13 @@ class Segments:
     @property
     def count(self) -> int:
         """Return how many segments exist."""
-        return len(self.ready) + len(self.used) + (self.current >= 0) + len(self._dead)
+        return len(self.ready) + len(self.used) + len(self.open) + len(self._dead)
 
     @property
     def next_number(self) -> int:
         """Return the number of the next segment to create."""
-        known = (*self.ready, *self.used, *self._dead, self.current)
-        return max(known) + 1
+        known = (*self.ready, *self.used, *self._dead, *self.open)
+        return max(known, default=-1) + 1
 
     @property
     def free(self) -> int:
@@ -58,16 +65,18 @@ class Segments:
         self.ready.append(segment)
         self.gained += 1
 
-    def take(self) -> int:
-        """Return a segment for the log's head; the former head becomes used (see `close`)."""
-        self.current = self.ready.popleft()
-        return self.current
+    def take(self, *, cold: bool = False) -> int:
+        """Return a segment for a stream to fill; it leaves it with `close`."""
+        segment = self.ready.popleft()
+        self.open.add(segment)
+        if cold:
+            self.cold.add(segment)
+        return segment
 
-    def close(self, first_id: int, last_id: int) -> None:
-        """The log leaves the current segment."""
-        assert self.current >= 0
-        self.used[self.current] = (first_id, last_id)
-        self.current = -1
+    def close(self, segment: int, first_id: int, last_id: int) -> None:
+        """Its stream leaves the segment."""
+        self.open.remove(segment)
+        self.used[segment] = (first_id, last_id)
 
     def pin(self, segment: int) -> None:
         """A read of the segment begins."""
@@ -97,21 +106,36 @@ class Segments:
         self.gained += len(segments)
         for segment in segments:
             del self.used[segment]
+            self.born.pop(segment, None)
+            self.cold.discard(segment)
             self.damaged.discard(segment)
             if segment in self.pins:
                 self._dead.add(segment)
             else:
                 self.ready.append(segment)
 
-    def victim(self, live: Mapping[int, int]) -> int | None:
-        """Return the segment that is cheapest to clean, if cleaning it gains anything."""
-        best, best_live = None, self.dense_blocks * BLOCK_UNITS * 15 // 16
+    def victim(
+        self, live: Mapping[int, int], now: int, live_blocks: int, packs_to: float = 1.0
+    ) -> int | None:
+        """Return the segment that pays best to clean, if cleaning it gains anything.
+
+        live: units by segment; now: the next cid; live_blocks: all there are; packs_to: what is
+        left, probably, of data that the cleaner has not packed yet.
+        """
+        best, best_score = None, 0.0
+        whole, oldest = self.dense_blocks * BLOCK_UNITS, max(1, live_blocks * 3 // 4)
         for segment, (_, last) in self.used.items():
             count = live.get(segment, 0)
-            if last <= self.checkpointed_id and 0 < count < best_live:
-                if segment in self.damaged:
-                    continue
-                best, best_live = segment, count
+            if last > self.checkpointed_id or not count or segment in self.damaged:
+                continue
+            full = min(1.0, count / whole)
+            moved = full if segment in self.cold else full * packs_to
+            if moved >= 15 / 16:
+                continue
+            age = min(now - self.born.get(segment, 0) + 1, oldest)
+            score = (1 - moved) * age / (1 + full)
+            if score > best_score:
+                best, best_score = segment, score
         return best
 
     def validate(self, live: Mapping[int, int]) -> None:
@@ -120,6 +144,7 @@ class Segments:
         assert len(ready) == len(self.ready), "a segment is ready twice"
         assert not ready & used, "a segment is ready and used"
         assert not self._dead & (ready | used), "a segment waits for readers and is handed out"
-        assert self.current not in ready | used | self._dead, "the current segment is elsewhere too"
+        assert not self.open & (ready | used | self._dead), "an open segment is elsewhere too"
+        assert self.cold | self.born.keys() <= self.open | used, "an age of a free segment"
         for segment in (*ready, *self._dead):
             assert not live.get(segment), f"chunks live in the free segment {segment}"
