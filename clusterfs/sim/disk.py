@@ -163,6 +163,8 @@ class SimulatedDisk:
         self.fail_syncs = False
         self.fail_commits = False
         self.full = False
+        self.table_full = False  # commits raise ENOSPC while the ballast is there
+        self.ballast = False
         self.cached = True  # read_nowait finds everything
 
     # -- faults
@@ -205,6 +207,8 @@ class SimulatedDisk:
     def _commit(self, event: Event) -> None:
         if self.fail_commits:
             raise OSError(errno.EIO, "simulated failure of the table")
+        if self.table_full and self.ballast:
+            raise OSError(errno.ENOSPC, "simulated full disk")
         self._record(event)
 
     # -- Disk
@@ -266,6 +270,14 @@ class SimulatedDisk:
         """Return what new segments may take."""
         used = sum(len(data) for data in self.medium.segments.values())
         return max(0, self._size_bytes - used)
+
+    def hold_ballast(self) -> None:
+        """Have room for one more commit when the table is full."""
+        self.ballast = True
+
+    def release_ballast(self) -> None:
+        """Use that room."""
+        self.ballast = False
 
     def close(self) -> None:
         """Let it be opened again."""

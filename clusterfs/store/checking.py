@@ -242,7 +242,7 @@ class Checker:
         """Live counts, and places: each in a segment in use, no two chunks in one place."""
         segments, chunks = self._opening.segments, self.state.chunks
         live: dict[int, int] = {}
-        usable = sorted({*segments.used, segments.current})
+        usable = sorted({*segments.used, *segments.open})
         for first in range(0, len(usable), _WINDOW_SEGMENTS):
             window = usable[first : first + _WINDOW_SEGMENTS]
             places = {segment: bytearray(segments.size_blocks * 8) for segment in window}
@@ -318,8 +318,9 @@ class Checker:
     def _check_logs(self) -> None:
         segments, reader = self._opening.segments, self._opening.reader
         used, tail = dict(segments.used), self._opening.recovered.tail
-        if tail.segment >= 0 and tail.next_id > tail.first_id:
-            used[tail.segment] = (tail.first_id, tail.next_id - 1)
+        for place in tail.places:
+            if place.segment >= 0 and place.first_id:
+                used[place.segment] = (place.first_id, place.last_id)
         for done, (segment, (first, last)) in enumerate(sorted(used.items())):
             self._progress("log", done, len(used))
             seen = first - 1
@@ -357,7 +358,7 @@ class Checker:
         recovered, checkpoint = self._opening.recovered, self._opening.checkpoint
         self._disk.sync(sorted(recovered.touched))
         tail = recovered.tail
-        last = Sealed(tail.next_id - 1, tail.segment, tail.block, memoryview(b""))
+        last = Sealed(tail.next_id - 1, -1, 0, memoryview(b""))
         last.checksum = tail.previous
         checkpoint.write(checkpoint.freeze(last, tail, recovered.epoch))
 

@@ -20,18 +20,19 @@ from clusterfs.store.contents import Contents
 from clusterfs.store.flush import Sealed
 from clusterfs.store.format import seal_value
 from clusterfs.store.layers import Rubbish, Values
-from clusterfs.store.log import Tail
 from clusterfs.store.objects import ObjectId
 from clusterfs.store.outcomes import PREFIXES
 from clusterfs.store.segments import Segments
 from clusterfs.store.table import Table
+from clusterfs.store.tail import STREAMS, Place, Tail
 
 _POSITION_KEY = b"@"
 _REFERENCES_KEY = b"L"
 _REFERENCES = struct.Struct("<Q")
-_POSITION = struct.Struct("<QiIQQQQ")
+_POSITION = struct.Struct("<QQQQ")
+_PLACE = struct.Struct("<iIQQ")
 _SEGMENT_KEY = struct.Struct(">cI")
-_SEGMENT = struct.Struct("<IQQ")
+_SEGMENT = struct.Struct("<IQQQB")
 _PIECE = 4096
 _NUMBER = b"n"
 _BYTES = b"b"
@@ -41,7 +42,7 @@ class Image(NamedTuple):
     """A frozen state."""
 
     last: Sealed  # the log the image includes; its checksum is known once it is written
-    tail: tuple[int, int, int]  # segment, block, id of the segment's first log
+    places: list[tuple[int, int, int, int]]  # of each stream, as _PLACE has it
     next_cid: int
     epoch: int
     small: list[tuple[bytes, bytes | None]]
@@ -72,13 +73,13 @@ class Checkpoint:
         small += self._take_facts()
         small += self._take_marks()
         small.append((_REFERENCES_KEY, _REFERENCES.pack(state.chunks.references_total)))
-        small += self._take_segments(tail, last.id, set(reusable))
+        small += self._take_segments(tail, set(reusable))
         next_cid = state.chunks.next_cid
         state.chunks.freeze()
         for family in state.families:
             family.freeze()
-        place = (tail.segment, tail.block, tail.first_id)
-        return Image(last, place, next_cid, epoch, small, reusable)
+        places = [(p.segment, p.block, p.first_id, p.last_id) for p in tail.places]
+        return Image(last, places, next_cid, epoch, small, reusable)
 
     def write(self, image: Image) -> None:
         """Write it, durably; on a worker thread. The image's position must be durable."""
@@ -91,16 +92,9 @@ class Checkpoint:
             yield from piece
 
     def _records(self, image: Image) -> Iterator[tuple[bytes, bytes | None]]:
-        segment, block, first_id = image.tail
         position = _POSITION.pack(
-            image.last.id + 1,
-            segment,
-            block,
-            first_id,
-            image.last.checksum,
-            image.next_cid,
-            image.epoch,
-        )
+            image.last.id + 1, image.last.checksum, image.next_cid, image.epoch
+        ) + b"".join(_PLACE.pack(*place) for place in image.places)
         yield _POSITION_KEY, seal_value(_POSITION_KEY, position)
         for key, value in image.small:
             yield key, None if value is None else seal_value(key, value)
@@ -140,16 +134,24 @@ class Checkpoint:
         self._stored_marks = set(marked)
 
     def _take_segments(
-        self, tail: Tail, last_id: int, reusable: set[int]
+        self, tail: Tail, reusable: set[int]
     ) -> Iterator[tuple[bytes, bytes | None]]:
-        live = self._contents.state.chunks.live
-        present = {
-            segment: _SEGMENT.pack(live.get(segment, 0), first, last)
-            for segment, (first, last) in self._segments.used.items()
-            if segment not in reusable
+        segments, live = self._segments, self._contents.state.chunks.live
+        spans = {
+            segment: span for segment, span in segments.used.items() if segment not in reusable
         }
-        if tail.segment >= 0:
-            present[tail.segment] = _SEGMENT.pack(live.get(tail.segment, 0), tail.first_id, last_id)
+        for place in tail.places:
+            if place.segment >= 0 and place.first_id:
+                spans[place.segment] = (place.first_id, place.last_id)
+        present = {
+            segment: _SEGMENT.pack(
+                live.get(segment, 0),
+                *span,
+                segments.born.get(segment, 0),
+                segment in segments.cold,
+            )
+            for segment, span in spans.items()
+        }
         for segment, value in present.items():
             if self._stored_segments.get(segment) != value:
                 yield _SEGMENT_KEY.pack(b"S", segment), value
@@ -167,18 +169,20 @@ class Checkpoint:
         contents, segments = self._contents, self._segments
         position = self._values.get(_POSITION_KEY)
         if position is None:
-            return Tail(-1, 0, 1, 1, 0), 0
-        fields = _POSITION.unpack(position)
-        next_id, segment, block, first_id, previous, next_cid, epoch = fields
+            return Tail(1, 0), 0
+        tail, next_cid, epoch = _parse_position(position)
         chunks = contents.state.chunks
         chunks.next_cid = next_cid
-        segments.checkpointed_id = next_id - 1
+        segments.checkpointed_id = tail.next_id - 1
         if total := self._values.get(_REFERENCES_KEY):
             chunks.references_total = _REFERENCES.unpack(total)[0]
         for key, value in self._all(b"S"):
             number = _SEGMENT_KEY.unpack(key)[1]
-            live, first, last = _SEGMENT.unpack(value)
+            live, first, last, born, is_cold = _SEGMENT.unpack(value)
             segments.used[number] = (first, last)
+            segments.born[number] = born
+            if is_cold:
+                segments.cold.add(number)
             chunks.live[number] = live
             chunks.live_total += live
             self._stored_segments[number] = value
@@ -195,7 +199,15 @@ class Checkpoint:
         for key, _ in self._all(b"X"):
             contents.state.marked.add(ObjectId(key[1:]))
         self._stored_marks = set(contents.state.marked)
-        return Tail(segment, block, first_id, next_id, previous), epoch
+        return tail, epoch
 
     def _all(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         return self._values.items(prefix, bytes((prefix[0] + 1,)))
+
+
+def _parse_position(value: bytes) -> tuple[Tail, int, int]:
+    """Return where the log goes on, the next cid, and the epoch."""
+    next_id, previous, next_cid, epoch = _POSITION.unpack_from(value)
+    ends = range(_POSITION.size, _POSITION.size + STREAMS * _PLACE.size, _PLACE.size)
+    places = [Place(*_PLACE.unpack_from(value, at)) for at in ends]
+    return Tail(next_id, previous, places), next_cid, epoch

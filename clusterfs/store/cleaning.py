@@ -1,94 +1,91 @@
-"""The cleaner: it moves the live chunks of the emptiest segment to the log's end.
+"""The cleaner: it moves the live chunks of a segment to a stream of its own, packed if that is on.
 
 Which chunks a segment holds is read from its own logs; which of them still live there, the chunk
 table says. A relocation names the old place and counts, now and in replay, only for chunks that are
 still there. The segment is free again after the next checkpoint.
 
-Invariant: a chunk is moved only after its bytes were verified; a segment with an unreadable log or
-chunk is left alone.
+Invariant: a chunk is moved only after its bytes were verified; what cannot be read stays where it
+is, and its segment is left alone from then on.
 """
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from itertools import accumulate
+from typing import NamedTuple
 
 import trio
 from xxhash import xxh3_64_intdigest
 
-from clusterfs.store.contents import Contents, locations
-from clusterfs.store.disk import Disk
-from clusterfs.store.format import (
-    fragments_of,
-    records_of,
+from clusterfs.store.contents import Contents, targets
+from clusterfs.store.format import fragments_of, records_of
+from clusterfs.store.location import (
+    UNIT_BYTES,
+    is_packed,
+    locate,
+    place_of,
+    segment_of,
 )
-from clusterfs.store.location import locate, place_of, units_of
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.packing import Codec, chunk_of, pack
 from clusterfs.store.records import Relocate, decode, encode
-from clusterfs.store.recovery import LogReader
+from clusterfs.store.recovery import LogReader, ValidLog
 from clusterfs.store.segments import Segments
 
-_BATCH_BLOCKS = 64
 _HEAD_BYTES = 5
-_BLOCK_RECORD_BYTES = 16
+_CHUNK_RECORD_BYTES = 17
+_FIRST_GUESS = 0.7  # what is left of data that is packed, until it was tried
+_LEARN = 1 / 64
 
-# A chunk and the place where its bytes were found.
-Moved = tuple[int, int, bytes]
+
+class Moved(NamedTuple):
+    """A chunk on its way."""
+
+    cid: int
+    source: int
+    stored: bytes
 
 
 class Cleaner:
     """Frees segments."""
 
     def __init__(
-        self,
-        disk: Disk,
-        reader: LogReader,
-        contents: Contents,
-        segments: Segments,
-        log: Log,
+        self, reader: LogReader, contents: Contents, segments: Segments, log: Log, codec: Codec
     ) -> None:
-        self._disk = disk
         self._reader = reader
         self._contents = contents
         self._segments = segments
         self._log = log
-        self.moved = 0
+        self.codec: Codec = codec
+        self._filled: dict[int, int] = {}  # cold segment -> units in it
+        self._packs_to = _FIRST_GUESS
+        self.moved = 0  # chunks
+        self.packed = 0  # chunks
 
-    async def clean(self, segment: int) -> None:
-        """Move what lives in the segment. Raises BrickFailed."""
+    @property
+    def packs_to(self) -> float:
+        """Return what is left, probably, of raw data that is moved: 1 if nothing is packed."""
+        return 1.0 if self.codec == "off" else self._packs_to
+
+    async def clean(self, segment: int, pace: Callable[[int], Awaitable[None]]) -> None:
+        """Move what lives in the segment; `pace` is told how many blocks, and may wait.
+
+        Raises BrickFailed.
+        """
         first, last = self._segments.used[segment]
-        found = await trio.to_thread.run_sync(self._chunks_of, segment, first, last)
-        live = self._living(found)
-        held = self._contents.state.chunks.live.get(segment, 0)
-        if sum(units_of(location) for _, location, _ in live) < held:
+        self._segments.pin(segment)
+        try:
+            # A generator that reads: each step of it is one log, on a worker thread.
+            logs = self._reader.chain(segment, first, last)
+            while (log := await trio.to_thread.run_sync(next, logs, None)) is not None:
+                live = self._living(chunks_in(log))
+                moved = await trio.to_thread.run_sync(self._prepare, log, live)
+                await self._move(moved)
+                await pace(sum(len(chunk.stored) for chunk in moved) // BLOCK_BYTES)
+        finally:
+            self._segments.unpin(segment)
+        if self._contents.state.chunks.live.get(segment, 0):
             self._segments.damaged.add(segment)
-        for at in range(0, len(live), _BATCH_BLOCKS):
-            batch = live[at : at + _BATCH_BLOCKS]
-            self._segments.pin(segment)
-            try:
-                blocks = await trio.to_thread.run_sync(self._read, batch)
-            finally:
-                self._segments.unpin(segment)
-            if len(blocks) < len(batch):
-                self._segments.damaged.add(segment)
-            await self._move(blocks)
-
-    def _chunks_of(self, segment: int, first: int, last: int) -> "array[int]":
-        """Return cid, location, cid, location, ... of all payload in the segment; on a thread."""
-        found = array("Q")
-        for log in self._reader.chain(segment, first, last):
-            block = log.header.block + 1
-            for fragment in fragments_of(records_of(log.content, log.header)):
-                cids: range | array[int] = range(
-                    fragment.first_cid, fragment.first_cid + fragment.blocks
-                )
-                if fragment.blocks and not fragment.first_cid:
-                    record = decode(fragment.body)
-                    assert isinstance(record, Relocate)
-                    cids = record.cids
-                for index, cid in enumerate(cids):
-                    found.extend((cid, locate(segment, block + index)))
-                block += fragment.blocks
-        return found
 
     def _living(self, found: "array[int]") -> list[tuple[int, int, int]]:
         """Return (cid, location, checksum) of those that the table still knows there."""
@@ -100,35 +97,90 @@ class Cleaner:
                 live.append((found[index], *known))
         return live
 
-    def _read(self, batch: list[tuple[int, int, int]]) -> list[Moved]:
-        """Read and verify; on a thread. What is damaged is left out."""
-        read: Callable[[int, int, int], bytes] = self._disk.read
+    def _prepare(self, log: ValidLog, live: list[tuple[int, int, int]]) -> list[Moved]:
+        """Verify, and pack what is raw; on a thread. What is damaged is left out."""
+        start, content = log.header.block * BLOCK_BYTES, memoryview(log.content)
         good = []
-        for cid, location, checksum in batch:
-            block = read(*place_of(location))
-            if xxh3_64_intdigest(block) == checksum:
-                good.append((cid, location, block))
+        for cid, location, checksum in live:
+            _, offset, length = place_of(location)
+            stored = content[offset - start : offset - start + length]
+            chunk = chunk_of(stored, location)
+            if xxh3_64_intdigest(chunk) == checksum:
+                raw = not is_packed(location)
+                good.append(
+                    Moved(cid, location, pack(stored, self.codec) if raw else bytes(stored))
+                )
         return good
 
-    async def _move(self, blocks: list[Moved]) -> None:
-        while blocks:
-            await self._log.wait_ring_room(len(blocks) * BLOCK_BYTES)
-            size = min(len(blocks), self._log.whole_room(_HEAD_BYTES, _BLOCK_RECORD_BYTES))
-            self._relocate(blocks[:size])
-            blocks = blocks[size:]
+    async def _move(self, chunks: list[Moved]) -> None:
+        while chunks:
+            await self._log.wait_ring_room(sum(len(chunk.stored) for chunk in chunks))
+            count = self._fitting(chunks)
+            if count:
+                self._relocate(chunks[:count])
+                chunks = chunks[count:]
+            else:
+                self._log.seal_cold()
 
-    def _relocate(self, blocks: list[Moved]) -> None:
+    def _fitting(self, chunks: list[Moved]) -> int:
+        """Return how many of the first chunks fit into the cleaner's log."""
+        ends = list(accumulate(len(chunk.stored) for chunk in chunks))
+        low, high = 0, len(chunks)
+        while low < high:
+            middle = (low + high + 1) // 2
+            body_bytes = _HEAD_BYTES + middle * _CHUNK_RECORD_BYTES
+            if self._log.fits_cold(body_bytes, -(-ends[middle - 1] // BLOCK_BYTES)):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _relocate(self, chunks: list[Moved]) -> None:
         """Log and enact one relocation; no await between looking and moving."""
         find = self._contents.state.chunks.find
-        here = [b for b in blocks if (found := find(b[0])) is not None and found[0] == b[1]]
+        here = [c for c in chunks if (found := find(c.cid)) is not None and found[0] == c.source]
         if not here:
             return
-        cids = array("Q", [cid for cid, _, _ in here])
-        sources = array("Q", [location for _, location, _ in here])
-        record = Relocate(cids, sources)
-        payload = b"".join(block for _, _, block in here)
-        runs = self._log.append(encode(record), memoryview(payload), [(0, len(payload))])
-        assert len(locations(runs)) == len(here)
-        assert len(runs) == 1, "a relocation lies in one log"
-        self._contents.enact(record, runs)
-        self.moved += len(here)
+        record = Relocate(
+            array("Q", [chunk.cid for chunk in here]),
+            array("Q", [chunk.source for chunk in here]),
+            bytes(len(chunk.stored) // UNIT_BYTES for chunk in here),
+        )
+        payload = b"".join(chunk.stored for chunk in here)
+        segment, block = self._log.relocate(encode(record), memoryview(payload))
+        self._contents.enact(record, [(locate(segment, block), -(-len(payload) // BLOCK_BYTES))])
+        self._note(segment, here)
+
+    def _note(self, segment: int, chunks: list[Moved]) -> None:
+        """Keep the age of what lies in the segment, and what packing gives."""
+        segments = self._segments
+        source = segment_of(chunks[0].source)
+        units = sum(len(chunk.stored) for chunk in chunks) // UNIT_BYTES
+        before = self._filled.get(segment, 0) if segment in segments.born else 0
+        mean, born = segments.born.get(segment, 0), segments.born.get(source, 0)
+        segments.born[segment] = (mean * before + born * units) // (before + units)
+        self._filled = {segment: before + units}
+        self.moved += len(chunks)
+        raw = [chunk for chunk in chunks if not is_packed(chunk.source)]
+        self.packed += sum(len(chunk.stored) < BLOCK_BYTES for chunk in raw)
+        if raw and self.codec != "off":
+            left = sum(len(chunk.stored) for chunk in raw) / (len(raw) * BLOCK_BYTES)
+            self._packs_to += (left - self._packs_to) * min(1, len(raw) * _LEARN)
+
+
+def chunks_in(log: ValidLog) -> "array[int]":
+    """Return cid, location, cid, location, ... of all chunks in the log."""
+    found = array("Q")
+    segment, block = log.header.segment, log.header.block + 1
+    for fragment in fragments_of(records_of(log.content, log.header)):
+        first = locate(segment, block)
+        if fragment.first_cid:
+            for index in range(fragment.blocks):
+                found.extend((fragment.first_cid + index, first + index))
+        elif fragment.blocks:
+            record = decode(fragment.body)
+            assert isinstance(record, Relocate)
+            for pair in zip(record.cids, targets(record, first), strict=True):
+                found.extend(pair)
+        block += fragment.blocks
+    return found

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from clusterfs.store.chunks import cids_of_page
 from clusterfs.store.layers import Values
-from clusterfs.store.location import segment_of, units_of
-from clusterfs.store.objects import MARK
+from clusterfs.store.location import locate_units, place_of, segment_of, units_of
+from clusterfs.store.objects import BLOCK_BYTES, MARK
 from clusterfs.store.outcomes import Outcomes
 from clusterfs.store.records import (
     HOLE,
@@ -64,7 +64,7 @@ class Contents:
         elif isinstance(record, Relocate):
             move = self.state.chunks.move
             for cid, source, target in zip(
-                record.cids, record.sources, locations(runs), strict=True
+                record.cids, record.sources, targets(record, runs[0][0]), strict=True
             ):
                 move(cid, source, target)
         else:
@@ -181,6 +181,17 @@ _ENACT: dict[type, Callable[..., None]] = {
 def locations(runs: Iterable[Run]) -> "array[int]":
     """Return the location of every block of the runs."""
     return array("Q", [at for first, count in runs for at in range(first, first + count)])
+
+
+def targets(record: Relocate, first: int) -> "array[int]":
+    """Return the new location of each chunk; `first` is that of the payload's first block."""
+    segment, offset, _ = place_of(first)
+    block, unit = offset // BLOCK_BYTES, 0
+    found = array("Q")
+    for units in record.units:
+        found.append(locate_units(segment, block, unit, units))
+        unit += units
+    return found
 
 
 def _identities(changes: Sequence[ResolvedChange]) -> bytes:

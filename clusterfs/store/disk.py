@@ -7,6 +7,7 @@ A directory brick:
 
     brick.json           superblock
     lock                 flock: one daemon a brick
+    ballast              space for the checkpoint when others filled the filesystem
     segments/00000017    segment 17, preallocated, written O_DIRECT, read through the page cache
     checkpoint/          LMDB
 
@@ -16,6 +17,7 @@ Invariants of any Disk:
   * a read after a write returned sees it (O_DIRECT writes drop the page cache of their range).
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -32,6 +34,7 @@ Buffer = bytes | bytearray | memoryview
 
 _RESERVE_BYTES = 1 << 30
 _ALIGNED = 4096  # O_DIRECT takes only whole blocks
+_BALLAST_BYTES = 32 << 20
 
 
 class Disk(Protocol):
@@ -72,6 +75,12 @@ class Disk(Protocol):
 
     def free_bytes(self) -> int:
         """Return how much new segments may take."""
+
+    def hold_ballast(self) -> None:
+        """Set some space aside for the table, if there is any; nobody else gets it."""
+
+    def release_ballast(self) -> None:
+        """Let go of what is set aside, for the table to grow into."""
 
     def close(self) -> None:
         """Let go of everything, the lock last."""
@@ -117,6 +126,15 @@ class DirectoryDisk:
 
     def write_superblock(self, content: bytes) -> None:
         """Write beside it, sync, rename over it, sync the directory."""
+        try:
+            self._replace_superblock(content)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            self.release_ballast()
+            self._replace_superblock(content)
+
+    def _replace_superblock(self, content: bytes) -> None:
         beside = self.path / "brick.json.new"
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -213,6 +231,21 @@ class DirectoryDisk:
         """Return what the filesystem has free, less the reserve for the checkpoint."""
         status = os.statvfs(self.path)
         return max(0, status.f_bavail * status.f_frsize - self._reserve_bytes)
+
+    def hold_ballast(self) -> None:
+        """Preallocate the file `ballast`."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self.path / "ballast", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _BALLAST_BYTES)
+            except OSError:
+                os.ftruncate(fd, 0)
+            finally:
+                os.close(fd)
+
+    def release_ballast(self) -> None:
+        """Remove the file `ballast`."""
+        (self.path / "ballast").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close all descriptors; closing the lock's lets it go."""

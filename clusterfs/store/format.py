@@ -33,7 +33,6 @@ from clusterfs.store.tail import STREAMS
 
 MAGIC = b"CFSLOG\r\n"
 FORMAT_VERSION = 2
-_FORMAT_VERSIONS = (1, 2)  # 1: without streams and packed chunks
 
 _HEADER = struct.Struct("<8sHBBI16sQQQQIIIIIIQ")
 HEADER_BYTES = _HEADER.size
@@ -147,7 +146,7 @@ def parse_header(block: bytes | memoryview, store_id: bytes) -> Header | None:
     version, kind, stream = fields[1:4]
     header = Header._make((kind, stream, *fields[4:15], fields[16]))
     if (
-        version not in _FORMAT_VERSIONS
+        version != FORMAT_VERSION
         or header.store_id != store_id
         or kind not in (KIND_DATA, KIND_MARK)
     ):

@@ -17,9 +17,11 @@ from collections.abc import Callable
 import trio
 from xxhash import xxh3_64_intdigest
 
+from clusterfs.errors import WouldBlock
 from clusterfs.store.contents import Contents
 from clusterfs.store.damage import Damage
-from clusterfs.store.log import Log
+from clusterfs.store.location import BLOCK_UNITS, locate
+from clusterfs.store.log import SMALL_TAIL_BLOCKS, Log
 from clusterfs.store.objects import BLOCK_BYTES, ObjectId
 from clusterfs.store.records import LOST, Relocate, encode
 
@@ -96,10 +98,14 @@ class Healer:
             return True
         if xxh3_64_intdigest(data) != checksum or self._identify(data) != chunks.identity(cid):
             return False
-        record = Relocate(array("Q", [cid]), array("Q", [location]))
-        self._log.whole_room(len(encode(record)), 0)  # a relocation lies in one log
-        runs = self._log.append(encode(record), memoryview(data), [(0, len(data))])
-        self._contents.enact(record, runs)
+        record = Relocate(array("Q", [cid]), array("Q", [location]), bytes((BLOCK_UNITS,)))
+        body = encode(record)
+        if not self._log.fits_cold(len(body), 1):
+            self._log.seal_cold()
+        if self._log.cleaning_room_blocks() < SMALL_TAIL_BLOCKS:
+            raise WouldBlock("the log waits for the cleaner or for a new segment")
+        segment, first = self._log.relocate(body, memoryview(data))
+        self._contents.enact(record, [(locate(segment, first), 1)])
         self._damage.forget(cid)
         self._damage.healed += 1
         return True

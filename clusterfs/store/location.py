@@ -1,15 +1,15 @@
 """Where a chunk's stored bytes lie: a segment, a byte range in it, packed into 64 bits. PURE.
 
-A chunk is stored raw, in a block of its own, or packed (compressed), in some **units** of 64 bytes
-anywhere in a segment:
+A chunk is stored raw, or packed (compressed), in some **units** of 64 bytes. What a client wrote is
+raw and has a block of its own; what the cleaner moved starts at any unit.
 
     bits 0 .. 19    block in the segment
     bits 20 .. 51   segment
     bits 52 .. 57   first unit within the block
     bits 58 .. 63   how many units are stored; 0: raw, that is 64
 
-So the location of a raw chunk is segment << 20 | block, and consecutive blocks have consecutive
-locations.
+So the location of a raw chunk in a block of its own is segment << 20 | block, and raw chunks that
+lie one behind the other have consecutive locations.
 """
 
 from clusterfs.store.objects import BLOCK_BYTES
@@ -29,11 +29,11 @@ def locate(segment: int, block: int) -> int:
     return segment << _SEGMENT_AT | block
 
 
-def locate_packed(segment: int, block: int, unit: int, units: int) -> int:
-    """Return the location of a packed chunk; `unit` counts from the start of `block`."""
-    assert 0 < units < BLOCK_UNITS
+def locate_units(segment: int, block: int, unit: int, units: int) -> int:
+    """Return the location of a chunk of so many units; `unit` counts from the start of `block`."""
+    assert 0 < units <= BLOCK_UNITS
     block, unit = block + unit // BLOCK_UNITS, unit % BLOCK_UNITS
-    return units << _UNITS_AT | unit << _UNIT_AT | segment << _SEGMENT_AT | block
+    return units % BLOCK_UNITS << _UNITS_AT | unit << _UNIT_AT | segment << _SEGMENT_AT | block
 
 
 def segment_of(location: int) -> int:
@@ -48,7 +48,7 @@ def units_of(location: int) -> int:
 
 def is_packed(location: int) -> bool:
     """Tell whether the stored bytes are a packed chunk."""
-    return location >> _UNIT_AT != 0
+    return location >> _UNITS_AT != 0
 
 
 def place_of(location: int) -> tuple[int, int, int]:

@@ -61,6 +61,7 @@ class Log:
         self._flushing: deque[Sealed] = deque()
         self._tail = tail
         self._serial = 0
+        self._newest_cid = 0
         self.last_sealed: Sealed | None = None
         self.position = tail.next_id - 1  # of the last appended record
         self.durable = tail.next_id - 1
@@ -68,6 +69,7 @@ class Log:
         self._wanted = 0
         self._synced = trio.lowlevel.ParkingLot()
         self._calls: deque[tuple[int, WhenDurable]] = deque()  # in the order of positions
+        self._untold = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self.failed: OSError | None = None
         self._on_failed: Callable[[OSError], None] = lambda _: None
@@ -95,7 +97,7 @@ class Log:
         """Wait until `has_ring_room`. Raises BrickFailed."""
         while not self.has_ring_room(nbytes):
             self.check()
-            self.seal()
+            self.seal_all()
             await self._room.park()
         self.check()
 
@@ -145,6 +147,7 @@ class Log:
         ranges: (first, end) bytes of `payload` that are stored, whole blocks, in order.
         """
         self._serial += 1
+        self._newest_cid = first_cid or self._newest_cid
         log = self._open
         if log is not None and len(ranges) <= 1:
             blocks = (ranges[0][1] - ranges[0][0]) // BLOCK_BYTES if ranges else 0
@@ -272,10 +275,12 @@ class Log:
         """Return an empty log at the stream's place, and how many blocks it may have."""
         place, segments = self._tail.places[stream], self._segments
         if place.segment >= 0 and segments.size_blocks - place.block < SMALL_TAIL_BLOCKS:
+            if stream == USER and self._newest_cid:
+                segments.born[place.segment] = self._newest_cid
             segments.close(place.segment, place.first_id, place.last_id)
             place.segment = -1
         if place.segment < 0:
-            place.enter(segments.take())
+            place.enter(segments.take(cold=stream == CLEANER))
         if not self._free:
             self._free.append(memoryview(mmap.mmap(-1, self._log_bytes)))
             self._extra += 1
@@ -319,11 +324,18 @@ class Log:
         self._flusher.write(log)
         return log.blocks * BLOCK_BYTES
 
+    def _is_untold(self) -> bool:
+        return self._flusher.marked < self.position <= self.durable
+
+    async def wait_unmarked(self) -> None:
+        """Wait until no header on disk tells that the last record is durable, though it is."""
+        while not self._is_untold():
+            await self._untold.park()
+
     def mark_durable(self) -> None:
         """If no header on disk tells yet what is durable, write one that does."""
-        idle = self.failed is None and self._open is None and not self._syncing
-        untold = self._flusher.marked < self.position <= self.durable
-        if idle and untold and self.segment_room_blocks() > SMALL_TAIL_BLOCKS:
+        idle = self.failed is None and self._open is None and not self._flushing
+        if idle and self._is_untold() and self.segment_room_blocks() > SMALL_TAIL_BLOCKS:
             self.seal(mark=True)
 
     # -- durability
@@ -385,6 +397,7 @@ class Log:
         while self._calls and self._calls[0][0] <= self.durable:
             self._calls.popleft()[1](None)
         self._synced.unpark_all()
+        self._untold.unpark_all()
 
     def fail(self, error: OSError) -> None:
         """Make the brick read-only; every waiter learns it."""
@@ -437,6 +450,11 @@ class Log:
         assert self._open is None
         assert self._cold is None
         return self._tail
+
+    @property
+    def last_id(self) -> int:
+        """Return the id of the last sealed log."""
+        return self._tail.next_id - 1
 
     @property
     def syncs(self) -> int:

@@ -18,6 +18,7 @@ from clusterfs.store.flush import EXECUTORS
 from clusterfs.store.hints import Hints
 from clusterfs.store.layers import Values
 from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.packing import Codec
 from clusterfs.store.recovery import RESYNC, LogReader, Recovered, Recovery
 from clusterfs.store.segments import Segments
 from clusterfs.store.superblock import Superblock, enter_epoch, open_superblock
@@ -33,6 +34,7 @@ class Options(msgspec.Struct, frozen=True):
     buffers: int = 16  # RAM buffers of log_bytes each
     size_limit_bytes: int | None = None  # None: what the filesystem has free, less a reserve
     executors: int = EXECUTORS  # threads that write; see Store.tune
+    compression: Codec = "off"  # of what the cleaner moves
     checkpoint_bytes: int = 256 << 20  # log between two checkpoints
     hints: int = 1 << 20  # blocks in the dedup window
 

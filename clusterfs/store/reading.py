@@ -8,7 +8,7 @@ Invariant: nothing is returned that does not have the checksum the chunk table p
 """
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 
 import trio
@@ -19,21 +19,26 @@ from clusterfs.store.chunks import ChunkTable
 from clusterfs.store.damage import Damage
 from clusterfs.store.disk import Disk
 from clusterfs.store.format import ZERO_BLOCK
-from clusterfs.store.location import place_of, segment_of
+from clusterfs.store.location import UNIT_BYTES, is_packed, place_of, segment_of, units_of
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.packing import chunk_of, unpack
 from clusterfs.store.segments import Segments
 
 _EXTENT_BLOCKS = 1024
 
 
 class _Extent:
-    """Some blocks that lie one behind the other on disk and in the result."""
+    """Some chunks that lie one behind the other on disk and in the result; all raw or all packed.
 
-    __slots__ = ("checksums", "cids", "data", "location")
+    `data` is what the disk gave, and once `wrong` has found it right, the chunks themselves.
+    """
+
+    __slots__ = ("checksums", "cids", "data", "location", "packed")
 
     def __init__(self, location: int) -> None:
         self.location = location
+        self.packed: list[int] = []  # locations
         self.checksums: list[int] = []
         self.cids: list[int] = []
         self.data: bytes | None = None
@@ -42,20 +47,46 @@ class _Extent:
     def place(self) -> tuple[int, int, int]:
         """Return (segment, offset, length)."""
         segment, offset, _ = place_of(self.location)
+        if self.packed:
+            return segment, offset, sum(map(units_of, self.packed)) * UNIT_BYTES
         return segment, offset, len(self.cids) * BLOCK_BYTES
 
     def takes(self, location: int) -> bool:
         """Tell whether a chunk there comes next."""
-        return self.location + len(self.cids) == location and len(self.cids) < _EXTENT_BLOCKS
+        if len(self.cids) >= _EXTENT_BLOCKS:
+            return False
+        if not self.packed:
+            return self.location + len(self.cids) == location
+        segment, offset, length = place_of(self.packed[-1])
+        return is_packed(location) and place_of(location)[:2] == (segment, offset + length)
+
+    def add(self, cid: int, location: int, checksum: int) -> None:
+        """Take one more chunk."""
+        self.cids.append(cid)
+        self.checksums.append(checksum)
+        if is_packed(location):
+            self.packed.append(location)
 
     def wrong(self) -> list[int]:
-        """Return the indexes of the blocks that do not match."""
+        """Return the indexes of the chunks that do not match."""
         data = memoryview(self.data or b"")
+        if self.packed:
+            if len(data) == self.place[2]:
+                self.data = b"".join(self._unpacked(data))
+            data = memoryview(self.data or b"")
         return [
             index
             for index, checksum in enumerate(self.checksums)
             if xxh3_64_intdigest(data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != checksum
         ]
+
+    def _unpacked(self, data: memoryview) -> Iterator[bytes]:
+        at = 0
+        for location in self.packed:
+            end = at + units_of(location) * UNIT_BYTES
+            # Garbage keeps its place, so that the others keep theirs.
+            yield unpack(data[at:end]) or ZERO_BLOCK
+            at = end
 
 
 class Reader:
@@ -119,14 +150,13 @@ class Reader:
                 raise ChunkCorrupted(f"chunk {cid} is lost: a map refers to it, but there is none")
             location, checksum = found
             if (memory := self._log.in_memory(location)) is not None:
-                parts.append(bytes(memory))
+                parts.append(bytes(chunk_of(memory, location)))
                 extent = None
                 continue
             if extent is None or not extent.takes(location):
                 extent = _Extent(location)
                 parts.append(extent)
-            extent.cids.append(cid)
-            extent.checksums.append(checksum)
+            extent.add(cid, location, checksum)
         return parts
 
 
@@ -160,8 +190,7 @@ def wrong_chunks(read: Callable[[int, int, int], bytes], wanted: list[Wanted]) -
         if last is None or not last.takes(location):
             last = _Extent(location)
             extents.append(last)
-        last.cids.append(cid)
-        last.checksums.append(checksum)
+        last.add(cid, location, checksum)
     wrong: list[int] = []
     for extent in extents:
         _read_one(extent, read)

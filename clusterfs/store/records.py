@@ -31,7 +31,8 @@ HOLE = 0
 LOST = (1 << 64) - 1  # in a map: the block was there, its chunk is not; reading it is an error
 
 _TRANSACTION, _PREPARE, _REPLACE, _COMMIT, _ABORT = 1, 2, 3, 4, 5
-_STABLE, _FORGET_CLIENT, _FORGET_OUTCOMES, _FACT, _RELOCATE = 6, 7, 8, 9, 10
+_STABLE, _FORGET_CLIENT, _FORGET_OUTCOMES, _FACT = 6, 7, 8, 9
+_RELOCATE = 10
 
 _CHANGES = struct.Struct("<BQQQH")
 _CHANGE = struct.Struct("<16sHQQQQI")
@@ -125,10 +126,14 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
 
 
 class Relocate(msgspec.Struct, frozen=True, gc=False):
-    """Chunks move: the payload holds them in this order. One counts only if still at its source."""
+    """Chunks move: the payload holds them in this order. One counts only if still at its source.
+
+    units: how many units of the payload each takes, a byte each; they lie one behind the other.
+    """
 
     cids: "array[int]"
     sources: "array[int]"
+    units: bytes
 
 
 Record = (
@@ -217,7 +222,7 @@ def _encode_fact(record: Fact) -> bytes:
 
 def _encode_relocate(record: Relocate) -> bytes:
     head = _RELOCATE_HEAD.pack(_RELOCATE, len(record.cids))
-    return head + record.cids.tobytes() + record.sources.tobytes()
+    return head + record.cids.tobytes() + record.sources.tobytes() + record.units
 
 
 _ENCODERS: dict[type, Callable[[Any], bytes]] = {
@@ -307,5 +312,6 @@ def _decode_fact(body: bytes) -> Fact:
 
 def _decode_relocate(body: bytes) -> Relocate:
     _, count = _RELOCATE_HEAD.unpack_from(body)
-    numbers = array("Q", body[_RELOCATE_HEAD.size :])
-    return Relocate(numbers[:count], numbers[count:])
+    end = _RELOCATE_HEAD.size + 16 * count
+    numbers = array("Q", body[_RELOCATE_HEAD.size : end])
+    return Relocate(numbers[:count], numbers[count:], body[end:])

@@ -36,10 +36,11 @@ from clusterfs.store.format import (
     verify_log,
 )
 from clusterfs.store.location import locate
-from clusterfs.store.log import SMALL_TAIL_BLOCKS, Tail
+from clusterfs.store.log import SMALL_TAIL_BLOCKS
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.records import decode
 from clusterfs.store.segments import Segments
+from clusterfs.store.tail import CLEANER, STREAMS, USER, Tail
 
 RESYNC = (
     "nothing was changed: `clusterfs fsck BRICK` tells more, `clusterfs fsck --set-aside BRICK` "
@@ -94,13 +95,17 @@ class LogReader:
         return version if has_checksum(content, checksum) else None
 
     def chain(self, segment: int, first_id: int, last_id: int) -> Iterator[ValidLog]:
-        """Yield the segment's logs with these ids, from its first block, while they are valid."""
-        block = 0
-        for log_id in range(first_id, last_id + 1):
+        """Yield the segment's logs, from its first block, while they are valid.
+
+        Their ids grow from first_id to last_id; other streams have those in between.
+        """
+        block, log_id = 0, first_id - 1
+        while log_id < last_id:
             log = self.log(segment, block)
-            if log is None or log.header.id != log_id:
+            if log is None or not log_id < log.header.id <= last_id:
                 return
             yield log
+            log_id = log.header.id
             block += len(log.content) // BLOCK_BYTES
 
     def anywhere(self, segment: int, block: int) -> Iterator[ValidLog]:
@@ -133,18 +138,19 @@ class Recovery:
         self._reader = reader
         self._contents = contents
         self._segments = segments
-        self._pending: list[tuple[Fragment, ValidLog, int]] = []  # of the transaction that is open
+        # By stream: of the transaction that is open.
+        self._pending: list[list[tuple[Fragment, ValidLog, int]]] = [[] for _ in range(STREAMS)]
         self._heads: dict[int, list[tuple[int, int]]] = {}  # id -> (segment, _) of first logs
 
     def run(self, tail: Tail, epoch: int) -> Recovered:
         """Replay everything after `tail`. Raises BrickDamaged."""
         self._look_at_segments(tail)
-        touched = {tail.segment} - {-1}
+        touched = {place.segment for place in tail.places} - {-1}
         replayed, durable = 0, tail.next_id - 1
         while (log := self._next(tail, epoch)) is not None:
             self._enter(tail, log)
             self._apply(log)
-            touched.add(tail.segment)
+            touched.add(log.header.segment)
             epoch = log.header.epoch
             durable = max(durable, log.header.durable)
             replayed += 1
@@ -162,8 +168,7 @@ class Recovery:
 
     def _next(self, tail: Tail, epoch: int) -> ValidLog | None:
         places = list(self._heads.get(tail.next_id, ()))
-        if tail.segment >= 0:
-            places.insert(0, (tail.segment, tail.block))
+        places += [(place.segment, place.block) for place in tail.places if place.segment >= 0]
         for segment, block in places:
             log = self._reader.log(segment, block)
             if (
@@ -177,39 +182,48 @@ class Recovery:
 
     def _enter(self, tail: Tail, log: ValidLog) -> None:
         """Move the tail behind the log."""
-        header = log.header
-        if header.segment != tail.segment:
-            if tail.segment >= 0:
-                self._segments.used[tail.segment] = (tail.first_id, tail.next_id - 1)
-            tail.segment, tail.first_id = header.segment, header.id
-        tail.block = header.block + header.length_bytes // BLOCK_BYTES
+        header, segments = log.header, self._segments
+        place = tail.places[header.stream]
+        if header.segment != place.segment:
+            if place.first_id:
+                segments.used[place.segment] = (place.first_id, place.last_id)
+            place.enter(header.segment)
+            segments.born.pop(header.segment, None)
+            segments.cold.discard(header.segment)
+            if header.stream == CLEANER:
+                segments.cold.add(header.segment)
+        place.advance(header.id, header.length_bytes // BLOCK_BYTES)
+        if header.stream == USER:
+            segments.born[header.segment] = self._contents.state.chunks.next_cid
         tail.next_id = header.id + 1
         tail.previous = header.checksum
 
     def _apply(self, log: ValidLog) -> None:
-        block = log.header.block + 1
+        block, stream = log.header.block + 1, log.header.stream
         for fragment in fragments_of(records_of(log.content, log.header)):
             if fragment.flags & BEGIN:
-                self._pending = []  # an opening that crashed left its last transaction unfinished
-            self._pending.append((fragment, log, block))
+                self._pending[stream] = []  # of an opening that crashed before the end
+            pending = self._pending[stream]
+            pending.append((fragment, log, block))
             block += fragment.blocks
             if fragment.flags & COMMIT:
-                if self._pending[0][0].flags & BEGIN:
-                    enact(self._contents, self._pending)
-                self._pending = []
+                if pending[0][0].flags & BEGIN:
+                    enact(self._contents, pending)
+                self._pending[stream] = []
 
     def _refuse_damage(self, tail: Tail, durable: int) -> None:
         """Raise BrickDamaged if any valid log says that the one missing at the tail was durable."""
         missing = tail.next_id
-        if tail.segment >= 0:
-            self._refuse_newer(tail.segment, tail.block)
+        for place in tail.places:
+            if place.segment >= 0:
+                self._refuse_newer(place.segment, place.block)
         if durable < missing:
             for log in self._beyond(tail):
                 durable = max(durable, log.header.durable)
         if durable >= missing:
             raise BrickDamaged(
-                f"log {missing} (segment {tail.segment}, block {tail.block}) was durable up to "
-                f"{durable} but cannot be read; {RESYNC}"
+                f"log {missing} ({_where(tail)}) was durable up to {durable} but cannot be read; "
+                f"{RESYNC}"
             )
 
     def _refuse_newer(self, segment: int, block: int) -> None:
@@ -221,8 +235,9 @@ class Recovery:
             )
 
     def _beyond(self, tail: Tail) -> Iterator[ValidLog]:
-        if tail.segment >= 0:
-            yield from self._reader.anywhere(tail.segment, tail.block)
+        for place in tail.places:
+            if place.segment >= 0:
+                yield from self._reader.anywhere(place.segment, place.block)
         for log_id, places in self._heads.items():
             if log_id >= tail.next_id:
                 for segment, block in places:
@@ -231,15 +246,16 @@ class Recovery:
     def _settle(self, tail: Tail) -> None:
         """Tell which segments are used, current and ready."""
         segments = self._segments
-        if tail.segment >= 0:
-            segments.used.pop(tail.segment, None)
-            if segments.size_blocks - tail.block < SMALL_TAIL_BLOCKS:
-                segments.used[tail.segment] = (tail.first_id, tail.next_id - 1)
-                tail.segment = -1
-            else:
-                segments.current = tail.segment
+        for place in tail.places:
+            if place.segment >= 0:
+                segments.used.pop(place.segment, None)
+                if segments.size_blocks - place.block < SMALL_TAIL_BLOCKS:
+                    segments.used[place.segment] = (place.first_id, place.last_id)
+                    place.segment = -1
+                else:
+                    segments.open.add(place.segment)
         for segment in self._disk.segments():
-            if segment not in segments.used and segment != segments.current:
+            if segment not in segments.used and segment not in segments.open:
                 segments.ready.append(segment)
 
 
@@ -254,6 +270,8 @@ def enact(contents: Contents, pieces: list[tuple[Fragment, ValidLog, int]]) -> N
             continue
         first_cid = first_cid or fragment.first_cid
         runs.append((locate(log.header.segment, block), fragment.blocks))
+        if not fragment.first_cid:
+            continue  # a relocation: the chunks stay what they were
         view = memoryview(log.content)
         start = (block - log.header.block) * BLOCK_BYTES
         checksums.extend(
@@ -261,3 +279,8 @@ def enact(contents: Contents, pieces: list[tuple[Fragment, ValidLog, int]]) -> N
             for at in range(start, start + fragment.blocks * BLOCK_BYTES, BLOCK_BYTES)
         )
     contents.enact(decode(body), runs, checksums, first_cid)
+
+
+def _where(tail: Tail) -> str:
+    places = [f"segment {p.segment}, block {p.block}" for p in tail.places if p.segment >= 0]
+    return " or ".join(places) or "in any segment"

@@ -115,18 +115,27 @@ class Segments:
                 self.ready.append(segment)
 
     def victim(
-        self, live: Mapping[int, int], now: int, live_blocks: int, packs_to: float = 1.0
+        self,
+        live: Mapping[int, int],
+        now: int,
+        live_blocks: int,
+        packs_to: float = 1.0,
+        *,
+        is_short: bool = True,
     ) -> int | None:
         """Return the segment that pays best to clean, if cleaning it gains anything.
 
         live: units by segment; now: the next cid; live_blocks: all there are; packs_to: what is
-        left, probably, of data that the cleaner has not packed yet.
+        left, probably, of data that the cleaner has not packed yet; is_short: if not, only such
+        data is looked for.
         """
         best, best_score = None, 0.0
         whole, oldest = self.dense_blocks * BLOCK_UNITS, max(1, live_blocks * 3 // 4)
         for segment, (_, last) in self.used.items():
             count = live.get(segment, 0)
             if last > self.checkpointed_id or not count or segment in self.damaged:
+                continue
+            if not is_short and segment in self.cold:
                 continue
             full = min(1.0, count / whole)
             moved = full if segment in self.cold else full * packs_to

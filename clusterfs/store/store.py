@@ -29,6 +29,7 @@ from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId, Version
 from clusterfs.store.opening import Opening, Options
 from clusterfs.store.reading import Reader
+from clusterfs.store.reclaiming import Reclaiming
 from clusterfs.store.records import LOST, Fact
 from clusterfs.store.room import Need, Room, Space
 from clusterfs.store.scrubbing import FACT as SCRUB
@@ -103,13 +104,14 @@ class Store(Transactions):
         )
         log = Log(segments, flusher, tail, log_bytes=options.log_bytes, buffers=options.buffers)
         flusher.set_executors(options.executors)
+        cleaner = Cleaner(opening.reader, contents, segments, log, options.compression)
         upkeep = Upkeep(
             disk,
             segments,
             contents.state,
             log,
             opening.checkpoint,
-            Cleaner(disk, opening.reader, contents, segments, log),
+            Reclaiming(segments, chunks, log, cleaner),
             epoch=superblock.epoch,
             segment_bytes=superblock.segment_bytes,
             checkpoint_bytes=options.checkpoint_bytes,
@@ -131,6 +133,7 @@ class Store(Transactions):
             stored if isinstance(stored, bytes) else b"",
             partial(self.set_fact, SCRUB),
         )
+        self._cleaner = cleaner
         self._verified: set[int] = set()
         self._closed = False
 
@@ -272,7 +275,8 @@ class Store(Transactions):
             "checkpoints": self._opening.checkpoint.taken,
             "replayed_logs": self._opening.recovered.replayed,
             "deduplicated_blocks": self._ingest.deduplicated,
-            "relocated_blocks": self._upkeep.relocated,
+            "relocated_blocks": self._cleaner.moved,
+            "packed_blocks": self._cleaner.packed,
             "reads_that_waited": self._reader.waits,
             "live_blocks": self._room.live_blocks,
             "damaged_chunks": len(self._damage),

@@ -15,7 +15,7 @@ from clusterfs.errors import SetupError
 from clusterfs.store.disk import Disk
 
 MAGIC = "clusterfs brick"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Superblock(msgspec.Struct, frozen=True):
@@ -63,6 +63,11 @@ def _parse(content: bytes) -> Superblock:
     if not isinstance(raw, dict) or raw.get("magic") != MAGIC:
         raise SetupError("brick.json is not of a clusterfs brick")
     version = raw.get("format")
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise SetupError(
+            f"the brick has format {version}, this clusterfs knows {FORMAT_VERSION} only: "
+            "give the node an empty directory, and it synchronises a new brick"
+        )
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise SetupError(
             f"the brick has format {version}, this clusterfs knows {FORMAT_VERSION}: upgrade it"

@@ -29,7 +29,7 @@ from clusterfs.errors import SetupError
 from clusterfs.store.format import open_value, seal_value
 
 TOTAL = b"#"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TOTAL = struct.Struct("<IQQ")
 _SEAL = struct.Struct("<Q")
 _WRAP = (1 << 64) - 1

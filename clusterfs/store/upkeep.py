@@ -12,18 +12,18 @@ import errno
 
 import trio
 
-from clusterfs.errors import BrickFailed
-from clusterfs.store.checkpoint import Checkpoint
-from clusterfs.store.cleaning import Cleaner
+from clusterfs.errors import BrickFailed, OutOfSpace
+from clusterfs.store.checkpoint import Checkpoint, Image
 from clusterfs.store.disk import Disk
 from clusterfs.store.layers import Rubbish
-from clusterfs.store.location import BLOCK_UNITS
 from clusterfs.store.log import Log
+from clusterfs.store.reclaiming import Reclaiming
 from clusterfs.store.segments import RESERVE_DATA, Segments
 from clusterfs.store.state import State
 
 _READY_SEGMENTS = RESERVE_DATA + 2
-_MARK_AFTER_S = 0.25
+_IDLE_S = 0.25
+_MARK_AFTER_S = 0.01
 _DIRTY_RECORDS = 200_000
 _PIECE = 2000
 
@@ -38,7 +38,7 @@ class Upkeep:
         state: State,
         log: Log,
         checkpoint: Checkpoint,
-        cleaner: Cleaner,
+        reclaiming: Reclaiming,
         *,
         epoch: int,
         segment_bytes: int,
@@ -49,12 +49,12 @@ class Upkeep:
         self._state = state
         self._log = log
         self._checkpoint = checkpoint
-        self._cleaner = cleaner
+        self._reclaiming = reclaiming
         self._epoch = epoch
         self._segment_bytes = segment_bytes
         self._checkpoint_bytes = checkpoint_bytes
         self._checkpointed_at = 0
-        self._wanted_blocks = 0
+        self._unfinished: Image | None = None  # a checkpoint for which there was no space
         self._poked = trio.Event()
         self._stopping = False
         self._stopped = trio.Event()
@@ -65,7 +65,8 @@ class Upkeep:
 
     def poke(self, wanted_blocks: int = 0) -> None:
         """Say that something may be due; somebody may wait for so much room."""
-        self._wanted_blocks = max(self._wanted_blocks, wanted_blocks)
+        reclaiming = self._reclaiming
+        reclaiming.wanted_blocks = max(reclaiming.wanted_blocks, wanted_blocks)
         self._poked.set()
 
     def poke_if_due(self) -> None:
@@ -78,21 +79,36 @@ class Upkeep:
 
     async def run(self) -> None:
         """Work until `stop` or until the brick fails."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._mark)
+            await self._work()
+            nursery.cancel_scope.cancel()
+
+    async def _work(self) -> None:
         try:
             while not self._stopping:
-                position = self._log.position
-                with trio.move_on_after(_MARK_AFTER_S):
+                with trio.move_on_after(_IDLE_S):
                     await self._poked.wait()
-                if self._poked.is_set():
+                if self._poked.is_set() or self._is_work_left():
                     self._poked = trio.Event()
                     await self.tend()
-                elif position == self._log.position:
-                    self._log.mark_durable()
         except BrickFailed:
             pass  # everybody else learns it from the log
         finally:
             self._stopped.set()
             self._progress.unpark_all()
+
+    async def _mark(self) -> None:
+        """Have the last synced log witnessed as soon as no other follows it."""
+        while True:
+            await self._log.wait_unmarked()
+            position = self._log.position
+            await trio.sleep(_MARK_AFTER_S)
+            if position == self._log.position:
+                self._log.mark_durable()
+
+    def _is_work_left(self) -> bool:
+        return self._unfinished is not None or self._reclaiming.wants_to_pack()
 
     async def stop(self) -> None:
         """End the task between two pieces of work."""
@@ -113,12 +129,15 @@ class Upkeep:
     async def tend(self) -> None:
         """Do what is due."""
         self._begun += 1
-        await self.make_segments()
-        if self._is_checkpoint_due():
-            await self.take_checkpoint()
-        await self._clean_while_short()
-        await self.make_segments()
-        self._wanted_blocks = 0
+        try:
+            await self.make_segments()
+            if self._is_checkpoint_due():
+                await self.take_checkpoint()
+            await self._clean_while_due()
+            await self.make_segments()
+        except OutOfSpace:
+            pass  # tried again when idle; see `short`
+        self._reclaiming.wanted_blocks = 0
         self._ended = self._begun
         self._progress.unpark_all()
 
@@ -141,7 +160,7 @@ class Upkeep:
             self._progress.unpark_all()
 
     def _wants_segments(self) -> bool:
-        wanted = self._wanted_blocks + RESERVE_DATA * self._segments.size_blocks
+        wanted = self._reclaiming.wanted_blocks + RESERVE_DATA * self._segments.size_blocks
         return (
             len(self._segments.ready) < _READY_SEGMENTS or self._log.segment_room_blocks() < wanted
         )
@@ -150,34 +169,31 @@ class Upkeep:
         grown = self._log.bytes_written - self._checkpointed_at
         if grown >= self._checkpoint_bytes or self._state.dirty_count >= _DIRTY_RECORDS:
             return True
-        return grown > 0 and self._is_short() and self._gains()
+        if self._unfinished is not None:
+            return True
+        return grown > 0 and self._reclaiming.is_short() and self._reclaiming.dead() > 0
 
-    def _gains(self) -> bool:
-        """Tell whether a checkpoint now would free a segment."""
-        return bool(self._segments.reusable(self._state.chunks.live, self._log.position))
-
-    def _is_short(self) -> bool:
-        segments = self._segments
-        wanted = -(-self._wanted_blocks // segments.size_blocks)
-        return segments.free <= max(RESERVE_DATA + 1 + wanted, segments.limit // 16)
-
-    async def _clean_while_short(self) -> None:
-        for _ in range(self._segments.limit):
-            if not self._is_short() or self._stopping:
+    async def _clean_while_due(self) -> None:
+        reclaiming = self._reclaiming
+        for _ in range(2 * self._segments.limit):
+            if self._stopping or not (reclaiming.is_short() or reclaiming.wants_to_pack()):
                 return
-            victim = self._segments.victim(self._state.chunks.live)
-            if victim is None:
-                if not self._segments.used or not self._unchecked():
+            victim, dead = reclaiming.victim(), reclaiming.dead()
+            if dead and (victim is None or reclaiming.is_urgent() or reclaiming.is_enough(dead)):
+                await self.take_checkpoint()
+            elif victim is None:
+                if not self._unchecked():
                     return
                 await self.take_checkpoint()
-                continue
-            await self.make_segments()
-            live = -(-self._state.chunks.live.get(victim, 0) // BLOCK_UNITS)
-            if self._log.segment_room_blocks() < live + live // 16 + 16:
-                return
-            await self._cleaner.clean(victim)
-            await self.take_checkpoint()
-            self._progress.unpark_all()
+            else:
+                await self.make_segments()
+                if not reclaiming.has_room(victim):
+                    if not dead:
+                        return
+                    await self.take_checkpoint()
+                    continue
+                await reclaiming.clean(victim)
+                self._progress.unpark_all()
 
     def _unchecked(self) -> bool:
         """Tell whether a used segment waits for a checkpoint before it can be cleaned."""
@@ -185,28 +201,45 @@ class Upkeep:
         return any(last > checkpointed for _, last in self._segments.used.values())
 
     @property
-    def relocated(self) -> int:
-        """Return how many blocks the cleaner moved."""
-        return self._cleaner.moved
+    def short(self) -> bool:
+        """Tell whether a checkpoint waits for space on the brick's filesystem."""
+        return self._unfinished is not None
 
     async def take_checkpoint(self) -> None:
-        """Write the state to the table. Raises BrickFailed."""
+        """Write the state to the table.
+
+        Raises BrickFailed; OutOfSpace if the filesystem is full: then the next call goes on.
+        """
         async with self._busy:
-            self._log.seal()
-            last = self._log.last_sealed
-            if last is None:
+            self._log.check()
+            image = self._unfinished or self._freeze()
+            if image is None:
                 return  # nothing was logged since the store was opened
-            self._checkpointed_at = self._log.bytes_written
-            image = self._checkpoint.freeze(last, self._log.tail, self._epoch)
-            await self._log.sync(last.id)
-            try:
-                await trio.to_thread.run_sync(self._checkpoint.write, image)
-            except OSError as error:
-                self._log.fail(error)
-                raise BrickFailed(f"checkpoint: {error}") from error
+            await self._log.sync(image.last.id)
+            await self._write(image)
             rubbish = self._checkpoint.finish(image)
             self._progress.unpark_all()
             await _throw_away(rubbish)
+
+    def _freeze(self) -> Image | None:
+        self._log.seal_all()
+        last = self._log.last_sealed
+        if last is None:
+            return None
+        self._checkpointed_at = self._log.bytes_written
+        self._unfinished = self._checkpoint.freeze(last, self._log.tail, self._epoch)
+        return self._unfinished
+
+    async def _write(self, image: Image) -> None:
+        try:
+            await trio.to_thread.run_sync(self._checkpoint.write, image)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                await trio.to_thread.run_sync(self._disk.release_ballast)
+                raise OutOfSpace(f"no room for a checkpoint: {error}") from error
+            self._log.fail(error)
+            raise BrickFailed(f"checkpoint: {error}") from error
+        self._unfinished = None
 
 
 async def _throw_away(rubbish: Rubbish) -> None:

@@ -249,6 +249,10 @@ async def test_a_brick_opens_once_and_too_small_a_one_not_at_all() -> None:
     await store.close()
 
 
+async def at_once(_: int) -> None:
+    """No pace."""
+
+
 async def test_the_cleaner_leaves_a_rotten_chunk_where_it_is_and_moves_the_others() -> None:
     disk = SimulatedDisk()
     store = await Store.open(disk, KEY, options=SMALL)
@@ -264,7 +268,7 @@ async def test_the_cleaner_leaves_a_rotten_chunk_where_it_is_and_moves_the_other
     assert victim in store._segments.used
     disk.rot(victim, place_of(before[rotten])[1] + 5)
     # The log that holds it is damaged as a whole: nothing of this segment can be listed from there.
-    await store._upkeep._cleaner.clean(victim)
+    await store._cleaner.clean(victim, at_once)
     assert victim in store._segments.damaged
     after = chunks.find(rotten)
     assert after is not None

@@ -5,7 +5,7 @@ from clusterfs.sim.disk import SimulatedDisk
 from clusterfs.store.chunks import PAGE_CIDS, ChunkPage, ChunkTable
 from clusterfs.store.hints import Hints
 from clusterfs.store.layers import Values
-from clusterfs.store.location import BLOCK_UNITS, locate_packed
+from clusterfs.store.location import BLOCK_UNITS, locate_units
 from clusterfs.store.table import Table
 
 
@@ -43,7 +43,7 @@ def test_a_chunk_lives_as_long_as_it_has_references() -> None:
 
 def test_a_move_counts_only_from_the_right_place() -> None:
     _, chunks = table_with(2)
-    target = locate_packed(5, 3, 70, 10)
+    target = locate_units(5, 3, 70, 10)
     assert not chunks.move(1, 999, target)
     assert chunks.move(1, 100, target)
     assert chunks.find(1) == (target, 0)

@@ -155,7 +155,7 @@ def without(key: bytes) -> dict[bytes, bytes]:
         ({**table_of(RECORDS), b"K7": RECORDS[b"K8"]}, "record b'K7' is damaged"),
         (
             {**table_of(RECORDS), TOTAL: seal_value(TOTAL, struct.pack("<IQQ", 9, 20, 0))},
-            "format 9, this clusterfs knows 1: upgrade",
+            "format 9, this clusterfs knows 2: upgrade",
         ),
     ],
 )

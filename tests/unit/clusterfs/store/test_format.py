@@ -32,6 +32,7 @@ def make_log(records: bytes, payload: bytes, *, log_id: int = 7) -> tuple[bytes,
     memory[BLOCK_BYTES : BLOCK_BYTES + len(payload)] = payload
     header = Header(
         kind=layout.KIND_DATA,
+        stream=1,
         length_bytes=len(memory),
         store_id=STORE_ID,
         epoch=3,
@@ -57,11 +58,13 @@ def test_a_log_reads_back(record_bytes: int, blocks: int) -> None:
     header = parse_header(log[:BLOCK_BYTES], STORE_ID)
     assert header is not None
     assert (header.id, header.epoch, header.previous, header.durable) == (7, 3, 11, 5)
+    assert (header.stream, header.kind) == (1, layout.KIND_DATA)
     assert (header.segment, header.block, header.checksum) == (2, 9, checksum)
     assert verify_log(log, header)
     assert records_of(log, header) == records
     assert log[BLOCK_BYTES : BLOCK_BYTES + len(payload)] == payload
-    assert b"\xee" not in log, "what the RAM buffer held before must not be written"
+    without_checksum = log[: HEADER_BYTES - 8] + log[HEADER_BYTES:]
+    assert b"\xee" not in without_checksum, "what the RAM buffer held before must not be written"
 
 
 def test_every_flipped_bit_is_noticed() -> None:
@@ -79,6 +82,15 @@ def test_a_log_of_another_store_or_of_zeros_is_no_log() -> None:
     assert parse_header(log, bytes(16)) is None
     assert parse_header(bytes(BLOCK_BYTES), STORE_ID) is None
     assert parse_header(log[:100], STORE_ID) is None
+
+
+def test_a_log_of_another_format_or_an_unknown_stream_is_no_log() -> None:
+    log = bytearray(make_log(b"abc", b"")[0])
+    for version in (1, 3):
+        log[8] = version
+        assert parse_header(log, STORE_ID) is None
+    log[8], log[11] = 2, 2
+    assert parse_header(log, STORE_ID) is None
 
 
 def test_a_shorter_or_longer_log_does_not_verify() -> None:

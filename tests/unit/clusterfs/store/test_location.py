@@ -9,7 +9,7 @@ from clusterfs.store.location import (
     UNIT_BYTES,
     is_packed,
     locate,
-    locate_packed,
+    locate_units,
     place_of,
     segment_of,
     units_of,
@@ -30,7 +30,7 @@ def test_a_raw_chunk_has_a_block_of_its_own(segment: int, block: int) -> None:
 
 @given(SEGMENTS, st.integers(0, 2**19), st.integers(0, 5000), st.integers(1, BLOCK_UNITS - 1))
 def test_a_packed_chunk_has_some_units(segment: int, block: int, unit: int, units: int) -> None:
-    location = locate_packed(segment, block, unit, units)
+    location = locate_units(segment, block, unit, units)
     assert location < 2**64
     assert is_packed(location)
     assert (segment_of(location), units_of(location)) == (segment, units)
@@ -38,7 +38,7 @@ def test_a_packed_chunk_has_some_units(segment: int, block: int, unit: int, unit
     assert place_of(location) == (segment, offset, units * UNIT_BYTES)
 
 
-@pytest.mark.parametrize("units", [0, BLOCK_UNITS])
-def test_what_is_not_smaller_is_not_packed(units: int) -> None:
+@pytest.mark.parametrize("units", [0, BLOCK_UNITS + 1])
+def test_a_chunk_has_one_block_at_most(units: int) -> None:
     with pytest.raises(AssertionError):
-        locate_packed(1, 1, 0, units)
+        locate_units(1, 1, 0, units)

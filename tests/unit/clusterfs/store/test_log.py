@@ -18,11 +18,12 @@ from clusterfs.store.format import (
     fragments_of,
     records_of,
 )
-from clusterfs.store.location import place_of
-from clusterfs.store.log import Log, Tail
+from clusterfs.store.location import locate, place_of
+from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.recovery import LogReader, ValidLog
 from clusterfs.store.segments import Segments
+from clusterfs.store.tail import CLEANER, USER, Tail
 
 STORE_ID = bytes(range(16))
 SEGMENT_BLOCKS = 32
@@ -38,7 +39,7 @@ class Rig:
             self.disk.create_segment(number, SEGMENT_BLOCKS * BLOCK_BYTES)
             self.segments.add(number)
         flusher = Flusher(self.disk, STORE_ID, 1, 0, 0)
-        tail = Tail(-1, 0, 1, 1, 0)
+        tail = Tail(1, 0)
         self.log = Log(self.segments, flusher, tail, log_bytes=8 * BLOCK_BYTES, buffers=4)
         self.log.start(lambda _: None)
 
@@ -175,18 +176,44 @@ async def test_a_cancelled_waiter_harms_nobody() -> None:
     await rig.log.stop()
 
 
-async def test_whole_room_is_room() -> None:
+async def test_the_cleaners_log_has_its_own_segments_and_its_turn_in_the_chain() -> None:
     rig, chooser = Rig(), random.Random(1)
-    for _ in range(200):
-        room = rig.log.whole_room(5, 16)
-        count = chooser.randint(1, room)
-        payload = memoryview(bytes(count * BLOCK_BYTES))
-        runs = rig.log.append(bytes(5 + 16 * count), payload, [(0, len(payload))])
-        assert len(runs) == 1
-        assert runs[0][1] == count
-        await rig.log.wait_ring_room(9 * BLOCK_BYTES)
-        if len(rig.segments.ready) < 2:
-            break
+    wanted: list[tuple[bytes, int, int]] = []
+    position = 0
+    for number in range(120):
+        payload = chooser.randbytes(chooser.randrange(1, 5 * BLOCK_BYTES))
+        body = bytes(chooser.randrange(5, 2000))
+        if not rig.log.fits_cold(len(body), -(-len(payload) // BLOCK_BYTES)):
+            rig.log.seal_cold()
+            continue
+        segment, block = rig.log.relocate(body, memoryview(payload))
+        wanted.append((payload, segment, block))
+        if number % 3:
+            rig.log.append(b"user", memoryview(b""))
+            position = rig.log.position
+        if number % 7 == 0:
+            rig.log.seal()
+            assert rig.log.position == position, "positions are not given twice"
+        found = rig.log.in_memory(locate(segment, block))
+        assert found is None or bytes(found).startswith(payload[:100])
+        await rig.log.wait_ring_room(BLOCK_BYTES)
+    rig.log.seal_all()
+    await rig.log.sync(rig.log.last_id)
+    logs = sorted(rig.logs(), key=lambda log: log.header.id)
+    assert [log.header.id for log in logs] == list(range(1, rig.log.last_id + 1))
+    assert all(
+        later.header.previous == log.header.checksum for log, later in itertools.pairwise(logs)
+    )
+    by_stream = [{log.header.segment for log in logs if log.header.stream == n} for n in (0, 1)]
+    assert all(by_stream)
+    assert not by_stream[USER] & by_stream[CLEANER]
+    for payload, segment, block in wanted:
+        assert rig.disk.read(segment, block * BLOCK_BYTES, len(payload)) == payload
+    reader = LogReader(rig.disk, STORE_ID, SEGMENT_BLOCKS)
+    for segment, (first, last) in rig.segments.used.items():
+        ids = [log.header.id for log in reader.chain(segment, first, last)]
+        assert (ids[0], ids[-1]) == (first, last)
+        assert ids == sorted(log.header.id for log in logs if log.header.segment == segment)
     await rig.log.stop()
 
 

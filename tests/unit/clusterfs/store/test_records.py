@@ -56,7 +56,7 @@ CHANGES = [
         Fact("epoch", BIG),
         Fact("näme", b"\0\xff"),
         Fact("gone", b""),
-        Relocate(array("Q", [1, 2]), array("Q", [3, BIG])),
+        Relocate(array("Q", [1, 2]), array("Q", [3, BIG]), bytes((64, 7))),
     ],
 )
 def test_a_record_reads_back(record: Record) -> None:

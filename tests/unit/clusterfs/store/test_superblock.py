@@ -56,7 +56,8 @@ def test_another_store_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2.*upgrade"),
+        ({"format": 3}, "format 3.*upgrade"),
+        ({"format": 1}, "format 1.*synchronises"),
         ({"magic": "else"}, "not of a clusterfs brick"),
         ({"store_id": "x"}, "damaged"),
         ({"segment_bytes": -1}, "damaged"),
