@@ -48,7 +48,7 @@ class Log:
         self, segments: Segments, flusher: Flusher, tail: Tail, *, log_bytes: int, buffers: int
     ) -> None:
         self._segments = segments
-        self._flusher = flusher
+        self.flusher = flusher
         self._log_blocks = log_bytes // BLOCK_BYTES
         self._free = deque(memoryview(mmap.mmap(-1, log_bytes)) for _ in range(buffers))
         self._log_bytes = log_bytes
@@ -80,7 +80,7 @@ class Log:
     def start(self, on_failed: Callable[[OSError], None]) -> None:
         """Start the flush thread."""
         self._on_failed = on_failed
-        self._flusher.start(self._when_written, self._when_durable, self.fail)
+        self.flusher.start(self._when_written, self._when_durable, self.fail)
 
     # -- room
 
@@ -321,11 +321,11 @@ class Log:
         self._flushing.append(log)
         self.bytes_written += log.blocks * BLOCK_BYTES
         self.logs_written += 1
-        self._flusher.write(log)
+        self.flusher.write(log)
         return log.blocks * BLOCK_BYTES
 
     def _is_untold(self) -> bool:
-        return self._flusher.marked < self.position <= self.durable
+        return self.flusher.marked < self.position <= self.durable
 
     async def wait_unmarked(self) -> None:
         """Wait until no header on disk tells that the last record is durable, though it is."""
@@ -375,7 +375,7 @@ class Log:
             return
         if self._open is not None and self._open.id <= self._wanted:
             self.seal()
-        self._flusher.sync()
+        self.flusher.sync()
 
     def _when_written(self, logs: list[Sealed]) -> None:
         for log in logs:
@@ -410,18 +410,9 @@ class Log:
             while self._calls:
                 self._calls.popleft()[1](self._failure())
 
-    def set_executors(self, count: int) -> None:
-        """Write with so many threads from now on."""
-        self._flusher.set_executors(count)
-
-    @property
-    def executors(self) -> int:
-        """Return how many threads write."""
-        return self._flusher.executors
-
     async def stop(self) -> None:
         """End the flush thread."""
-        await self._flusher.stop()
+        await self.flusher.stop()
 
     # -- reads of what is not on disk yet
 
@@ -455,11 +446,6 @@ class Log:
     def last_id(self) -> int:
         """Return the id of the last sealed log."""
         return self._tail.next_id - 1
-
-    @property
-    def syncs(self) -> int:
-        """Return how often the disk was synced."""
-        return self._flusher.syncs
 
     @property
     def backlog(self) -> int:

@@ -269,7 +269,7 @@ class Store(Transactions):
         return {
             "log_bytes_written": self._log.bytes_written,
             "logs_written": self._log.logs_written,
-            "syncs": self._log.syncs,
+            "syncs": self._log.flusher.syncs,
             "position": self._log.position,
             "durable": self._log.durable,
             "checkpoints": self._opening.checkpoint.taken,
@@ -295,8 +295,8 @@ class Store(Transactions):
         if flush_executors is not None:
             if not 0 < flush_executors <= MAX_EXECUTORS:
                 raise InvalidArgument(f"there may be 1 to {MAX_EXECUTORS} flush executors")
-            self._log.set_executors(flush_executors)
-        return {"flush_executors": self._log.executors}
+            self._log.flusher.set_executors(flush_executors)
+        return {"flush_executors": self._log.flusher.executors}
 
     def health(self) -> list[str]:
         """Return what an administrator should act on, a sentence each; nothing if all is well."""

@@ -141,7 +141,7 @@ async def test_ids_and_lengths_are_believed_only_under_the_checksum(field: int) 
 async def test_the_last_synced_log_is_protected_once_the_store_was_idle() -> None:
     """After an idle moment an empty log tells that the last one was durable."""
     trial = await trial_with_logs(3)
-    while trial.store._log._flusher.marked < trial.store._log.durable:
+    while trial.store._log.flusher.marked < trial.store._log.durable:
         await trio.sleep(0.01)
     real = [w for w in writes(trial.disk) if header_of(w).payload_blocks or header_of(w).fragments]
     brick = trial.disk.killed()
