@@ -50,6 +50,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mmap: Literal["strict", "relaxed"] = "strict"
     segment_mib: Annotated[int, msgspec.Meta(ge=4, le=1024)] = 64
     flush_executors: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    chunk_cache_mib: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 64
+    dedup_window_gib: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] = 32
     cache_mib: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 256
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -132,6 +132,8 @@ class Daemon:
                 options=Options(
                     segment_bytes=self._config.segment_mib << 20,
                     executors=self._config.flush_executors,
+                    hints=self._config.dedup_window_gib << 18,  # blocks of 4 KiB
+                    cache_bytes=self._config.chunk_cache_mib << 20,
                 ),
                 on_failed=self._brick_failed,
             )
@@ -232,6 +234,7 @@ class Daemon:
             "cluster_locks": reports.all,
             "statistics": lambda _: {"statistics": self.statistics()},
             "tune": self._tune,
+            "scrub": self._scrub,
         }
         await self._nursery.start(control.Server(handlers).serve, self._config.control_socket)
         await self._nursery.start(self.filesystem.run)
@@ -408,6 +411,22 @@ class Daemon:
             "resync": self.volume.statistics(),
             "store": self.store.statistics(),
             "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME) - self._started_s,
+        }
+
+    def _scrub(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Start or stop the scrub, or none of both; return where it is."""
+        action, rate = request.get("action"), request.get("rate_bytes")
+        if action == "start" and isinstance(rate, int) and rate > 0:
+            self.store.start_scrub(rate)
+        elif action == "stop":
+            self.store.stop_scrub()
+        elif action is not None:
+            return {"ok": False, "error": "action is start, with a rate_bytes, or stop"}
+        store = self.store.statistics()
+        return self.store.scrub_progress() | {
+            "repairing": self.volume.mending,
+            "damage_left": store["damaged_chunks"],
+            "damage_healed": store["damage_healed"],
         }
 
     def _tune(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from clusterfs.cli import brick, tables
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
+from clusterfs.cli.scrub import scrub
 from clusterfs.errors import SetupError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
 app.add_typer(dev, name="dev")
 app.add_typer(brick.tune, name="tune")
 app.command()(fsck)
+app.command()(scrub)
 
 Folder = Annotated[Path, typer.Option("--dir", help="Where the cluster lives.")]
 NodeName = Annotated[str, typer.Argument(metavar="nK", help="Which node.")]

@@ -36,7 +36,8 @@ class Options(msgspec.Struct, frozen=True):
     executors: int = EXECUTORS  # threads that write; see Store.tune
     compression: Codec = "off"  # of what the cleaner moves
     checkpoint_bytes: int = 256 << 20  # log between two checkpoints
-    hints: int = 1 << 20  # blocks in the dedup window
+    hints: int = 8 << 20  # blocks in the dedup window, 12 bytes each
+    cache_bytes: int = 64 << 20  # verified chunks in RAM
 
 
 class Opening:

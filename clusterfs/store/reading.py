@@ -1,4 +1,4 @@
-"""Reading blocks: from the log's RAM buffers, the page cache, or the disk; all of it verified.
+"""Reading blocks: from the chunk cache, the log's RAM buffers, or the disk; all of it verified.
 
 Adjacent blocks become one read. What the page cache has is read at once; the rest on one worker
 thread per call. A block that does not match its checksum is read again past all caches before it is
@@ -15,6 +15,7 @@ import trio
 from xxhash import xxh3_64_intdigest
 
 from clusterfs.errors import ChunkCorrupted, WouldBlock
+from clusterfs.store.cache import ChunkCache
 from clusterfs.store.chunks import ChunkTable
 from clusterfs.store.damage import Damage
 from clusterfs.store.disk import Disk
@@ -93,9 +94,16 @@ class Reader:
     """Turns cids into verified bytes."""
 
     def __init__(
-        self, disk: Disk, chunks: ChunkTable, segments: Segments, log: Log, damage: Damage
+        self,
+        disk: Disk,
+        chunks: ChunkTable,
+        segments: Segments,
+        log: Log,
+        damage: Damage,
+        cache: ChunkCache,
     ) -> None:
         self._disk = disk
+        self._cache = cache
         self._chunks = chunks
         self._segments = segments
         self._log = log
@@ -110,6 +118,7 @@ class Reader:
                 part.data = self._disk.read_nowait(*part.place)
                 if part.data is None or part.wrong():
                     raise WouldBlock("the blocks are not in memory")
+        self._keep(parts)
         return _join(parts)
 
     async def read(self, cids: "array[int]") -> bytes:
@@ -135,7 +144,17 @@ class Reader:
             if wrong:
                 self._damage.note(wrong)
                 raise ChunkCorrupted(f"chunks {wrong[:5]} do not have their checksums")
+        self._keep(parts)
         return _join(parts)
+
+    def _keep(self, parts: list[bytes | memoryview | _Extent]) -> None:
+        """Offer what was read and verified to the cache."""
+        offer = self._cache.offer
+        for part in parts:
+            if isinstance(part, _Extent):
+                data = memoryview(part.data or b"")
+                for at, cid in enumerate(part.cids):
+                    offer(cid, data[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES])
 
     def _plan(self, cids: "array[int]") -> list[bytes | memoryview | _Extent]:
         parts: list[bytes | memoryview | _Extent] = []
@@ -143,6 +162,10 @@ class Reader:
         for cid in cids:
             if not cid:
                 parts.append(ZERO_BLOCK)
+                extent = None
+                continue
+            if (block := self._cache.get(cid)) is not None:
+                parts.append(block)
                 extent = None
                 continue
             found = self._chunks.find(cid)

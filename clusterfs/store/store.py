@@ -20,6 +20,7 @@ import trio
 from blake3 import blake3
 
 from clusterfs.errors import BrickFailed, ChunkCorrupted, InvalidArgument
+from clusterfs.store.cache import ChunkCache
 from clusterfs.store.cleaning import Cleaner
 from clusterfs.store.disk import Disk
 from clusterfs.store.flush import MAX_EXECUTORS, Flusher
@@ -120,7 +121,8 @@ class Store(Transactions):
             contents, log, hints, Ingest(hints, key), Room(segments, chunks, log), upkeep
         )
         self._damage = opening.damage
-        self._reader = Reader(disk, chunks, segments, log, self._damage)
+        self._cache = ChunkCache(options.cache_bytes)
+        self._reader = Reader(disk, chunks, segments, log, self._damage, self._cache)
         self._healer = Healer(contents, log, self._damage, self._ingest.identity)
         stored = contents.facts.get(SCRUB)
         self._scrubber = Scrubber(
@@ -279,12 +281,17 @@ class Store(Transactions):
             "packed_blocks": self._cleaner.packed,
             "reads_that_waited": self._reader.waits,
             "live_blocks": self._room.live_blocks,
-            "damaged_chunks": len(self._damage),
+            "damaged_chunks": self._healer.damaged(),
             "damage_found": self._damage.found,
             "damage_healed": self._damage.healed,
             "segments": self._segments.count,
             "segments_free": self._segments.free,
             "hints": len(self._hints),
+            "hints_bytes": self._hints.nbytes,
+            "cached_chunks": len(self._cache),
+            "cached_bytes": self._cache.nbytes,
+            "cache_hits": self._cache.hits,
+            "cache_misses": self._cache.misses,
         }
 
     def tune(self, *, flush_executors: int | None = None) -> dict[str, int]:

@@ -42,10 +42,16 @@ class Mender:
         """Something was found just now."""
         self._poked.set()
 
+    @property
+    def is_due(self) -> bool:
+        """Tell whether there is damage that the last round did not see."""
+        return self._store.damaged() > self.unrepaired
+
     async def run(self) -> None:
         """Repair what is damaged, whenever there is something."""
         while True:
             damaged = self._store.damaged()
+            self.unrepaired = min(self.unrepaired, damaged)
             if damaged:
                 repaired = await self._round()
                 self.unrepaired = self._store.damaged()

@@ -133,9 +133,12 @@ class Reader:
             except WouldBlock:
                 pass
             if damaged and not self._site.view.in_sync[group] & ~damaged:
+                if count > 1:  # each copy may be damaged in another place
+                    half = count // 2
+                    left = await self.read(object_id, group, first, half)
+                    return left + await self.read(object_id, group, first + half, count - half)
                 raise ChunkCorrupted(
-                    f"object {object_id.hex()}, blocks {first} to {first + count - 1}: no replica "
-                    "in sync has a good copy"
+                    f"object {object_id.hex()}, block {first}: no replica in sync has a good copy"
                 )
             node = await self._source(group, damaged)
             if node is None:

@@ -278,6 +278,11 @@ class Volume:
         if self._nursery is not None:
             self._enter_parts(old, self._site.view)
 
+    @property
+    def mending(self) -> bool:
+        """Tell whether damage is known here for which no repair was tried yet."""
+        return self._mender is not None and self._mender.is_due
+
     def heard(self, epoch: int) -> None:
         """Note the epoch of a message on any channel: reads wait for at least that view."""
         self._site.hear(epoch)

@@ -270,6 +270,20 @@ async def test_a_damaged_block_is_read_from_another_and_repaired(autojump_clock:
         assert volume.statistics()["repaired"] == 1
 
 
+async def test_copies_damaged_in_different_places_are_good_together(
+    autojump_clock: Clock,
+) -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        stripe = stripe_object(7, 0)
+        data = b"".join(bytes([n]) * BLOCK_BYTES for n in range(1, 12))
+        change = Change(stripe, 1, ABSENT, ABSENT.after(volume.epoch), (Write(0, 11),))
+        await volume.commit([change], data)
+        for number, store in world.stores.items():
+            store.rotten |= {(stripe, number), (stripe, 3 + number)}
+        assert await volume.read(stripe, 1, 0, 11) == data
+
+
 async def test_a_block_that_no_replica_can_read_is_an_error_at_once(autojump_clock: Clock) -> None:
     """It was a wait without end where this node alone had the object."""
     async with cluster() as world:

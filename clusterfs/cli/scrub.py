@@ -1,0 +1,87 @@
+"""`clusterfs scrub`: a running node verifies its whole brick, and repairs what it finds."""
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clusterfs import control
+from clusterfs.cli.brick import AsJson, Target
+from clusterfs.cli.control import find_socket
+
+DAMAGED = 1
+_LOOK_S = 0.25
+_MIB = 1 << 20
+
+Rate = Annotated[int, typer.Option(metavar="MIB", min=1, help="Read at most so much a second.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when it is done; 1 if damage is left.")]
+Stop = Annotated[bool, typer.Option("--stop", help="Stop it; the next one goes on from there.")]
+Show = Annotated[bool, typer.Option("--status", help="Only tell how far it is.")]
+
+
+def scrub(
+    target: Target = None,
+    *,
+    rate: Rate = 50,
+    wait: Wait = False,
+    stop: Stop = False,
+    status: Show = False,
+    as_json: AsJson = False,
+) -> None:
+    """Verify every chunk of a node's brick on its medium; damage is repaired from a replica."""
+    socket = find_socket(target)
+    if stop:
+        reply = control.ask(socket, "scrub", action="stop")
+    elif status:
+        reply = control.ask(socket, "scrub")
+    else:
+        reply = control.ask(socket, "scrub", action="start", rate_bytes=rate * _MIB)
+        if wait:
+            reply = _watch(socket, shown=not as_json)
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(reply)))
+    else:
+        Console().print(describe(reply), highlight=False, soft_wrap=True)
+    if wait and reply["damage_left"]:
+        raise SystemExit(DAMAGED)
+
+
+def _watch(socket: Any, *, shown: bool) -> dict[str, Any]:
+    """Wait until the pass and the repairs that it brought are done; return the last reply."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bars:
+        task = bars.add_task("scrub", total=1.0)
+        while True:
+            reply = control.ask(socket, "scrub")
+            bars.update(task, completed=reply["part"] if reply["running"] else 1.0)
+            if not reply["running"] and not reply["repairing"]:
+                return reply
+            time.sleep(_LOOK_S)
+
+
+def describe(reply: dict[str, Any]) -> str:
+    """Return one line for people."""
+    text = f"{decimal(reply['checked_bytes'])} verified"
+    if reply["running"]:
+        text = f"{reply['part']:.0%}, {text}"
+        if reply["eta_s"] is not None:
+            text += f", {_time(reply['eta_s'])} left at {decimal(reply['rate_bytes'])}/s"
+    elif reply["part"]:
+        text = f"stopped at {reply['part']:.0%}, {text}"
+    else:
+        text += f", {reply['passes']} passes so far"
+    return (
+        f"{text}; {reply['damaged']} damaged chunks found by this pass; since the node started "
+        f"{reply['damage_healed']} were repaired, {reply['damage_left']} are left"
+    )
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
