@@ -39,8 +39,9 @@ simulate: setup ## the seeded simulations: SEED=n
 soak: setup ## kill nodes at random under load: MINUTES=n SEED=n
 	CLUSTERFS_SEED=$(SEED) CLUSTERFS_SOAK_MINUTES=$(MINUTES) pytest -q -s --timeout=0 tests/mount/test_kill.py
 
-bench: setup ## the table of docs/performance.md
+bench: setup ## the tables of docs/performance.md
 	python -m bench
+	python -m bench dlm
 
 transcripts: setup ## rewrite the expected effects in tests/transcripts; review the diff
 	CLUSTERFS_REWRITE_TRANSCRIPTS=1 pytest -q tests/unit tests/property -k transcript

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench import files, fio
+from bench.dlm import report
 from clusterfs.cli.dev import Cluster
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -34,7 +35,9 @@ Table = dict[str, dict[str, float]]  # row -> column -> median
 
 
 def main() -> int:
-    """Measure, print, record."""
+    """Measure, print, record. `dlm` as the first word: the lock manager alone."""
+    if sys.argv[1:2] == ["dlm"]:
+        return report.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runtime", type=float, default=3, help="seconds of each fio job")
