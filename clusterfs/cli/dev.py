@@ -261,7 +261,7 @@ def _start(node: Node) -> None:
         raise SetupError(f"{node.name}: the supervisor of its last run does not end")
     clear_mount(node.mount)
     _make_folder(node.mount)
-    command = [sys.executable, "-m", "clusterfs.cli.mount", str(node.config), str(node.mount)]
+    command = [sys.executable, "-P", "-m", "clusterfs.cli.mount", str(node.config), str(node.mount)]
     command += ["-o", f"log={node.log},pidfile={node.pidfile}"]
     done = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:

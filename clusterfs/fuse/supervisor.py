@@ -220,7 +220,10 @@ def _run_daemon(main: Main, beat: Beat, ready: ReadyPipe, parent: int) -> int:
         _print(f"clusterfs: {wrong}")  # for the log, or the terminal
         return 1
     except BaseException as bug:
-        ready.failed(f"the daemon failed: {type(bug).__name__}: {bug}")
+        first: BaseException = bug
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        ready.failed(f"the daemon failed: {type(first).__name__}: {first}")
         raise
 
 

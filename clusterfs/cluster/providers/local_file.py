@@ -256,10 +256,13 @@ def _make_private(path: str, *, found: bool) -> None:
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        mode = stat.S_IMODE(os.stat(path).st_mode)  # noqa: PTH116
+        there = os.stat(path)  # noqa: PTH116
     except FileNotFoundError as error:
         missing = "its folder does not exist" if found else "the brick's cluster is not there"
         raise SetupError(f"cluster file {path}: {missing}") from error
+    if not found and not there.st_size:
+        raise SetupError(f"cluster file {path} is empty: restore the brick's cluster")
+    mode = stat.S_IMODE(there.st_mode)
     if mode & 0o077:
         raise SetupError(f"cluster file {path} holds the secret but has mode {mode:04o}: chmod 600")
 

@@ -180,6 +180,10 @@ def test_a_readable_secret_a_missing_folder_and_a_missing_file_are_refused(
     with pytest.raises(SetupError, match="not there"):
         LocalFile(tmp_path / "typo.db").create(found=False)
     assert not (tmp_path / "typo.db").exists()
+    (tmp_path / "empty.db").touch(0o600)
+    with pytest.raises(SetupError, match="is empty"):
+        LocalFile(tmp_path / "empty.db").create(found=False)
+    assert not (tmp_path / "empty.db").stat().st_size
     file.close()
 
 
