@@ -21,6 +21,7 @@ FilesystemError            EIO
 |-- StaleHandle            EIO       the handle died: another node changed its file meanwhile
 |-- Unavailable            EIO       the cluster is away and on_lost=eio
 |   `-- ProviderAway       EIO       the store of views did not answer; trying again may help
+|-- Interrupted            EINTR     a signal ended the caller's wait; nothing had happened yet
 |-- WouldBlock             EAGAIN    a *_nowait call would have to wait
 |-- VersionMismatch        EIO       the object is not at the expected version
 |-- ChunkCorrupted         EIO       no good copy of a chunk
@@ -167,6 +168,12 @@ class Unavailable(FilesystemError):
 
 class ProviderAway(Unavailable):
     """The store that keeps the views did not answer; trying again may help."""
+
+
+class Interrupted(FilesystemError):
+    """A signal asked the caller to end while the request waited, before it changed anything."""
+
+    errno: ClassVar[int] = errno.EINTR
 
 
 class WouldBlock(FilesystemError):

@@ -7,6 +7,7 @@ exactly once.
 """
 
 from clusterfs.errors import DirectoryNotEmpty, NoSuchEntry
+from clusterfs.fs import asking
 from clusterfs.fs.handles import OpenDirectory
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import DIRECTORY, ENTRY, Entry, decode_entry
@@ -84,7 +85,8 @@ class Directories:
             opened.complete = len(names) < _PAGE
 
     async def _scan(self, directory: Inode, after: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        rows = await self._volume.scan(
-            directory.object_id, directory.group, ENTRY, ENTRY + after, limit
-        )
+        with asking.interruptibly():
+            rows = await self._volume.scan(
+                directory.object_id, directory.group, ENTRY, ENTRY + after, limit
+            )
         return [(key[len(ENTRY) :], decode_entry(value)) for key, value in rows]

@@ -27,6 +27,7 @@ from clusterfs.errors import (
     Unavailable,
     WouldBlock,
 )
+from clusterfs.fs import asking
 from clusterfs.fs.attributes import MAXIMUM_SIZE, Record
 from clusterfs.fs.handles import Handles, OpenFile
 from clusterfs.fs.inodes import Inode
@@ -136,6 +137,7 @@ class Files:
         operation = partial(self._read, inode, offset, size, cached=page_io)
         if not page_io:
             return await self._gate.run(operation, rerun=True)
+        asking.changing()  # a mapping that cannot be read is a SIGBUS
         with inode.parking(offset, size):
             return await self._gate.run(operation, rerun=True)
 
@@ -178,7 +180,8 @@ class Files:
             try:
                 pieces.append(piece.newer or self._volume.read_nowait(*piece.place(inode)))
             except WouldBlock:
-                pieces.append(await self._volume.read(*piece.place(inode)))
+                with asking.interruptibly():
+                    pieces.append(await self._volume.read(*piece.place(inode)))
         return _cut(pieces, offset % BLOCK_BYTES, end - offset)
 
     def _pieces(self, inode: Inode, first: int, beyond: int) -> list["_Piece"]:
@@ -230,9 +233,11 @@ class Files:
         inode = opened.inode
         self.slow_writes += 1
         if page_io:
+            asking.changing()  # the page cache took it already
             await self._write_pages(opened, offset, data)
         else:
             await self._gate.run(partial(self._write, opened, offset, data))
+        asking.changing()
         if self._writeback.pressed:
             await self._relieve(inode)
         if inode.pages_possible and not page_io:
@@ -327,11 +332,13 @@ class Files:
         for index in missing:
             stripe = inode.stripe(index // STRIPE_BLOCKS)
             place = (stripe.object_id, stripe.group, index % STRIPE_BLOCKS, 1)
-            old[index] = await self._volume.read(*place)
+            with asking.interruptibly():
+                old[index] = await self._volume.read(*place)
         if not missing:
             await self._writeback.flush(inode)
             room = (length + 2 * BLOCK_BYTES) & -BLOCK_BYTES
-            await self._volume.reserve(room)
+            with asking.interruptibly():
+                await self._volume.reserve(room)
             self._volume.unreserve(room)  # taken again, to the block, without an await between
 
     def _accept(

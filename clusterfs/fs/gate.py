@@ -12,6 +12,7 @@ from typing import TypeVar
 import trio
 
 from clusterfs.errors import Unavailable
+from clusterfs.fs import asking
 from dlm.errors import LockLost
 
 _RETRY_S = 0.02
@@ -86,17 +87,19 @@ class Gate:
             while not self.passable():
                 if self._fail_when_lost:
                     raise Unavailable("this node is out of the cluster")
-                if self.closed:
-                    await self._opened.wait()
-                else:
-                    await trio.sleep(_RETRY_S)
+                with asking.interruptibly():
+                    if self.closed:
+                        await self._opened.wait()
+                    else:
+                        await trio.sleep(_RETRY_S)
         finally:
             self.stalled -= 1
 
     async def _wait_lost(self, generation: int) -> None:
         """Wait for the loss to be told to us: the locks may hear of it before we do."""
         while self.generation == generation and not self._fail_when_lost:
-            await trio.sleep(_RETRY_S)
+            with asking.interruptibly():
+                await trio.sleep(_RETRY_S)
             if self.passable():
                 return
         if self._fail_when_lost:

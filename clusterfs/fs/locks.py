@@ -18,12 +18,13 @@ Invariants (`validate`):
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from clusterfs.errors import Interrupted
 from clusterfs.fs import asking
 from clusterfs.fs.ports import Lock, Name
 from dlm.errors import DeadlockVictim, LockLost
@@ -264,14 +265,16 @@ class CachedLock:
     async def _wait(self, waiter: _Waiter, queue: deque[_Waiter] | None = None) -> None:
         if self._cache.lost:
             raise LockLost
+        writeback = queue is not None
         queue = self._waiters if queue is None else queue
         queue.append(waiter)
         self._advance()
         if waiter.served:
             return
         try:
-            await waiter.event.wait()
-        except trio.Cancelled:
+            with nullcontext() if writeback else asking.interruptibly():
+                await waiter.event.wait()
+        except (trio.Cancelled, Interrupted):
             self._withdraw(waiter, queue)
             raise
         if waiter.lost:

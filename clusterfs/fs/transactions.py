@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import trio
 
 from clusterfs.errors import NoSuchEntry, NotADirectory, OutOfSpace, Unavailable, WouldBlock
+from clusterfs.fs import asking
 from clusterfs.fs.attributes import Record, decode, encode
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import RECORD
@@ -121,7 +122,8 @@ class Transactions:
         try:
             return self._volume.fetch_nowait(inode.object_id, inode.group, keys)
         except WouldBlock:
-            return await self._volume.fetch(inode.object_id, inode.group, keys)
+            with asking.interruptibly():
+                return await self._volume.fetch(inode.object_id, inode.group, keys)
 
     async def commit(self, *edits: Edit) -> None:
         """Make edits of exclusively used inodes happen together."""
@@ -147,6 +149,7 @@ class Transactions:
         for edit in edits:
             if not edit.creates:
                 edit.inode.lock.require(PR)
+        asking.changing()
         epoch = self._volume.epoch
         sent = [*changes, *(edit.change(epoch) for edit in edits)]
         sizes = [edit.committed_size() if edit.record else 0 for edit in edits]

@@ -4,7 +4,7 @@
  * pyfuse3's calls to them; each does its part and calls libfuse's own.
  *
  *   fuse_session_new     copies the table of operations and wraps init, read, write and write_buf
- *   fuse_session_mount   puts our writev on the session's descriptor, which sees every reply
+ *   fuse_session_mount   puts our writev on the session's descriptor, which sees every reply, and our read, which sees every request
  *   fuse_reply_open,
  *   fuse_reply_create    say to that writev that the next reply opens a direct_io handle
  *   fuse_add_direntry_plus   lists a name without a lookup if its generation is UNLOOKED
@@ -56,7 +56,9 @@ static bool init_completed;     /* the INIT reply went through our writev */
 static bool allow_mmap;         /* ... and asked for DIRECT_IO_ALLOW_MMAP */
 static unsigned protocol_minor; /* the kernel's */
 static bool page_io;            /* the request being handled is the page cache's own */
+static uint64_t unique;         /* the kernel's number of the request that was received last */
 static pid_t pid;               /* whose request it is */
+static PyObject *on_interrupt;  /* called with the number of a request whose program got a signal */
 static bool opening_direct;     /* the next reply opens a direct_io handle */
 
 /* ---- replies ---- */
@@ -86,10 +88,32 @@ static ssize_t complete_and_writev(int fd, struct iovec *parts, int count, void 
     return writev(fd, parts, count);
 }
 
+static void tell_interrupt(uint64_t number)
+{
+    if (!on_interrupt)
+        return;
+    PyObject *answer = PyObject_CallFunction(on_interrupt, "K", (unsigned long long)number);
+    if (!answer)
+        PyErr_WriteUnraisable(on_interrupt);
+    Py_XDECREF(answer);
+}
+
+/* The kernel sends FUSE_INTERRUPT after the request that it names, and expects no answer. libfuse gets it too, and only takes a
+ * note. */
 static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
 {
     (void)userdata;
-    return read(fd, buffer, size);
+    ssize_t length = read(fd, buffer, size);
+    if (length < (ssize_t)sizeof(struct fuse_in_header))
+        return length;
+    const struct fuse_in_header *header = buffer;
+    if (header->opcode != FUSE_INTERRUPT) {
+        unique = header->unique;
+        pid = header->pid;
+    } else if (length >= (ssize_t)(sizeof *header + sizeof(struct fuse_interrupt_in))) {
+        tell_interrupt(((const struct fuse_interrupt_in *)(header + 1))->unique);
+    }
+    return length;
 }
 
 EXPORTED int fuse_reply_open(fuse_req_t request, const struct fuse_file_info *opened)
@@ -140,7 +164,6 @@ static void tuned_init(void *userdata, struct fuse_conn_info *connection)
 static void flagged_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset, struct fuse_file_info *file)
 {
     page_io = file->lock_owner == 0; /* the kernel names an owner for every read(2) that goes past the page cache */
-    pid = fuse_req_ctx(request)->pid;
     inner.read(request, inode, size, offset, file);
 }
 
@@ -148,7 +171,6 @@ static void flagged_write(fuse_req_t request, fuse_ino_t inode, const char *data
                           struct fuse_file_info *file)
 {
     page_io = file->writepage;
-    pid = fuse_req_ctx(request)->pid;
     inner.write(request, inode, data, size, offset, file);
 }
 
@@ -156,7 +178,6 @@ static void flagged_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_
                               struct fuse_file_info *file)
 {
     page_io = file->writepage;
-    pid = fuse_req_ctx(request)->pid;
     inner.write_buf(request, inode, data, offset, file);
 }
 
@@ -172,6 +193,7 @@ EXPORTED struct fuse_session *fuse_session_new(struct fuse_args *arguments, cons
     wrapped.write = flagged_write;
     wrapped.write_buf = flagged_write_buf;
     mounted = init_completed = allow_mmap = page_io = opening_direct = false;
+    unique = 0;
     pid = 0;
     session = libfuse.session_new(arguments, &wrapped, sizeof wrapped, userdata);
     return session;
@@ -194,6 +216,19 @@ static PyObject *current_is_page_io(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
     return PyBool_FromLong(page_io);
+}
+
+static PyObject *current_request(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(unique);
+}
+
+static PyObject *call_on_interrupt(PyObject *module, PyObject *callback)
+{
+    (void)module;
+    Py_XSETREF(on_interrupt, Py_NewRef(callback));
+    Py_RETURN_NONE;
 }
 
 static PyObject *current_pid(PyObject *module, PyObject *unused)
@@ -225,7 +260,10 @@ static PyMethodDef functions[] = {
     {"current_is_page_io", current_is_page_io, METH_NOARGS,
      "Tell whether the READ or WRITE being handled is the page cache's own; ask before the first await."},
     {"current_pid", current_pid, METH_NOARGS,
-     "Return the process whose READ or WRITE is being handled; ask before the first await."},
+     "Return the thread whose request is being handled, 0: not known; ask before the first await."},
+    {"current_request", current_request, METH_NOARGS,
+     "Return the kernel's number of the request being handled; ask before the first await."},
+    {"call_on_interrupt", call_on_interrupt, METH_O, "Call this with the number of each request that the kernel interrupts."},
     {"session_fd", session_fd, METH_NOARGS, "Return the session's /dev/fuse descriptor, or -1."},
     {"hooked", hooked, METH_NOARGS, "Tell whether pyfuse3 mounted through this module, over a libfuse it knows."},
     {"negotiated", negotiated, METH_NOARGS, "Return what the INIT reply settled."},

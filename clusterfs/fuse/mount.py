@@ -23,6 +23,7 @@ from clusterfs.fuse import notify
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.dropping import Dropping
 from clusterfs.fuse.kernel import SessionKernel
+from clusterfs.fuse.requests import requests
 from clusterfs.fuse.unmounting import (
     abort_connection,
     clear_dead,
@@ -114,6 +115,7 @@ class Mount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._answer, nursery.cancel_scope)
             nursery.start_soon(self._watch, nursery.cancel_scope)
+            nursery.start_soon(requests.run)
             await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
             self._tune()
             task_status.started()

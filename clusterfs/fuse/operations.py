@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from clusterfs.errors import WouldBlock
-from clusterfs.fs import asking
 from clusterfs.fs.results import Attributes, Caller, Changes, Entry, Listed, Opened, Status
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
 from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.replies import replying
+from clusterfs.fuse.requests import requests
 
 if TYPE_CHECKING:
     from clusterfs.fs.filesystem import Filesystem
@@ -40,7 +40,6 @@ class Operations(pyfuse3.Operations):
         self._fs = filesystem
         self._cached = cached
         self._is_page_io = native.current_is_page_io
-        self._pid = native.current_pid
 
     def use_kernel(self, kernel: SessionKernel) -> Callable[[], list[int]]:
         """Make room in the table of cached inodes through this kernel; returns what lists them."""
@@ -173,8 +172,8 @@ class Operations(pyfuse3.Operations):
         try:
             return self._fs.read_nowait(handle, offset, size, page_io=page_io)
         except WouldBlock:
-            asking.begin("read", self._pid())
-            return await self._fs.read(handle, offset, size, page_io=page_io)
+            with requests.under_way("read"):
+                return await self._fs.read(handle, offset, size, page_io=page_io)
 
     @replying
     async def write(self, handle: int, offset: int, data: bytes) -> int:
@@ -182,8 +181,8 @@ class Operations(pyfuse3.Operations):
         try:
             return self._fs.write_nowait(handle, offset, data, page_io=page_io)
         except WouldBlock:
-            asking.begin("write", self._pid())
-            return await self._fs.write(handle, offset, data, page_io=page_io)
+            with requests.under_way("write"):
+                return await self._fs.write(handle, offset, data, page_io=page_io)
 
     @replying
     async def flush(self, handle: int) -> None:

@@ -3,8 +3,8 @@
 An expected failure becomes its errno; the log says why, if that is EIO. A bug becomes a logged EIO:
 any other exception would end the main loop, and with it the mount.
 
-Whoever looks at locks is told which request this is, and whose: a request's context, where it has
-one, is its last argument.
+Whoever looks at locks is told which request this is, and whose; and a request whose program was
+told to end may be interrupted.
 """
 
 import errno
@@ -15,13 +15,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import structlog
 
 from clusterfs.errors import FilesystemError
-from clusterfs.fs import asking
 from clusterfs.fuse.binding import pyfuse3
+from clusterfs.fuse.requests import requests
 from dlm.errors import LockError
 
 log = structlog.get_logger()
 
-_SAY_THEMSELVES = ("read", "write")  # whose they are, and only if they have to wait
+_SAY_THEMSELVES = ("read", "write")  # and only if they have to wait
 
 Self = TypeVar("Self")
 Parameters = ParamSpec("Parameters")
@@ -37,14 +37,16 @@ def replying(
 
     @functools.wraps(handler)
     async def replied(self: Self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
-        if told:
-            asking.begin(operation, getattr(args[-1], "pid", 0) if args else 0)
+        number = requests.begin(operation) if told else None
         try:
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as failure:
             raise pyfuse3.FUSEError(errno_of(failure, operation, args)) from failure
+        finally:
+            if number is not None:
+                requests.end(number)
 
     return cast("Callable[Concatenate[Self, Parameters], Coroutine[Any, Any, Answer]]", replied)
 
