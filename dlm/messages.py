@@ -311,11 +311,12 @@ _BY_TAG: dict[object, type[Message]] = {
     kind.__struct_config__.tag: kind for kind in get_args(Message)
 }
 _BYTES = (bytes,)
+_pack = msgpack.Packer().pack  # packb makes a packer for every call
 
 
 def encode(message: Message) -> bytes:
     """Return the message as MessagePack."""
-    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=_BYTES))
+    packed: bytes = _pack(msgspec.to_builtins(message, builtin_types=_BYTES))
     return packed
 
 
@@ -332,7 +333,7 @@ def encode_all(messages: list[Message]) -> bytes:
     if len(messages) == 1:
         return encode(messages[0])
     bodies = [msgspec.to_builtins(message, builtin_types=_BYTES) for message in messages]
-    packed: bytes = msgpack.packb(bodies)
+    packed: bytes = _pack(bodies)
     return packed
 
 

@@ -32,7 +32,7 @@ from dlm.events import (
     Tick,
     Withdraw,
 )
-from dlm.messages import Message, Status, decode_all, encode_all
+from dlm.messages import Message, Status, decode_all, encode, encode_all
 from dlm.modes import Flags, Mode, is_down
 
 __all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name", "Owner"]
@@ -96,8 +96,8 @@ class Lockspace:
         self._claimed: trio.Event | None = None  # somebody waits for names to be known
         self._armed_s = inf  # when `run` wakes up by itself
         self._alarm = trio.Event()
-        self._sent: Counter[str] = Counter()
-        self._received: Counter[str] = Counter()
+        self._sent: Counter[type[Message]] = Counter()
+        self._received: Counter[type[Message]] = Counter()
         self._asked = self._converted = self._demoted = self._unlocked = 0
         self.batches_sent = 0
         self.batches_received = 0
@@ -112,10 +112,16 @@ class Lockspace:
         """Take a peer's message; raises BadMessage if it is none."""
         messages = decode_all(message)
         self.batches_received += 1
-        with self._together():
+        received = self._received
+        before, self._corked = self._corked, True
+        try:
             for decoded in messages:
-                self._received[type(decoded).__name__] += 1
+                received[type(decoded)] += 1
                 self._handle(Received(sender, decoded))
+        finally:
+            self._corked = before
+        if self._outbox and not before:
+            self._send_batches()
 
     async def run(self) -> None:
         """Let time pass until this node is removed.
@@ -328,8 +334,9 @@ class Lockspace:
             "unlock": self._unlocked,
         }
         counters = {
-            "sent": dict(self._sent),
-            "received": dict(self._received),
+            "sent": {kind.__name__: count for kind, count in self._sent.items()},
+            "received": {kind.__name__: count for kind, count in self._received.items()},
+            "batches": {"sent": self.batches_sent, "received": self.batches_received},
             "operations": operations,
         }
         return describe(self._core, self._now(), only_busy=only_busy) | counters
@@ -395,11 +402,12 @@ class Lockspace:
 
     def _handle(self, event: Event, use: _Use | None = None) -> None:
         """Let the core decide, then do what it asks for."""
-        effects = self._core.handle(event, self._now())
+        core, waiting = self._core, self._effects
+        effects = core.handle(event, self._now())
         if use is not None:
             use.status = None
-        self._effects.extend(effects)
-        if self._core.deadline_s < self._armed_s:
+        waiting.extend(effects)
+        if core.deadline_s < self._armed_s:
             self._alarm.set()
         if self._claimed is not None:
             self._claimed.set()
@@ -408,8 +416,8 @@ class Lockspace:
             return
         self._carrying_out = True
         try:
-            while self._effects:
-                self._carry_out(self._effects.popleft())
+            while waiting:
+                self._carry_out(waiting.popleft())
         finally:
             self._carrying_out = False
         if self._outbox and not self._corked:
@@ -429,14 +437,22 @@ class Lockspace:
     def _send_batches(self) -> None:
         outbox, self._outbox = self._outbox, {}
         for node, messages in outbox.items():
+            if len(messages) == 1:
+                self.batches_sent += 1
+                self._send(node, encode(messages[0]))
+                continue
             for first in range(0, len(messages), _BATCH):
                 self.batches_sent += 1
                 self._send(node, encode_all(messages[first : first + _BATCH]))
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):
-            self._sent[type(effect.message).__name__] += 1
-            self._outbox.setdefault(effect.node, []).append(effect.message)
+            node, message = effect.node, effect.message
+            self._sent[type(message)] += 1
+            if node in self._outbox:
+                self._outbox[node].append(message)
+            else:
+                self._outbox[node] = [message]
         elif isinstance(effect, Complete):
             self._complete(effect)
         else:
