@@ -28,6 +28,7 @@ from clusterfs.errors import (
     WouldBlock,
 )
 from clusterfs.fs import asking
+from clusterfs.fs.atomic import AtomicWrites
 from clusterfs.fs.attributes import MAXIMUM_SIZE, Record
 from clusterfs.fs.handles import Handles, OpenFile
 from clusterfs.fs.inodes import Inode
@@ -51,6 +52,7 @@ class Files:
 
     def __init__(self, parts: Parts) -> None:
         self.handles = Handles()
+        self.atomic = AtomicWrites(parts, self.handles, self.load_for_change)
         self.truncation = Truncation(parts.volume, parts.transactions, parts.writeback)
         self.fast_reads = self.slow_reads = 0
         self.fast_writes = self.slow_writes = 0
@@ -106,6 +108,7 @@ class Files:
         opened = self.handles.close(handle)
         if not isinstance(opened, OpenFile):
             return None
+        self.atomic.released(opened)
         opened.inode.open_lock.release()
         return opened.inode
 
@@ -113,9 +116,12 @@ class Files:
 
     def read_nowait(self, handle: int, offset: int, size: int, *, page_io: bool = False) -> bytes:
         """Read if that needs no waiting. Raises WouldBlock."""
-        inode = self.handles.file(handle).inode
+        opened = self.handles.file(handle)
+        inode = opened.inode
         lock = inode.lock
-        if (page_io and inode.writers) or not self._gate.passable() or not lock.shared_nowait():
+        if opened.staged is not None or (page_io and inode.writers):
+            raise WouldBlock
+        if not self._gate.passable() or not lock.shared_nowait():
             raise WouldBlock
         try:
             if inode.record is None:
@@ -132,11 +138,14 @@ class Files:
 
         `page_io`: it fills the page cache.
         """
-        inode = self.handles.file(handle).inode
+        opened = self.handles.file(handle)
+        inode = opened.inode
         self.slow_reads += 1
         operation = partial(self._read, inode, offset, size, cached=page_io)
         if not page_io:
-            return await self._gate.run(operation, rerun=True)
+            data = await self._gate.run(operation, rerun=True)
+            staged = opened.staged
+            return data if staged is None else staged.overlay(inode, offset, size, data)
         asking.changing()  # a mapping that cannot be read is a SIGBUS
         with inode.parking(offset, size):
             return await self._gate.run(operation, rerun=True)
@@ -210,6 +219,8 @@ class Files:
         opened = self.handles.file(handle)
         opened.require_alive()
         inode = opened.inode
+        if opened.staged is not None and not page_io:
+            return opened.staged.write(inode, offset, data)
         if (
             page_io
             or inode.pages_possible

@@ -98,6 +98,7 @@ class Filesystem:
         self.read = self._files.read
         self.write_nowait = self._files.write_nowait
         self.write = self._files.write
+        self.atomic = self._files.atomic
 
     # -- life
 

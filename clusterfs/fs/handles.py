@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from clusterfs.errors import InvalidArgument, StaleHandle
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import Entry
+
+if TYPE_CHECKING:
+    from clusterfs.fs.atomic import Staged
 
 Kind = TypeVar("Kind", bound="OpenFile | OpenDirectory")
 
@@ -14,7 +17,16 @@ Kind = TypeVar("Kind", bound="OpenFile | OpenDirectory")
 class OpenFile:
     """One open file."""
 
-    __slots__ = ("append", "dead", "direct_io", "handle", "inode", "privileged", "writable")
+    __slots__ = (
+        "append",
+        "dead",
+        "direct_io",
+        "handle",
+        "inode",
+        "privileged",
+        "staged",
+        "writable",
+    )
 
     def __init__(self, handle: int, inode: Inode, flags: int, *, privileged: bool) -> None:
         self.handle = handle
@@ -23,6 +35,7 @@ class OpenFile:
         self.append = bool(flags & os.O_APPEND)
         self.direct_io = self.writable
         self.privileged = privileged  # its writes keep setuid and setgid bits
+        self.staged: Staged | None = None  # the atomic transaction that it is in
         self.dead = False  # this node was lost, and the file changed elsewhere meanwhile
 
     def require_alive(self) -> None:

@@ -3,7 +3,7 @@
  * This module defines functions of libfuse's names. It is imported with RTLD_GLOBAL before pyfuse3, so the dynamic linker binds
  * pyfuse3's calls to them; each does its part and calls libfuse's own.
  *
- *   fuse_session_new     copies the table of operations and wraps init, read, write and write_buf
+ *   fuse_session_new     copies the table of operations, wraps init, read, write and write_buf, and adds what _requests.c serves
  *   fuse_session_mount   puts our writev on the session's descriptor, which sees every reply, and our read, which sees every request
  *   fuse_reply_open,
  *   fuse_reply_create    say to that writev that the next reply opens a direct_io handle
@@ -26,6 +26,8 @@
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#include "_requests.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -192,6 +194,7 @@ EXPORTED struct fuse_session *fuse_session_new(struct fuse_args *arguments, cons
     wrapped.read = flagged_read;
     wrapped.write = flagged_write;
     wrapped.write_buf = flagged_write_buf;
+    complete_operations(&wrapped);
     mounted = init_completed = allow_mmap = page_io = opening_direct = false;
     unique = 0;
     pid = 0;
@@ -267,6 +270,8 @@ static PyMethodDef functions[] = {
     {"session_fd", session_fd, METH_NOARGS, "Return the session's /dev/fuse descriptor, or -1."},
     {"hooked", hooked, METH_NOARGS, "Tell whether pyfuse3 mounted through this module, over a libfuse it knows."},
     {"negotiated", negotiated, METH_NOARGS, "Return what the INIT reply settled."},
+    {"set_dispatcher", set_dispatcher, METH_O,
+     "Serve more requests than pyfuse3: dispatch(kind, request, *arguments); before pyfuse3.init. None: no more."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -297,7 +302,7 @@ PyMODINIT_FUNC PyInit__native(void)
     PyObject *unlooked = PyLong_FromUnsignedLongLong(UNLOOKED);
     if (module && (!unlooked || PyModule_AddObjectRef(module, "UNLOOKED", unlooked) < 0 ||
                    PyModule_AddIntConstant(module, "LIBFUSE_VERSION", fuse_version()) < 0 ||
-                   PyModule_AddIntConstant(module, "KNOWN_LIBFUSE", KNOWN_LIBFUSE) < 0))
+                   PyModule_AddIntConstant(module, "KNOWN_LIBFUSE", KNOWN_LIBFUSE) < 0 || add_request_type(module) < 0))
         Py_CLEAR(module);
     Py_XDECREF(unlooked);
     return module;

@@ -89,6 +89,8 @@ class Mount:
         Raises SetupError, one line for the operator.
         """
         require_mountable(self.mountpoint)
+        self._further = operations.further
+        native.set_dispatcher(self._further.dispatch)
         try:
             pyfuse3.init(operations, self.mountpoint, self.options.strings())
         except RuntimeError as failure:
@@ -113,6 +115,7 @@ class Mount:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests until the filesystem is unmounted; started once the root answers."""
         async with trio.open_nursery() as nursery:
+            self._further.use(nursery)
             nursery.start_soon(self._answer, nursery.cancel_scope)
             nursery.start_soon(self._watch, nursery.cancel_scope)
             nursery.start_soon(requests.run)

@@ -1,8 +1,9 @@
 """Kernel request to filesystem call and back; nothing is decided here.
 
 pyfuse3 calls one method per request, each in a task of its own, so requests overlap at every await.
-The methods translate arguments (fields of a request into plain ints, bytes and Structs) and results
-(Structs into pyfuse3's types). `replying` turns whatever is raised into an errno.
+Requests that it does not know are in further.py. The methods translate arguments (fields of a
+request into plain ints, bytes and Structs) and results (Structs into pyfuse3's types). `replying`
+turns whatever is raised into an errno.
 
 Whether a READ or WRITE is the page cache's own, and whose it is, can be asked only before the first
 await.
@@ -19,6 +20,7 @@ from clusterfs.errors import WouldBlock
 from clusterfs.fs.results import Attributes, Caller, Changes, Entry, Listed, Opened, Status
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
+from clusterfs.fuse.further import Further
 from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.replies import replying
 from clusterfs.fuse.requests import requests
@@ -40,6 +42,7 @@ class Operations(pyfuse3.Operations):
         self._fs = filesystem
         self._cached = cached
         self._is_page_io = native.current_is_page_io
+        self.further = Further(filesystem)
 
     def use_kernel(self, kernel: SessionKernel) -> Callable[[], list[int]]:
         """Make room in the table of cached inodes through this kernel; returns what lists them."""
@@ -122,10 +125,6 @@ class Operations(pyfuse3.Operations):
     async def access(self, inode: int, mask: int, ctx: Any) -> bool:
         await self._fs.access(inode, mask, _caller_with_groups(ctx))
         return True
-
-    @replying
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
-        await self._fs.setxattr(inode, name, value, 0, _caller(ctx))
 
     @replying
     async def getxattr(self, inode: int, name: bytes, _ctx: Any) -> bytes:

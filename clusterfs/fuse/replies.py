@@ -9,13 +9,13 @@ told to end may be interrupted.
 
 import errno
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import structlog
 
 from clusterfs.errors import FilesystemError
-from clusterfs.fuse.binding import pyfuse3
+from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.requests import requests
 from dlm.errors import LockError
 
@@ -49,6 +49,23 @@ def replying(
                 requests.end(number)
 
     return cast("Callable[Concatenate[Self, Parameters], Coroutine[Any, Any, Answer]]", replied)
+
+
+def answering(
+    handler: Callable[..., Awaitable[None]], operation: str
+) -> Callable[..., Coroutine[Any, Any, None]]:
+    """Make a handler that answers a native request itself answer with an errno if it raises."""
+
+    async def answered(whose: tuple[int, int], request: native.Request, *arguments: Any) -> None:
+        number = requests.begin(operation, whose)
+        try:
+            await handler(request, *arguments)
+        except Exception as failure:
+            request.error(errno_of(failure, operation, arguments))
+        finally:
+            requests.end(number)
+
+    return answered
 
 
 def errno_of(failure: BaseException, operation: str, arguments: tuple[Any, ...]) -> int:

@@ -30,10 +30,10 @@ class Requests:
         self._news = trio.Event()
         self.interrupts = 0
 
-    def begin(self, operation: str) -> int:
-        """Note the request that was just received; returns its number, for `end`."""
-        number = native.current_request()
-        self._running[number] = asking.begin(operation, native.current_pid())
+    def begin(self, operation: str, whose: tuple[int, int] | None = None) -> int:
+        """Note a request of (number, pid), the one just received; returns the number, for `end`."""
+        number, pid = whose or (native.current_request(), native.current_pid())
+        self._running[number] = asking.begin(operation, pid)
         return number
 
     def end(self, number: int) -> None:

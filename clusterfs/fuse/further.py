@@ -1,0 +1,119 @@
+"""The requests that pyfuse3 has no handler for: each is served by a task and answered by it.
+
+The native extension calls `dispatch` from within pyfuse3's main loop; it starts a task and returns,
+so receiving goes on. Nothing is decided here; `answering` turns whatever is raised into an errno.
+"""
+
+import errno
+import struct
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from clusterfs import atomic
+from clusterfs.fs.results import Caller
+from clusterfs.fuse.binding import native
+from clusterfs.fuse.replies import answering
+
+if TYPE_CHECKING:
+    from clusterfs.fs.filesystem import Filesystem
+
+_NUMBER = struct.Struct("=Q")
+_FLAGS = struct.Struct("=I")
+
+Handler = Callable[..., Awaitable[None]]
+
+
+class Further:
+    """Serves them through one filesystem."""
+
+    def __init__(self, filesystem: "Filesystem") -> None:
+        self._fs = filesystem
+        self._nursery: trio.Nursery | None = None
+        self._handlers: dict[str, Handler] = {
+            "fallocate": self._fallocate,
+            "ioctl": self._ioctl,
+            "setxattr": self._setxattr,
+        }
+        self._ioctls: dict[int, Callable[[int, bytes], Awaitable[bytes]]] = {
+            atomic.BEGIN: self._begin,
+            atomic.JOIN: self._join,
+            atomic.START: self._start,
+            atomic.COMMIT: self._commit,
+            atomic.ABORT: self._abort,
+            atomic.GET_FEATURES: self._features,
+        }
+
+    def use(self, nursery: trio.Nursery) -> None:
+        """Serve in this nursery."""
+        self._nursery = nursery
+
+    def dispatch(self, kind: str, request: native.Request, *arguments: Any) -> None:
+        """Take a request; it is answered later."""
+        if self._nursery is None:
+            request.error(errno.EIO)
+            return
+        handler = answering(self._handlers[kind], kind)
+        whose = native.current_request(), native.current_pid()
+        self._nursery.start_soon(handler, whose, request, *arguments)
+
+    async def _fallocate(
+        self, request: native.Request, handle: int, mode: int, offset: int, length: int
+    ) -> None:
+        await self._fs.fallocate(handle, offset, length, mode)
+        request.error(0)
+
+    async def _setxattr(
+        self, request: native.Request, inode: int, name: bytes, value: bytes, flags: int
+    ) -> None:
+        uid, gid, pid, umask = request.context()
+        await self._fs.setxattr(inode, name, value, flags, Caller(uid, gid, pid, umask))
+        request.error(0)
+
+    # ---- ioctl ----
+
+    async def _ioctl(
+        self,
+        request: native.Request,
+        _inode: int,
+        handle: int,
+        command: int,
+        _argument: int,
+        _flags: int,
+        data: bytes,
+        room: int,
+    ) -> None:
+        serve = self._ioctls.get(command)
+        if serve is None or not handle:
+            request.error(errno.ENOTTY)
+            return
+        answer = await serve(handle, data)
+        request.ioctl(0, answer[:room])
+
+    async def _begin(self, handle: int, _data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return _NUMBER.pack(self._fs.atomic.begin(handle))
+
+    async def _join(self, handle: int, data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self._fs.atomic.join(handle, _NUMBER.unpack(data)[0])
+        return b""
+
+    async def _start(self, handle: int, _data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self._fs.atomic.begin(handle)
+        return b""
+
+    async def _commit(self, handle: int, _data: bytes) -> bytes:
+        await self._fs.atomic.commit(handle)
+        return b""
+
+    async def _abort(self, handle: int, _data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self._fs.atomic.abort(handle)
+        return b""
+
+    async def _features(self, _handle: int, _data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return _FLAGS.pack(atomic.FEATURE_ATOMIC_WRITE)
