@@ -246,8 +246,8 @@ class Daemon:
             self._incarnation,
             lambda node, message: self.mesh.send(node, LOCKS, message),
             lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
-            on_deadlock=lambda story: self._log.warning("deadlock", story=story),
         )
+        locks.on_deadlock = lambda story: self._log.warning("deadlock", story=story)
         self._nursery.start_soon(locks.run)
         return locks
 

@@ -5,6 +5,7 @@ LockError              EIO        a bug or a broken peer
 |-- LockBusy           EBUSY      an operation on this lock is already in flight
 |-- LockCancelled      ECANCELED  the request was cancelled before it was granted
 |-- DeadlockVictim     EDEADLK    this request was chosen to give way
+|-- NotOffered         EINVAL     the dialect in use has no such mode, flag or name
 |-- LockLost           ESTALE     this node was removed while holding or asking
 `-- PeerLost           EHOSTDOWN  the peer is no longer a member; the call may or may not have run
 """
@@ -44,6 +45,12 @@ class DeadlockVictim(LockError):
     """
 
     errno: ClassVar[int] = errno.EDEADLK
+
+
+class NotOffered(LockError):
+    """The dialect in use has no such mode, flag, name or length, or not in this combination."""
+
+    errno: ClassVar[int] = errno.EINVAL
 
 
 class LockLost(LockError):

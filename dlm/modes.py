@@ -33,12 +33,16 @@ class Flags(enum.IntFlag):
     QUECVT = 0x10  # a conversion that waits behind other conversions
     IVVALBLK = 0x20  # where VALBLK would write, invalidate instead
     CONVDEADLK = 0x40  # in a conversion deadlock: demote what we hold to NL and wait
+    PERSISTENT = 0x80  # outlives the process that took it (see dlm/dialect.py)
     NODLCKWT = 0x100  # wait also in a conversion deadlock; this wait is no part of any deadlock
     NODLCKBLK = 0x200  # what is held by this keeps nobody in a deadlock
     EXPEDITE = 0x400  # a new NL request, granted whatever the queues say
     NOQUEUEBAST = 0x800  # with NOQUEUE: tell the holders although we do not wait
     HEADQUE = 0x1000  # wait at the head of the queue
     NOORDER = 0x2000  # be granted as soon as nothing granted conflicts
+    ORPHAN = 0x4000  # take over a lock that outlived its process (see dlm/dialect.py)
+    ALTPR = 0x8000  # be content with PR if that can be had earlier
+    ALTCW = 0x10000  # be content with CW if that can be had earlier
 
 
 class Transfer(enum.IntEnum):
@@ -64,6 +68,13 @@ def may_queue_conversion(held: Mode, wanted: Mode) -> bool:
     return bool(_QUECVT[held] >> wanted & 1)
 
 
+def alternate(wanted: Mode, flags: int) -> Mode | None:
+    """Return the other mode that a request with ALTPR or ALTCW is content with."""
+    if flags & _ALTPR and wanted is not Mode.PR:
+        return Mode.PR
+    return Mode.CW if flags & _ALTCW and wanted is not Mode.CW else None
+
+
 def floor(held: Mode, wanted: Mode, flags: int) -> Mode:
     """Return what the holder surely still has while its conversion is undecided.
 
@@ -86,6 +97,7 @@ INCOMPATIBLE: tuple[tuple[Mode, ...], ...] = tuple(
 _MIDDLE = (Mode.PR, Mode.CW)
 _PR_PLUS_CW = Mode.PR + Mode.CW
 _CONVDEADLK = int(Flags.CONVDEADLK)
+_ALTPR, _ALTCW = int(Flags.ALTPR), int(Flags.ALTCW)
 _QUECVT = (0b111110, 0b111100, 0b111000, 0b110100, 0b100000, 0b000000)
 
 _N, _R, _W = Transfer.NOTHING, Transfer.READ, Transfer.WRITE

@@ -34,6 +34,7 @@ from dlm.events import (
 )
 from dlm.messages import Message, Status, decode_all, encode, encode_all
 from dlm.modes import Flags, Mode, is_down
+from dlm.profiles import PROFILES
 
 __all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name", "Owner"]
 
@@ -70,8 +71,11 @@ class Lockspace:
         incarnation: this start of it.
         send: passes an encoded message to a node; ordered, lossless while both are members.
         now: seconds, monotonic; for waiting times in dumps.
-        lvb_bytes: the length of every value block.
-        on_deadlock: is told the story of each deadlock that a lock of this node gives way in.
+        lvb_bytes: the length of every value block; by default what the profile says.
+        profile: by whose rules locks are granted: native (which are those of fs/dlm), fsdlm or
+            o2dlm. `dlm.dialect` speaks their languages.
+
+    `on_deadlock`, if set, is told the story of each deadlock that a lock of this node gives way in.
     """
 
     def __init__(
@@ -81,14 +85,17 @@ class Lockspace:
         send: Callable[[int, bytes], None],
         now: Callable[[], float],
         *,
-        lvb_bytes: int = 64,
-        on_deadlock: Callable[[str], None] | None = None,
+        lvb_bytes: int | None = None,
+        profile: str = "native",
     ) -> None:
+        self.profile = PROFILES[profile]
+        self.value_bytes = lvb_bytes or self.profile.value_bytes
+        self.profile.check_value_bytes(self.value_bytes)
         self._core = LockspaceCore(me, incarnation)
+        self._core.here.rules = self.profile.rules
         self._send = send
         self._now = now
-        self._lvb_bytes = lvb_bytes
-        self._on_deadlock = on_deadlock
+        self.on_deadlock: Callable[[str], None] | None = None
         self._effects: deque[Effect] = deque()
         self._carrying_out = False
         self._corked = False
@@ -175,9 +182,30 @@ class Lockspace:
             LockCancelled: `cancel` was called.
             LockLost: this node was removed.
         """
-        lock = Lock(name, owner, _Use(blocking))
+        lock = self.prepare(name, owner, blocking)
         lock.lvb = lvb
-        return await self._acquire(Acquire(lock, mode, int(flags)))
+        return await self.acquire(lock, mode, flags=flags)
+
+    def prepare(
+        self, name: Name, owner: Owner | str = "", blocking: Blocking | None = None
+    ) -> Lock:
+        """Return a lock for `acquire`, which others can then cancel while it waits."""
+        return Lock(name, owner, _Use(blocking))
+
+    async def acquire(
+        self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS, new: bool = False
+    ) -> Lock:
+        """Wait until a lock that was prepared is held; see `lock`, and with `new`, `lock_new`."""
+        use = lock.context
+        assert isinstance(use, _Use)
+        self._asked += 1
+        self._handle(Acquire(lock, mode, int(flags), new=new))
+        try:
+            await self._finish(lock, use)
+        except trio.Cancelled:
+            self._abandon(lock, use)
+            raise
+        return lock
 
     async def lock_new(
         self,
@@ -194,9 +222,7 @@ class Lockspace:
         (unless members are changing just now). The caller tells the name to nobody else but by
         writing it where others need a lock to read it that this node holds in CW, PW or EX.
         """
-        return await self._acquire(
-            Acquire(Lock(name, owner, _Use(blocking)), mode, int(flags), new=True)
-        )
+        return await self.acquire(self.prepare(name, owner, blocking), mode, flags=flags, new=True)
 
     async def lock_many(
         self,
@@ -294,7 +320,7 @@ class Lockspace:
         self._unlocked += 1
 
     def cancel(self, lock: Lock) -> None:
-        """Let the waiting conversion of `lock` fail with LockCancelled, if it still waits."""
+        """Let what `lock` waits for fail with LockCancelled, if it still waits."""
         self._handle(Withdraw(lock))
 
     def use(self, lock: Lock, owner: Owner) -> None:
@@ -347,19 +373,6 @@ class Lockspace:
 
     # -- below -----------------------------------------------------------------------------------
 
-    async def _acquire(self, event: Acquire) -> Lock:
-        lock = event.lock
-        use = lock.context
-        assert isinstance(use, _Use)
-        self._asked += 1
-        self._handle(event)
-        try:
-            await self._finish(lock, use)
-        except trio.Cancelled:
-            self._abandon(lock, use)
-            raise
-        return lock
-
     def _change(self, lock: Lock, mode: Mode, flags: Flags, lvb: bytes | None) -> _Use:
         use = lock.context
         assert isinstance(use, _Use)
@@ -370,7 +383,7 @@ class Lockspace:
     def _checked(self, flags: Flags, lvb: bytes | None) -> int:
         if lvb is None:
             return int(flags)
-        assert len(lvb) == self._lvb_bytes, len(lvb)
+        assert len(lvb) == self.value_bytes, len(lvb)
         return int(flags) | _VALBLK
 
     async def _finish(self, lock: Lock, use: _Use) -> None:
@@ -462,8 +475,8 @@ class Lockspace:
         use = effect.lock.context
         assert isinstance(use, _Use)
         use.status = effect.status
-        if effect.status is Status.DEADLOCK and self._on_deadlock is not None:
-            self._on_deadlock(effect.lock.deadlock)
+        if effect.status is Status.DEADLOCK and self.on_deadlock is not None:
+            self.on_deadlock(effect.lock.deadlock)
         if use.done is not None:
             use.done.set()
         if use.abandoned and effect.status is Status.GRANTED and effect.lock.granted is not None:

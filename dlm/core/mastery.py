@@ -103,7 +103,7 @@ class Mastery:
         if resource is None:
             self.idle.pop(request.root, None)
             name = Name(request.root, request.leaf)
-            resource = tree.resources[request.leaf] = Resource(name, here.epoch)
+            resource = tree.resources[request.leaf] = here.rules(name, here.epoch)
         copy = Copy(request.origin, request.lock, resource, request.owner)
         copy.requested, copy.flags, copy.since_s = request.mode, request.flags, here.now_s
         copy.uses_lvb = bool(request.flags & LVB_FLAGS)

@@ -27,10 +27,15 @@ _CONVDEADLK = int(Flags.CONVDEADLK)
 
 
 def rebuild(
-    name: Name, epoch: int, records: Reported, old: Resource | None, now_s: float
+    name: Name,
+    epoch: int,
+    records: Reported,
+    old: Resource | None,
+    now_s: float,
+    rules: type[Resource] = Resource,
 ) -> Resource:
     """Return the resource; `old` is what we had of it if we mastered it before."""
-    resource = Resource(name, epoch)
+    resource = rules(name, epoch)
     copies = [_copy(node, record, resource) for node, record in records]
     _decide_modes(copies, [record for _, record in records])
     _keep_waiting_times(copies, old, now_s)

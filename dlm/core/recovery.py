@@ -176,7 +176,7 @@ class Recovery:
         for name, records in reported.items():
             old_tree = old_trees.get(name.root)
             old = None if old_tree is None else old_tree.resources.get(name.leaf)
-            resources.append(rebuild(name, here.epoch, records, old, here.now_s))
+            resources.append(rebuild(name, here.epoch, records, old, here.now_s, here.rules))
         return resources
 
 

@@ -13,10 +13,11 @@ Invariants: see `validate`.
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 
+from dlm.core import conversion_deadlock
 from dlm.core.master_copy import LVB_FLAGS, Copy, must_be_told, place
 from dlm.events import Name
 from dlm.messages import Blocking, Denied, Granted, Message, Queued, Status
-from dlm.modes import INCOMPATIBLE, LVB_TRANSFER, Flags, Mode, Transfer, is_down
+from dlm.modes import INCOMPATIBLE, LVB_TRANSFER, Flags, Mode, Transfer, alternate, is_down
 
 Send = Callable[[int, Message], None]
 
@@ -30,6 +31,7 @@ _EXPEDITE = int(Flags.EXPEDITE)
 _NOQUEUEBAST = int(Flags.NOQUEUEBAST)
 _HEADQUE = int(Flags.HEADQUE)
 _NOORDER = int(Flags.NOORDER)
+_ALTERNATE = int(Flags.ALTPR | Flags.ALTCW)
 
 _NEW_READS = Transfer.READ
 
@@ -74,7 +76,7 @@ class Resource:
             self._tell_blockers_of_refused(copy, send)
         else:
             self._enqueue(self.waiting, copy, send)
-            self._tell_blockers(self.granted, copy, send)
+            self._tell_blockers(self._told(), copy, send)
 
     def convert(self, copy: Copy, mode: Mode, flags: int, lvb: bytes | None, send: Send) -> None:
         """Grant, queue or refuse a change of a granted lock's mode, and say which."""
@@ -87,7 +89,7 @@ class Resource:
             self.settle(send)
         elif not flags & _NOQUEUE and (other := self._deadlocked(copy)):
             self._convert_in_deadlock(copy, other, send)
-        elif other := self._jammed_by(copy):
+        elif other := conversion_deadlock.jammed_by(self.converting, copy):
             self._refuse_in_deadlock(copy, other, send)
         else:
             self._queue_conversion(copy, send)
@@ -170,10 +172,9 @@ class Resource:
             first.extend(other for other in self._queued_before(copy) if _is_for_good(other))
         for through in first:
             waiter = through or copy
-            assert waiter.requested is not None
             for holder in tuple(holders):
                 assert holder.granted is not None
-                if holder is not waiter and not holder.granted.compatible(waiter.requested):
+                if holder is not waiter and _is_in_the_way(holder.granted, waiter):
                     del holders[holder]
                     yield holder, through
 
@@ -249,7 +250,24 @@ class Resource:
 
     # -- granting --------------------------------------------------------------------------------
 
-    def _grantable(  # noqa: PLR0911  one return a rule, as in the original
+    def _grantable(self, copy: Copy, *, now: bool, recover: bool = False) -> bool:
+        """Decide whether a copy may have its mode, or another that it is content with.
+
+        If it is the other one, that is what it requests from here on.
+        """
+        if self._fits(copy, now=now, recover=recover):
+            return True
+        if not copy.flags & _ALTERNATE or (copy.granted is not None and self._deadlocked(copy)):
+            return False
+        wanted, other = copy.requested, alternate(copy.requested or Mode.NL, copy.flags)
+        if other is not None:
+            copy.requested = other
+            if self._fits(copy, now=now):
+                return True
+            copy.requested = wanted
+        return False
+
+    def _fits(  # noqa: PLR0911  one return a rule, as in the original
         self, copy: Copy, *, now: bool, recover: bool = False
     ) -> bool:
         """Decide by the tests of fs/dlm's _can_be_granted, in its order.
@@ -339,41 +357,12 @@ class Resource:
             return
         del self.granted[copy]
         self._enqueue(self.converting, copy, send)
-        self._tell_blockers(self.granted, copy, send)
+        self._tell_blockers(self._told(), copy, send)
 
     # -- conversion deadlock ---------------------------------------------------------------------
 
     def _deadlocked(self, copy: Copy) -> Copy | None:
-        """Return a conversion ahead that waits for our held mode (or behind, and we for its)."""
-        held, wanted = copy.granted, copy.requested
-        assert held is not None
-        assert wanted is not None
-        ahead = True
-        for other in self.converting:
-            if other is copy:
-                ahead = False
-                continue
-            assert other.granted is not None
-            assert other.requested is not None
-            if not held.compatible(other.requested) and (
-                ahead or not other.granted.compatible(wanted)
-            ):
-                return other
-        return None
-
-    def _jammed_by(self, copy: Copy) -> Copy | None:
-        """Return one that a HEADQUE conversion would overtake, and wait for.
-
-        fs/dlm does not look for this, and lets both wait for ever.
-        """
-        if copy.flags & (_HEADQUE | _NODLCKWT | _NOQUEUE) != _HEADQUE:
-            return None
-        assert copy.requested is not None
-        for other in self.converting:
-            assert other.granted is not None
-            if not other.granted.compatible(copy.requested):
-                return other
-        return None
+        return conversion_deadlock.opponent(self.converting, copy)
 
     def _convert_in_deadlock(self, copy: Copy, other: Copy, send: Send) -> None:
         if copy.flags & _CONVDEADLK:
@@ -390,7 +379,7 @@ class Resource:
             self._refuse_in_deadlock(copy, other, send)
 
     def _refuse_in_deadlock(self, copy: Copy, other: Copy, send: Send) -> None:
-        story = f"{_stand(copy)}; {_stand(other)}; each waits for the other"
+        story = conversion_deadlock.tell(copy, other)
         copy.requested = None
         send(copy.node, Denied(self.epoch, copy.lock, Status.DEADLOCK, copy.granted, story))
 
@@ -415,6 +404,10 @@ class Resource:
 
     # -- telling holders -------------------------------------------------------------------------
 
+    def _told(self) -> Iterable[Copy]:
+        """Return whom it is of use to tell that they are in the way."""
+        return self.granted
+
     def _tell_blockers(self, holders: Iterable[Copy], blocked: Copy, send: Send) -> None:
         """Tell those whom this one request waits for, when it begins to wait."""
         wanted = blocked.requested
@@ -430,7 +423,7 @@ class Resource:
 
     def _tell_holders(self, blocked: Mode, send: Send, *, cw: bool) -> None:
         """Tell all holders of the strongest mode that anybody still waits for."""
-        for holder in self.granted:
+        for holder in self._told():
             assert holder.granted is not None
             if holder.granted is Mode.PR and cw:
                 told = holder.highbast >= Mode.EX
@@ -459,17 +452,15 @@ class Resource:
             self.lvb_sequence += 1
 
 
+def _is_in_the_way(held: Mode, waiter: Copy) -> bool:
+    """Tell whether a waiter can have neither its mode nor the other one that it is content with."""
+    assert waiter.requested is not None
+    if held.compatible(waiter.requested):
+        return False
+    other = alternate(waiter.requested, waiter.flags)
+    return other is None or not held.compatible(other)
+
+
 def _is_for_good(copy: Copy) -> bool:
     """Tell whether nothing but a grant is to end this wait."""
     return not copy.flags & _NODLCKWT
-
-
-def _stand(copy: Copy) -> str:
-    """Say who holds what and wants what."""
-    assert copy.granted is not None
-    assert copy.requested is not None
-    who = copy.owner or f"lock {copy.lock}"
-    return (
-        f"{who} on node {copy.node} holds {copy.granted.name} "
-        f"and wants {copy.requested.name} on {copy.resource.name.spelt()}"
-    )

@@ -8,6 +8,7 @@ from collections import deque
 
 from xxhash import xxh3_64_intdigest
 
+from dlm.core.resource import Resource
 from dlm.core.waits import Waits
 from dlm.effects import Effect, Send
 from dlm.messages import Message
@@ -29,12 +30,14 @@ class Situation:
         "members",
         "misdirected",
         "now_s",
+        "rules",
         "told_epoch",
         "waits",
     )
 
     def __init__(self, me: int, incarnation: int) -> None:
         self.me = me
+        self.rules: type[Resource] = Resource  # of those mastered here
         self.incarnation = incarnation
         self.epoch = 0  # as last entered
         self.told_epoch = 0  # in which our records last went out

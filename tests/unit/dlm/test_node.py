@@ -249,7 +249,7 @@ async def test_one_of_two_transactions_that_wait_for_each_other_is_told_the_whol
     told: list[str] = []
     victims: list[str] = []
     for space in cluster.spaces.values():
-        space._now, space._on_deadlock = trio.current_time, told.append
+        space._now, space.on_deadlock = trio.current_time, told.append
 
     async def transact(space: Lockspace, label: str, first: bytes, second: bytes) -> None:
         owner = Owner(label)
