@@ -17,7 +17,7 @@ import trio
 from dlm.core.dump import describe
 from dlm.core.lockspace import LockspaceCore
 from dlm.effects import Complete, Effect, Notify, Send
-from dlm.errors import DeadlockVictim, LockCancelled, LockLost, WouldBlock
+from dlm.errors import WouldBlock
 from dlm.events import (
     Acquire,
     Change,
@@ -35,32 +35,13 @@ from dlm.events import (
 from dlm.messages import Message, Status, decode_all, encode, encode_all
 from dlm.modes import Flags, Mode, is_down
 from dlm.profiles import PROFILES
+from dlm.uses import Blocking, Use
 
 __all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name", "Owner"]
 
-Blocking = Callable[[Lock, Mode], None]
-
-_FAILURES = {
-    Status.WOULD_BLOCK: WouldBlock,
-    Status.DEADLOCK: DeadlockVictim,
-    Status.CANCELLED: LockCancelled,
-    Status.LOST: LockLost,
-}
 NO_FLAGS = Flags(0)
 _BATCH = 500  # messages in one frame
 _VALBLK = int(Flags.VALBLK)
-
-
-class _Use:
-    """What this shell keeps with a lock."""
-
-    __slots__ = ("abandoned", "blocking", "done", "status")
-
-    def __init__(self, blocking: Blocking | None) -> None:
-        self.blocking = blocking
-        self.status: Status | None = None  # how the operation under way ended
-        self.done: trio.Event | None = None  # somebody waits for that
-        self.abandoned = False  # nobody wants the lock that was asked for
 
 
 class Lockspace:
@@ -190,18 +171,18 @@ class Lockspace:
         self, name: Name, owner: Owner | str = "", blocking: Blocking | None = None
     ) -> Lock:
         """Return a lock for `acquire`, which others can then cancel while it waits."""
-        return Lock(name, owner, _Use(blocking))
+        return Lock(name, owner, Use(blocking))
 
     async def acquire(
         self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS, new: bool = False
     ) -> Lock:
         """Wait until a lock that was prepared is held; see `lock`, and with `new`, `lock_new`."""
         use = lock.context
-        assert isinstance(use, _Use)
+        assert isinstance(use, Use)
         self._asked += 1
         self._handle(Acquire(lock, mode, int(flags), new=new))
         try:
-            await self._finish(lock, use)
+            await use.finish(lock)
         except trio.Cancelled:
             self._abandon(lock, use)
             raise
@@ -243,10 +224,10 @@ class Lockspace:
             LockCancelled: `cancel` was called; none is held.
             LockLost: this node was removed.
         """
-        asked: list[tuple[Lock, _Use]] = []
+        asked: list[tuple[Lock, Use]] = []
         with self._together():
             for name in names:
-                use = _Use(blocking)
+                use = Use(blocking)
                 asked.append((Lock(name, owner, use), use))
                 self._asked += 1
                 self._handle(Acquire(asked[-1][0], mode, int(flags)))
@@ -289,7 +270,7 @@ class Lockspace:
         use = self._change(lock, mode, flags, lvb)
         self._converted += 1
         try:
-            await self._finish(lock, use)
+            await use.finish(lock)
         except trio.Cancelled:
             self._handle(Withdraw(lock))
             raise
@@ -373,9 +354,9 @@ class Lockspace:
 
     # -- below -----------------------------------------------------------------------------------
 
-    def _change(self, lock: Lock, mode: Mode, flags: Flags, lvb: bytes | None) -> _Use:
+    def _change(self, lock: Lock, mode: Mode, flags: Flags, lvb: bytes | None) -> Use:
         use = lock.context
-        assert isinstance(use, _Use)
+        assert isinstance(use, Use)
         bits = self._checked(flags, lvb)
         self._handle(Change(lock, mode, bits, lvb), use)
         return use
@@ -386,26 +367,14 @@ class Lockspace:
         assert len(lvb) == self.value_bytes, len(lvb)
         return int(flags) | _VALBLK
 
-    async def _finish(self, lock: Lock, use: _Use) -> None:
-        if use.status is None:
-            use.done = trio.Event()
-            try:
-                await use.done.wait()
-            finally:
-                use.done = None
-        assert use.status is not None
-        failure = _FAILURES.get(use.status)
-        if failure is not None:
-            raise failure(lock.deadlock or repr(lock))
-
-    async def _granted(self, lock: Lock, use: _Use) -> Lock | None:
+    async def _granted(self, lock: Lock, use: Use) -> Lock | None:
         try:
-            await self._finish(lock, use)
+            await use.finish(lock)
         except WouldBlock:
             return None
         return lock
 
-    def _abandon(self, lock: Lock, use: _Use) -> None:
+    def _abandon(self, lock: Lock, use: Use) -> None:
         """Nobody waits for this new lock any more; if it is granted all the same, give it back."""
         use.abandoned = True
         if use.status is None:
@@ -413,7 +382,7 @@ class Lockspace:
         elif lock.granted is not None:  # it came after the cancellation, before we ran
             self._handle(Release(lock))
 
-    def _handle(self, event: Event, use: _Use | None = None) -> None:
+    def _handle(self, event: Event, use: Use | None = None) -> None:
         """Let the core decide, then do what it asks for."""
         core, waiting = self._core, self._effects
         effects = core.handle(event, self._now())
@@ -473,7 +442,7 @@ class Lockspace:
 
     def _complete(self, effect: Complete) -> None:
         use = effect.lock.context
-        assert isinstance(use, _Use)
+        assert isinstance(use, Use)
         use.status = effect.status
         if effect.status is Status.DEADLOCK and self.on_deadlock is not None:
             self.on_deadlock(effect.lock.deadlock)
@@ -484,7 +453,7 @@ class Lockspace:
 
     def _notify(self, effect: Notify) -> None:
         use, lock = effect.lock.context, effect.lock
-        assert isinstance(use, _Use)
+        assert isinstance(use, Use)
         if use.blocking is None or use.abandoned:
             return
         if lock.granted is not None and not lock.granted.compatible(effect.mode):

@@ -1,0 +1,44 @@
+"""What the shell keeps with each lock: whom to tell, who waits for it, and how that ended."""
+
+from collections.abc import Callable
+
+import trio
+
+from dlm.errors import DeadlockVictim, LockCancelled, LockLost, WouldBlock
+from dlm.events import Lock
+from dlm.messages import Status
+from dlm.modes import Mode
+
+Blocking = Callable[[Lock, Mode], None]
+
+_FAILURES = {
+    Status.WOULD_BLOCK: WouldBlock,
+    Status.DEADLOCK: DeadlockVictim,
+    Status.CANCELLED: LockCancelled,
+    Status.LOST: LockLost,
+}
+
+
+class Use:
+    """One lock's user."""
+
+    __slots__ = ("abandoned", "blocking", "done", "status")
+
+    def __init__(self, blocking: Blocking | None) -> None:
+        self.blocking = blocking
+        self.status: Status | None = None  # how the operation under way ended
+        self.done: trio.Event | None = None  # somebody waits for that
+        self.abandoned = False  # nobody wants the lock that was asked for
+
+    async def finish(self, lock: Lock) -> None:
+        """Wait until the operation under way has ended; raises what it failed with."""
+        if self.status is None:
+            self.done = trio.Event()
+            try:
+                await self.done.wait()
+            finally:
+                self.done = None
+        assert self.status is not None
+        failure = _FAILURES.get(self.status)
+        if failure is not None:
+            raise failure(lock.deadlock or repr(lock))
