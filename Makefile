@@ -36,7 +36,8 @@ demo: setup ## three nodes on this machine do what the filesystem is for
 simulate: setup ## the seeded simulations: SEED=n
 	CLUSTERFS_SEED=$(SEED) pytest -q tests/simulation tests/crash
 
-soak: setup ## kill nodes at random under load: MINUTES=n SEED=n
+soak: setup ## every small store workload cut everywhere, then kill nodes at random: MINUTES=n SEED=n
+	CLUSTERFS_SEED=$(SEED) CLUSTERFS_EXHAUSTIVE=1 pytest -q --timeout=0 tests/crash
 	CLUSTERFS_SEED=$(SEED) CLUSTERFS_SOAK_MINUTES=$(MINUTES) pytest -q -s --timeout=0 tests/mount/test_kill.py
 
 bench: setup ## the tables of docs/performance.md

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from clusterfs.errors import OutOfSpace
 from clusterfs.sim.disk import Fate, SimulatedDisk
+from clusterfs.sim.recovered import recovered
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -350,6 +351,18 @@ class Trial:
         life = await self.next_life(self.disk.crash(at, fate), at)
         life.store.validate()
         await life.store.close()
+
+    def check_cold(self, at: int, fate: Fate) -> None:
+        """Cut the power after `at` events, look at what is left, run fsck, and compare."""
+        self.check_cold_of(self.disk, at, fate, at)
+
+    def check_cold_of(self, brick: SimulatedDisk, events: int, fate: Fate, at: int) -> None:
+        """The same for a brick that this one, cut after `at` events, became."""
+        report, found = recovered(
+            brick.crash(events, fate), range(1, _CLIENTS + 1), range(1, self._sequence + 1)
+        )
+        assert not report.problems, report.problems
+        self._step_of(found, at)
 
     async def next_life(self, brick: SimulatedDisk, at: int) -> "Trial":
         """Open what is left of the brick after `at` events, compare, and return its own trial."""

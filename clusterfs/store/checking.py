@@ -118,7 +118,7 @@ class Checker:
             return
         try:
             self._opening.inspect(superblock, len(self._disk.segments()))
-            self.state, self._contents = self._opening.contents.state, self._opening.contents
+            self.state, self.contents = self._opening.contents.state, self._opening.contents
             self._check_state()
             if data:
                 self._check_logs()
@@ -200,7 +200,7 @@ class Checker:
         for object_id in self.objects():
             for block, cid in self.state.placed(object_id, 0, 1 << 32):
                 yield object_id, block, cid
-        for prepared in self._contents.outcomes.prepared.values():
+        for prepared in self.contents.outcomes.prepared.values():
             for change in prepared.changes:
                 for operation in change.operations:
                     if isinstance(operation, Placed):
