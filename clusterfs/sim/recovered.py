@@ -39,8 +39,8 @@ def _content(
             place = state.chunks.find(cid)
             assert place is not None, f"chunk {cid}"
             data = read_chunk(disk.read, place[0])
-            assert xxh3_64_intdigest(data) == place[1], f"chunk {cid}"
-            blocks.append((block, blake3(data).digest(8)))
+            is_right = xxh3_64_intdigest(data) == place[1]
+            blocks.append((block, blake3(data).digest(8) if is_right else b"damaged"))
         keys = state.scan(object_id, b"", b"", 1 << 30)
         objects[object_id] = (head.version, head.group, keys, blocks)
     names = [(c, s) for c in clients for s in sequences]

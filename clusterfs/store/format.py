@@ -39,6 +39,8 @@ HEADER_BYTES = _HEADER.size
 INLINE_RECORD_BYTES = BLOCK_BYTES - HEADER_BYTES
 _CHECKSUM = struct.Struct("<Q")
 _CHECKSUM_AT = HEADER_BYTES - _CHECKSUM.size
+_OWN_CHECKSUM = struct.Struct("<I")
+_OWN_AT = _CHECKSUM_AT - _OWN_CHECKSUM.size
 
 _FRAGMENT = struct.Struct("<B3xIIQQ")
 FRAGMENT_BYTES = _FRAGMENT.size
@@ -117,7 +119,7 @@ def finish_log(memory: memoryview, header: Header, records: bytes | bytearray) -
 
 
 def _pack_header(header: Header) -> bytes:
-    return _HEADER.pack(
+    packed = _HEADER.pack(
         MAGIC,
         FORMAT_VERSION,
         header.kind,
@@ -136,10 +138,12 @@ def _pack_header(header: Header) -> bytes:
         0,
         header.checksum,
     )
+    own = _OWN_CHECKSUM.pack(xxhash.xxh32_intdigest(packed[:_OWN_AT]))
+    return packed[:_OWN_AT] + own + packed[_CHECKSUM_AT:]
 
 
 def parse_header(block: bytes | memoryview, store_id: bytes) -> Header | None:
-    """Return the header if the block starts like a log of this store; nothing is verified yet."""
+    """Return the header if the block starts with one of this store; the log is not verified yet."""
     if len(block) < BLOCK_BYTES or block[: len(MAGIC)] != MAGIC:
         return None
     fields = _HEADER.unpack_from(block)
@@ -151,7 +155,7 @@ def parse_header(block: bytes | memoryview, store_id: bytes) -> Header | None:
         or kind not in (KIND_DATA, KIND_MARK)
     ):
         return None
-    if stream >= STREAMS or fields[15]:
+    if stream >= STREAMS or fields[15] != xxhash.xxh32_intdigest(block[:_OWN_AT]):
         return None
     blocks = blocks_needed(header.record_bytes, header.payload_blocks)
     return header if header.length_bytes == blocks * BLOCK_BYTES else None

@@ -10,6 +10,7 @@ A transaction acts only when its COMMIT fragment is inside the valid run.
 Closed here, each with a test of its name in tests/crash (the holes are those of dm-writeboost):
   * a flipped bit in an old log does not drop the newer ones silently;
   * a lost log does not let the former lap's log in its place be applied;
+  * the same where its header is what rotted, at the start of a segment: the logs behind it tell;
   * a stale log after a rewritten one is not applied, however valid by itself;
   * ids and lengths are believed only under the checksum.
 """
@@ -94,6 +95,10 @@ class LogReader:
         content = self._disk.read(segment, block * BLOCK_BYTES, length_bytes)
         return version if has_checksum(content, checksum) else None
 
+    def holds_something(self, segment: int) -> bool:
+        """Tell whether the segment was ever written to."""
+        return any(self._disk.read(segment, 0, BLOCK_BYTES))
+
     def chain(self, segment: int, first_id: int, last_id: int) -> Iterator[ValidLog]:
         """Yield the segment's logs, from its first block, while they are valid.
 
@@ -140,6 +145,7 @@ class Recovery:
         self._segments = segments
         # By stream: of the transaction that is open.
         self._pending: list[list[tuple[Fragment, ValidLog, int]]] = [[] for _ in range(STREAMS)]
+        self._suspects: list[int] = []  # segments whose first log has no readable header
         self._heads: dict[int, list[tuple[int, int]]] = {}  # id -> (segment, _) of first logs
 
     def run(self, tail: Tail, epoch: int) -> Recovered:
@@ -163,7 +169,10 @@ class Recovery:
         for segment in self._disk.segments():
             self._refuse_newer(segment, 0)
             header = self._reader.header(segment, 0)
-            if header is not None and header.id >= tail.next_id:
+            if header is None:
+                if segment not in self._segments.used and self._reader.holds_something(segment):
+                    self._suspects.append(segment)
+            elif header.id >= tail.next_id:
                 self._heads.setdefault(header.id, []).append((segment, 0))
 
     def _next(self, tail: Tail, epoch: int) -> ValidLog | None:
@@ -238,6 +247,8 @@ class Recovery:
         for place in tail.places:
             if place.segment >= 0:
                 yield from self._reader.anywhere(place.segment, place.block)
+        for segment in self._suspects:
+            yield from self._reader.anywhere(segment, 0)
         for log_id, places in self._heads.items():
             if log_id >= tail.next_id:
                 for segment, block in places:

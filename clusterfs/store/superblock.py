@@ -2,6 +2,7 @@
 
 Invariants:
   * a brick of another cluster, another store, or a newer format is refused, by name;
+  * a flipped bit anywhere in it is noticed: it names the logs that are this brick's;
   * the epoch is raised durably before the log is written: no two openings share one.
 """
 
@@ -10,6 +11,7 @@ import uuid
 from typing import Annotated
 
 import msgspec
+from xxhash import xxh3_64_hexdigest
 
 from clusterfs.errors import SetupError
 from clusterfs.store.disk import Disk
@@ -27,6 +29,13 @@ class Superblock(msgspec.Struct, frozen=True):
     cluster_id: str  # "" while the brick belongs to none
     segment_bytes: Annotated[int, msgspec.Meta(gt=0)]
     epoch: int
+    checksum: str = ""  # xxh3_64 of this JSON with an empty checksum, in hexadecimal
+
+    def sealed(self) -> "Superblock":
+        """Return it with the right checksum."""
+        bare = msgspec.structs.replace(self, checksum="")
+        checksum = xxh3_64_hexdigest(msgspec.json.encode(bare))
+        return msgspec.structs.replace(self, checksum=checksum)
 
     @property
     def store_bytes(self) -> bytes:
@@ -77,11 +86,16 @@ def _parse(content: bytes) -> Superblock:
         uuid.UUID(found.store_id)
     except (msgspec.ValidationError, ValueError) as error:
         raise SetupError(f"brick.json is damaged ({error})") from error
+    if found != found.sealed():
+        raise SetupError(
+            "brick.json is damaged (its checksum is wrong); restore it from a copy, or let the "
+            "node synchronise a new brick: clusterfs fsck --set-aside"
+        )
     return found
 
 
 def enter_epoch(disk: Disk, superblock: Superblock, seen: int) -> Superblock:
     """Raise the epoch above all before, durably."""
     entered = msgspec.structs.replace(superblock, epoch=max(superblock.epoch, seen) + 1)
-    disk.write_superblock(msgspec.json.encode(entered))
+    disk.write_superblock(msgspec.json.encode(entered.sealed()))
     return entered

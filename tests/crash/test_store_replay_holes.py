@@ -200,3 +200,23 @@ async def test_a_log_of_a_newer_version_is_refused_and_is_no_torn_tail(
     again = await Store.open(brick, KEY, options=SMALL)
     await again.close()
     await trial.store.close()
+
+
+async def test_a_flipped_bit_in_the_first_header_of_a_segment_is_no_torn_tail() -> None:
+    """Replay looked for more logs only behind its last one, and in segments with a good header."""
+    trial = await open_trial(7)
+    while True:
+        await trial.transact()
+        await trial.sync()
+        logs = writes(trial.disk)
+        if len(logs) > 1 and logs[-1].offset == 0:
+            last = logs[-1]
+            break
+    await trial.transact()
+    await trial.sync()
+    for offset in range(96):
+        brick = trial.disk.killed()
+        brick.rot(last.segment, offset)
+        with pytest.raises(BrickDamaged, match="was durable"):
+            await Store.open(brick, KEY, options=SMALL)
+    await trial.store.close()

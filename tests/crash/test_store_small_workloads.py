@@ -44,7 +44,7 @@ TINY = msgspec.structs.replace(
     SMALL, segment_bytes=64 << 10, size_limit_bytes=1 << 20, cache_bytes=0
 )
 EXHAUSTIVE = bool(os.environ.get("CLUSTERFS_EXHAUSTIVE"))
-PART = 1 if EXHAUSTIVE else 6
+PART = 1 if EXHAUSTIVE else 2
 SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
 
 

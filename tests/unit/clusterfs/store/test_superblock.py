@@ -61,6 +61,10 @@ def test_another_store_is_refused() -> None:
         ({"magic": "else"}, "not of a clusterfs brick"),
         ({"store_id": "x"}, "damaged"),
         ({"segment_bytes": -1}, "damaged"),
+        ({"segment_bytes": 2 << 20}, "checksum is wrong"),
+        ({"store_id": OTHER}, "checksum is wrong"),
+        ({"epoch": 0}, "checksum is wrong"),
+        ({"checksum": ""}, "checksum is wrong"),
     ],
 )
 def test_what_is_no_brick_of_ours_is_refused(change: dict[str, object], message: str) -> None:
