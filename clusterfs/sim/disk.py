@@ -163,8 +163,10 @@ class SimulatedDisk:
         self.fail_syncs = False
         self.fail_commits = False
         self.full = False
-        self.table_full = False  # commits raise ENOSPC while the ballast is there
+        self.table_full = False  # commits raise ENOSPC, but for one from the ballast
         self.ballast = False
+        self._spare = False
+        self.others_bytes = 0  # what others take of the filesystem
         self.cached = True  # read_nowait finds everything
 
     # -- faults
@@ -207,8 +209,9 @@ class SimulatedDisk:
     def _commit(self, event: Event) -> None:
         if self.fail_commits:
             raise OSError(errno.EIO, "simulated failure of the table")
-        if self.table_full and self.ballast:
+        if self.table_full and not self._spare:
             raise OSError(errno.ENOSPC, "simulated full disk")
+        self._spare = False
         self._record(event)
 
     # -- Disk
@@ -237,7 +240,7 @@ class SimulatedDisk:
 
     def create_segment(self, segment: int, size_bytes: int) -> None:
         """Create it, unless the disk is full."""
-        if self.full:
+        if self.full or self.free_bytes() < size_bytes:
             raise OSError(errno.ENOSPC, "simulated full disk")
         self._record(Created(segment, size_bytes))
 
@@ -269,14 +272,15 @@ class SimulatedDisk:
     def free_bytes(self) -> int:
         """Return what new segments may take."""
         used = sum(len(data) for data in self.medium.segments.values())
-        return max(0, self._size_bytes - used)
+        return max(0, self._size_bytes - used - self.others_bytes)
 
     def hold_ballast(self) -> None:
         """Have room for one more commit when the table is full."""
-        self.ballast = True
+        self.ballast = self.ballast or not self.table_full
 
     def release_ballast(self) -> None:
         """Use that room."""
+        self._spare = self._spare or self.ballast
         self.ballast = False
 
     def close(self) -> None:

@@ -157,6 +157,14 @@ class ChunkTable:
         self.live_total += after - before
         return True
 
+    def freed(self, cid: int, count: int) -> int:
+        """Return how many units become free if so many references are dropped."""
+        page = self.page(cid >> _PAGE_BITS)
+        slot = cid & _PAGE_MASK
+        if page is None or not 0 < page.references[slot] <= count:
+            return 0
+        return units_of(page.locations[slot])
+
     def find(self, cid: int) -> tuple[int, int] | None:
         """Return (location, checksum) of a live chunk, or None."""
         page = self.page(cid >> _PAGE_BITS)

@@ -59,6 +59,7 @@ class Opening:
             self.inspect(superblock, self._limit(superblock.segment_bytes))
             disk.sync(sorted(self.recovered.touched))
             self._enter(superblock)
+            disk.hold_ballast()
         except BrickFailed as error:
             self.table.close()
             raise BrickDamaged(str(error)) from error

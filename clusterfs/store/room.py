@@ -7,14 +7,17 @@ garbage the cleaner needs to find segments worth cleaning.
 Invariant: OutOfSpace and WouldBlock are raised before anything is accepted.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from clusterfs.errors import OutOfSpace, WouldBlock
-from clusterfs.store.chunks import ChunkTable
 from clusterfs.store.location import BLOCK_UNITS
 from clusterfs.store.log import Log
-from clusterfs.store.objects import BLOCK_BYTES, Change, Put, Remove, Write
+from clusterfs.store.objects import BLOCK_BYTES, Change, Delete, Discard, Put, Remove, Write
 from clusterfs.store.segments import RESERVE_DATA, RESERVE_METADATA, Segments
+from clusterfs.store.state import State
+from clusterfs.store.tail import STREAMS
 
 _CHANGE_BYTES = 96
 _OPERATION_BYTES = 24
@@ -58,15 +61,17 @@ def need_of(changes: tuple[Change, ...]) -> Need:
 class Room:
     """The brick's room."""
 
-    def __init__(self, segments: Segments, chunks: ChunkTable, log: Log) -> None:
+    def __init__(self, segments: Segments, state: State, log: Log) -> None:
         self._segments = segments
-        self._chunks = chunks
+        self._state = state
+        self._chunks = state.chunks
         self._log = log
 
     def usable_blocks(self) -> int:
         """Return how many live blocks user data may have."""
         segments = self._segments
-        return max(0, segments.limit - RESERVE_DATA) * segments.dense_blocks * 9 // 10
+        whole = segments.limit - RESERVE_DATA - STREAMS
+        return max(0, whole) * segments.dense_blocks * 9 // 10
 
     @property
     def live_blocks(self) -> int:
@@ -84,10 +89,31 @@ class Room:
             physical * BLOCK_BYTES,
         )
 
-    def check_space(self, net_blocks: int) -> None:
-        """Raise OutOfSpace if the live data would be too much."""
+    def check_space(self, data_blocks: int, changes: Iterable[Change] = ()) -> None:
+        """Raise OutOfSpace if the live data would be too much after these changes.
+
+        What they overwrite, discard or delete counts: a full brick can be overwritten.
+        """
+        if data_blocks <= 0 or self.live_blocks + data_blocks <= self.usable_blocks():
+            return
+        net_blocks = data_blocks - self._freed_units(changes) // BLOCK_UNITS
         if net_blocks > 0 and self.live_blocks + net_blocks > self.usable_blocks():
             raise OutOfSpace(f"the brick has {self.space().free} bytes free")
+
+    def _freed_units(self, changes: Iterable[Change]) -> int:
+        """Return how much dies with these changes."""
+        gone: Counter[int] = Counter()
+        for change in changes:
+            for operation in change.operations:
+                match operation:
+                    case Write(first=first, count=count) | Discard(first=first, count=count):
+                        found = self._state.placed(change.object_id, first, first + count)
+                    case Delete():
+                        found = self._state.placed(change.object_id, 0, 1 << 32)
+                    case _:
+                        continue
+                gone.update(cid for _, cid in found)
+        return sum(self._chunks.freed(cid, count) for cid, count in gone.items())
 
     def check_log(self, need: Need) -> None:
         """Raise WouldBlock if the log cannot take it right now."""

@@ -115,10 +115,11 @@ class Store(Transactions):
             Reclaiming(segments, chunks, log, cleaner),
             epoch=superblock.epoch,
             segment_bytes=superblock.segment_bytes,
+            size_limit_bytes=options.size_limit_bytes,
             checkpoint_bytes=options.checkpoint_bytes,
         )
         super().__init__(
-            contents, log, hints, Ingest(hints, key), Room(segments, chunks, log), upkeep
+            contents, log, hints, Ingest(hints, key), Room(segments, contents.state, log), upkeep
         )
         self._damage = opening.damage
         self._cache = ChunkCache(options.cache_bytes)
@@ -310,6 +311,8 @@ class Store(Transactions):
         if self._log.failed is not None:
             why = f"the brick is read-only: {self._log.failed}; nothing written since is kept."
             return [f"{why} Replace the disk and let the node synchronise a new brick"]
+        if self._upkeep.short:
+            return ["the brick's filesystem is full: no room for a checkpoint; make room on it"]
         return []
 
     @property
@@ -350,7 +353,7 @@ class Store(Transactions):
         Raises BrickFailed, WouldBlock.
         """
         self._log.check()
-        self._check_room(Need(1, 2 * BLOCK_BYTES))
+        self._check_room(Need(0, 2 * BLOCK_BYTES), ())
         return self._healer.heal(object_id, block, data)
 
     async def checkpoint(self) -> None:

@@ -16,6 +16,8 @@ Invariants of any Table:
   * the record TOTAL says how many other records there are, and the sum of their seals.
 """
 
+import errno
+import os
 import struct
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from clusterfs.store.format import open_value, seal_value
 
 TOTAL = b"#"
 FORMAT_VERSION = 2
+_FULL_BYTES = 1 << 20
 _TOTAL = struct.Struct("<IQQ")
 _SEAL = struct.Struct("<Q")
 _WRAP = (1 << 64) - 1
@@ -151,7 +154,13 @@ class LmdbTable:
                         total.change(transaction.replace(key, value), value)
                 transaction.put(TOTAL, total.record())
         except lmdb.Error as error:
-            raise OSError(f"checkpoint: {error}") from error
+            # On a full filesystem LMDB meets short writes, and calls them EIO.
+            code = errno.ENOSPC if self._is_full() else errno.EIO
+            raise OSError(code, f"checkpoint: {error}") from error
+
+    def _is_full(self) -> bool:
+        status = os.statvfs(self._path)
+        return status.f_bavail * status.f_frsize < _FULL_BYTES
 
     def damage(self) -> str | None:
         """Walk the file in another process."""

@@ -82,7 +82,7 @@ class Transactions:
         Holds until the caller's next await. Raises OutOfSpace, BrickFailed.
         """
         need = need_of(transaction.changes)
-        self._room.check_space(need.data_blocks)
+        self._room.check_space(need.data_blocks, transaction.changes)
         await self._admit(need)
 
     async def _admit(self, need: Need) -> None:
@@ -184,7 +184,7 @@ class Transactions:
         self._log.check()
         change = Change(object_id, group, ABSENT, version, tuple(operations))
         need = self._check_shape((change,), payload)
-        self._check_room(need)
+        self._check_room(need, (change,))
         shared = self._resolve_shares(shares)
         ingested = self._ingest.resolve((change,), memoryview(payload), self._next_cid)
         resolved = ingested.changes[0]
@@ -210,7 +210,7 @@ class Transactions:
                 raise VersionMismatch(
                     f"the object is at {version(change.object_id)}, not at {change.expected}"
                 )
-        self._check_room(self._check_shape(changes, payload))
+        self._check_room(self._check_shape(changes, payload), changes)
         ingested = self._ingest.resolve(changes, memoryview(payload), self._next_cid)
         record = kind(transaction.client, transaction.sequence, transaction.epoch, ingested.changes)
         return self._append_ingested(record, ingested, payload)
@@ -246,8 +246,8 @@ class Transactions:
                     raise InvalidArgument("a key has 1 to 320 bytes")
         return need
 
-    def _check_room(self, need: Need) -> None:
-        self._room.check_space(need.data_blocks)
+    def _check_room(self, need: Need, changes: Sequence[Change]) -> None:
+        self._room.check_space(need.data_blocks, changes)
         try:
             self._room.check_log(need)
         except WouldBlock:

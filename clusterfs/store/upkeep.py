@@ -42,6 +42,7 @@ class Upkeep:
         *,
         epoch: int,
         segment_bytes: int,
+        size_limit_bytes: int | None,
         checkpoint_bytes: int,
     ) -> None:
         self._disk = disk
@@ -52,6 +53,8 @@ class Upkeep:
         self._reclaiming = reclaiming
         self._epoch = epoch
         self._segment_bytes = segment_bytes
+        self._size_limit_bytes = size_limit_bytes
+        self._refused_bytes = -1  # what was free when a segment could not be created
         self._checkpoint_bytes = checkpoint_bytes
         self._checkpointed_at = 0
         self._unfinished: Image | None = None  # a checkpoint for which there was no space
@@ -89,6 +92,7 @@ class Upkeep:
             while not self._stopping:
                 with trio.move_on_after(_IDLE_S):
                     await self._poked.wait()
+                self._measure()
                 if self._poked.is_set() or self._is_work_left():
                     self._poked = trio.Event()
                     await self.tend()
@@ -141,6 +145,15 @@ class Upkeep:
         self._ended = self._begun
         self._progress.unpark_all()
 
+    def _measure(self) -> None:
+        """Let there be as many segments as the filesystem has room for now."""
+        segments, free = self._segments, self._disk.free_bytes()
+        more = 0 if free <= self._refused_bytes else free // self._segment_bytes
+        limit = segments.count + more
+        if self._size_limit_bytes is not None:
+            limit = min(limit, self._size_limit_bytes // self._segment_bytes)
+        segments.limit = max(limit, segments.count)
+
     async def make_segments(self) -> None:
         """Create segments until enough are ready, or there may be no more."""
         segments = self._segments
@@ -155,7 +168,9 @@ class Upkeep:
                     self._log.fail(error)
                     raise BrickFailed(f"cannot create segment {number}: {error}") from error
                 segments.limit = segments.count  # others filled the filesystem
+                self._refused_bytes = self._disk.free_bytes()
                 return
+            self._refused_bytes = -1
             segments.add(number)
             self._progress.unpark_all()
 
@@ -232,7 +247,7 @@ class Upkeep:
 
     async def _write(self, image: Image) -> None:
         try:
-            await trio.to_thread.run_sync(self._checkpoint.write, image)
+            await trio.to_thread.run_sync(self._write_out, image)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 await trio.to_thread.run_sync(self._disk.release_ballast)
@@ -240,6 +255,10 @@ class Upkeep:
             self._log.fail(error)
             raise BrickFailed(f"checkpoint: {error}") from error
         self._unfinished = None
+
+    def _write_out(self, image: Image) -> None:
+        self._checkpoint.write(image)
+        self._disk.hold_ballast()
 
 
 async def _throw_away(rubbish: Rubbish) -> None:
