@@ -174,7 +174,7 @@ async def test_the_ballast_gives_the_table_its_last_room() -> None:
     store = await opened(disk)
     await Writer(store).put(1)
     assert disk.ballast
-    disk.table_full = disk.full = True
+    disk.table_full = True
     with pytest.raises(OutOfSpace):
         await store.checkpoint()
     assert not disk.ballast
@@ -182,7 +182,7 @@ async def test_the_ballast_gives_the_table_its_last_room() -> None:
         while not store.statistics()["checkpoints"]:
             await trio.sleep(0.01)  # it is tried again by itself
     assert store.failed is None
-    disk.table_full = disk.full = False
+    disk.table_full = False
     await Writer(store, stripe_object(3, 0)).put(9)
     await store.checkpoint()
     with trio.fail_after(20):
