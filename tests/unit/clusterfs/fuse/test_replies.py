@@ -22,8 +22,8 @@ class Handlers:
     ("raised", "expected", "logged"),
     [
         (NoSuchEntry(), errno.ENOENT, 0),
-        (ChunkCorrupted(), errno.EIO, 0),
-        (LockError(), LockError.errno, 0),
+        (ChunkCorrupted(), errno.EIO, 1),
+        (LockError(), LockError.errno, 1),
         (pyfuse3.FUSEError(errno.EDOM), errno.EDOM, 0),
         (ExceptionGroup("nursery", [NoSuchEntry(), NoSuchEntry()]), errno.ENOENT, 0),
         (ExceptionGroup("nursery", [NoSuchEntry(), ChunkCorrupted()]), errno.EIO, 1),
