@@ -1,6 +1,7 @@
 """The store's promise under power cuts: what sync acknowledged is there, the rest whole or not."""
 
 import itertools
+import os
 import random
 
 import pytest
@@ -10,9 +11,10 @@ from clusterfs.sim.bricks import SMALL, TIGHT, Trial, open_trial
 from clusterfs.sim.disk import SECTOR_BYTES, Fate, Written, arrived, cut_after, dropped, seeded
 
 pytestmark = pytest.mark.trio
+FIRST_SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 12))
 async def test_the_store_equals_the_model_while_it_runs(seed: int) -> None:
     trial = await open_trial(seed)
     for _ in range(8):
@@ -21,7 +23,7 @@ async def test_the_store_equals_the_model_while_it_runs(seed: int) -> None:
     await trial.store.close()
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 10))
 async def test_random_cuts_with_lost_torn_and_garbled_writes(seed: int) -> None:
     trial = await open_trial(seed)
     await trial.run(90)
@@ -33,7 +35,7 @@ async def test_random_cuts_with_lost_torn_and_garbled_writes(seed: int) -> None:
     await trial.store.close()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 8))
 async def test_several_lives_each_ended_by_a_power_cut(seed: int) -> None:
     chooser = random.Random(seed)
     trial = await open_trial(seed, TIGHT if seed % 2 else SMALL)
@@ -48,7 +50,7 @@ async def test_several_lives_each_ended_by_a_power_cut(seed: int) -> None:
     await trial.store.close()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 6))
 async def test_killed_then_replayed_then_cut_off_from_power(seed: int) -> None:
     """What a replay found must be durable before anything is built on it."""
     trial = await open_trial(seed)
@@ -67,7 +69,7 @@ async def test_killed_then_replayed_then_cut_off_from_power(seed: int) -> None:
         await store.close()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 6))
 async def test_cuts_while_the_cleaner_moves_chunks(seed: int) -> None:
     trial = await open_trial(seed, TIGHT)
     while trial.store.statistics()["relocated_blocks"] < 40:
@@ -92,7 +94,7 @@ async def test_every_event_and_every_sector_of_a_short_workload() -> None:
     await trial.store.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 3))
 async def test_every_subset_of_the_last_unsynced_writes(seed: int) -> None:
     """B3-like: small workloads, all of lost, arrived and garbled for each pending write."""
     trial = await open_trial(100 + seed)

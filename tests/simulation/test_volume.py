@@ -21,7 +21,8 @@ from dlm.errors import LockError
 
 GROUPS = 4
 REGRESSIONS = (20, 23, 32, 33, 102, 129)  # each once showed half a transaction, or a stall
-SEEDS = (*range(int(os.environ.get("SEEDS", "12"))), *REGRESSIONS)
+FIRST_SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
+SEEDS = (*range(FIRST_SEED, FIRST_SEED + 12), *REGRESSIONS)
 
 
 class Client:
