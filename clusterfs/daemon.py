@@ -41,6 +41,7 @@ from clusterfs.errors import (
     WouldBlock,
 )
 from clusterfs.fs.filesystem import Filesystem, Settings
+from clusterfs.fs.value_block import VALUE_BYTES
 from clusterfs.fuse.beat import Beat
 from clusterfs.fuse.cached import CachedInodes
 from clusterfs.fuse.mount import Mount, MountOptions
@@ -246,6 +247,7 @@ class Daemon:
             self._incarnation,
             lambda node, message: self.mesh.send(node, LOCKS, message),
             lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+            lvb_bytes=VALUE_BYTES,
         )
         locks.on_deadlock = lambda story: self._log.warning("deadlock", story=story)
         self._nursery.start_soon(locks.run)

@@ -8,8 +8,9 @@ conversion that was faster stays, see `Lockspace.convert`.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from math import inf
 
 import trio
@@ -207,27 +208,29 @@ class Lockspace:
 
     async def lock_many(
         self,
-        names: Iterable[Name],
+        names: Sequence[Name],
         mode: Mode,
         *,
         flags: Flags = NO_FLAGS,
         owner: Owner | str = "",
-        blocking: Blocking | None = None,
+        blocking: Sequence[Blocking] = (),
     ) -> list[Lock | None]:
         """Ask for new locks on all the names at once; return them in order, when all are decided.
 
         All that goes to one node goes in one message, and so do its answers. With NOQUEUE, None
         stands for a lock that is not free. Without it each is waited for while the others are held:
-        mind the order in which others take them. Arguments otherwise as for `lock`.
+        mind the order in which others take them. Arguments as for `lock`, but `blocking` has one
+        callback for each name, or none at all.
 
         Raises:
             LockCancelled: `cancel` was called; none is held.
             LockLost: this node was removed.
         """
+        assert len(blocking) in (0, len(names))
         asked: list[tuple[Lock, Use]] = []
         with self._together():
-            for name in names:
-                use = Use(blocking)
+            for name, callback in zip_longest(names, blocking):
+                use = Use(callback)
                 asked.append((Lock(name, owner, use), use))
                 self._asked += 1
                 self._handle(Acquire(asked[-1][0], mode, int(flags)))
@@ -275,17 +278,19 @@ class Lockspace:
             self._handle(Withdraw(lock))
             raise
 
-    def convert_down_nowait(self, lock: Lock, mode: Mode, lvb: bytes | None = None) -> None:
-        """Weaken a held lock (or leave its mode), at once and for certain.
+    def convert_down_nowait(
+        self, lock: Lock, mode: Mode, lvb: bytes | None = None, *, flags: Flags = NO_FLAGS
+    ) -> None:
+        """Weaken a held lock (or leave its mode), at once and for certain; PW, EX write `lvb`.
 
         Raises:
             LockBusy: a conversion is under way.
             LockLost: this node was removed.
         """
-        if lock.mode is mode and lvb is None and lock.requested is None:
+        if lock.mode is mode and lvb is None and not flags and lock.requested is None:
             return
         assert lock.mode is None or lock.requested or is_down(lock.mode, mode), (lock, mode)
-        self._change(lock, mode, NO_FLAGS, lvb)
+        self._change(lock, mode, flags, lvb)
         self._demoted += 1
 
     def unlock_nowait(

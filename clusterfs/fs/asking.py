@@ -110,3 +110,9 @@ def interruptibly() -> Iterator[None]:
         return
     with asker.waiting():
         yield
+
+
+def label() -> str:
+    """Return how this task's lock owner looks in dumps."""
+    asker = current()
+    return "" if asker is None else str(asker)

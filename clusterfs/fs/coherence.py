@@ -7,7 +7,8 @@ The one procedure (`give_up`; the lock cache has parked new users and waited for
      there was. Page writeback that this causes is served under the lock that is still held;
   2. attributes and names, if an answer that the kernel got may still be believed;
   3. dirty data and attributes go to the replicas' memory.
-Then the lock cache lets the lock go, and the parked users queue behind the other node.
+Then the lock cache lets the lock go, with what others may take over in its value block, and the
+parked users queue behind the other node.
 
 When this node is lost, 1 and 2 run for every inode (`drop_everything`) before it may come back.
 """
@@ -108,8 +109,6 @@ class Coherence:
             await self._drop_attributes(inode)
             await self._drop_names(inode)
         await self._write_back(inode)
-        if target == NL:
-            inode.void()
 
     async def drop_pages(self, inode: Inode) -> None:
         """Drop the kernel's pages of an inode, all but those that a parked READ is to fill."""

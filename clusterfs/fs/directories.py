@@ -80,7 +80,12 @@ class Directories:
     async def _read_ahead(self, opened: OpenDirectory, wanted: int) -> None:
         while len(opened.names) < wanted and not opened.complete:
             after = opened.names[-1][0] if opened.names else b""
+            stamp = opened.inode.lock.stamp
             names = await self._scan(opened.inode, after, _PAGE)
+            if opened.inode.lock.stamp != stamp:
+                raise LockLost
+            for name, entry in names:
+                self.remember(opened.inode, name, entry)
             opened.names.extend(names)
             opened.complete = len(names) < _PAGE
 

@@ -23,6 +23,7 @@ from clusterfs.fs.gate import Attempt, Gate
 from clusterfs.fs.inodes import Inode, Inodes
 from clusterfs.fs.kernel import Kernel
 from clusterfs.fs.keys import ROOT
+from clusterfs.fs.listing import Listing
 from clusterfs.fs.lock_cache import LockCache
 from clusterfs.fs.metadata import Metadata
 from clusterfs.fs.namespace import Namespace, Newborn
@@ -86,6 +87,7 @@ class Filesystem:
             now_ns,
         )
         self._directories = Directories(volume, self._transactions)
+        self._listing = Listing(parts, self._directories)
         self._namespace = Namespace(parts, self._directories)
         rename_lock = self._locks.lock(_RENAME_LOCK)
         self._renames = Renames(parts, self._directories, self._namespace, rename_lock)
@@ -353,26 +355,10 @@ class Filesystem:
     async def readdir(self, handle: int, cookie: int, count: int) -> list[Listed]:
         """Return up to `count` entries after a cookie, 0 at first; [] at the end.
 
-        An entry has attributes only if they are at hand; `looked_up` counts the reference.
+        An entry has attributes only if nobody has to wait; `looked_up` counts the reference.
         """
         opened = self._files.handles.directory(handle)
-        page = partial(self._directories.page, opened, cookie, count)
-        names = await self._gate.run(page, rerun=True)
-        return [
-            Listed(name, entry.inode, entry.kind, after, self._at_hand(opened.inode, name, entry))
-            for name, entry, after in names
-        ]
-
-    def _at_hand(self, directory: Inode, name: bytes, entry: keys.Entry) -> Entry | None:
-        inode = self._inodes.known(entry.inode)
-        if name in (b".", b"..") or inode is None or not inode.lock.shared_nowait():
-            return None
-        try:
-            if inode.record is None or directory.entries.get(name) != entry:
-                return None
-            return self._coherence.entry(directory, directory.lock.stamp, inode)
-        finally:
-            inode.lock.release()
+        return await self._listing.page(opened, cookie, count)
 
     async def fsyncdir(self, handle: int, *, datasync: bool = False) -> None:
         """Make a directory's entries durable."""
@@ -396,6 +382,7 @@ class Filesystem:
             "locks_held": self._locks.held,
             "lock_grants": self._locks.grants,
             "lock_revokes": self._locks.revokes,
+            "lock_values": self._locks.values,
             "transactions": self._transactions.commits,
             "reads_fast": files.fast_reads,
             "reads_slow": files.slow_reads,

@@ -24,6 +24,7 @@ from clusterfs.fs.lock_cache import LockCache
 from clusterfs.fs.locks import EX, NL, CachedLock
 from clusterfs.fs.ports import Name, Volume
 from clusterfs.fs.turns import Turns
+from clusterfs.fs.value_block import Value, pack, unpack
 from clusterfs.store.objects import ABSENT, ObjectId, Version, inode_object, stripe_object
 from dlm.modes import Mode
 
@@ -97,7 +98,7 @@ class Inode:
         async def give_up_inode(target: Mode) -> None:
             await give_up(self, target)
 
-        self.lock: CachedLock = locks.lock(Name(root, b""), give_up_inode)
+        self.lock: CachedLock = locks.lock(Name(root, b""), give_up_inode, self)
         self.open_lock: CachedLock = locks.lock(Name(root, b"o"))
         self.committing = Turns()  # one transaction at a time, in the order of versions
         self._volume = volume
@@ -161,6 +162,19 @@ class Inode:
             stripe = Stripe(number, stripe_object(self.number, number), group)
             self.stripes[number] = stripe
         return stripe
+
+    def value_block(self) -> bytes | None:
+        """Return what the next holder of the lock may take over; None: nothing that is sure."""
+        if self.record is None or self.needs_flush or self.committed_size != self.record.size:
+            return None
+        return pack(Value(self.record, self.version, self.mark))
+
+    def take_over(self, block: bytes) -> None:
+        """Believe what the last holder of the lock in EX left."""
+        if self.record is None:
+            value = unpack(block)
+            self.record, self.version, self.mark = value.record, value.version, value.mark
+            self.committed_size = value.record.size
 
     def void(self) -> None:
         """Forget what the lock allowed to cache; what is dirty stays."""

@@ -4,14 +4,17 @@ The lockspace is that of one incarnation: when this node is lost every lock is v
 readmission the same cached locks are asked for in the next one.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 from weakref import WeakSet
 
 import trio
 
-from clusterfs.fs.locks import CachedLock, GiveUp
-from clusterfs.fs.ports import Lockspace, Name
+from clusterfs.fs import asking
+from clusterfs.fs.lock_users import Contents, GiveUp
+from clusterfs.fs.locks import NL, PR, CachedLock
+from clusterfs.fs.ports import Flags, Lock, Lockspace, Name
 
 
 class LockCache:
@@ -22,6 +25,7 @@ class LockCache:
         self.lost = False
         self.held = 0  # locks that this node keeps
         self.grants = 0
+        self.values = 0  # grants that brought what the last holder left
         self.revokes = 0
         self._nursery: trio.Nursery | None = None
         self._locks: WeakSet[CachedLock] = WeakSet()
@@ -35,15 +39,41 @@ class LockCache:
         assert self._nursery is not None, "the filesystem does not run"
         self._nursery.start_soon(work)
 
-    def lock(self, name: Name, give_up: GiveUp | None = None) -> CachedLock:
+    def lock(
+        self, name: Name, give_up: GiveUp | None = None, contents: Contents | None = None
+    ) -> CachedLock:
         """Return a new cached lock, not held yet. One for each name, please."""
-        lock = CachedLock(self, name, give_up)
+        lock = CachedLock(self, name, give_up, contents)
         self._locks.add(lock)
         return lock
 
     def locks(self) -> list[CachedLock]:
         """Return every lock that somebody refers to, held or not."""
         return list(self._locks)
+
+    async def share_free(self, locks: Iterable[CachedLock]) -> None:
+        """Hold PR on those of the locks that nobody holds in EX, here or elsewhere.
+
+        They have value blocks; all are asked for at once. Raises LockLost.
+        """
+        lockspace = self.lockspace
+        wanted = [lock for lock in dict.fromkeys(locks) if lock.level == NL and lock.idle]
+        if self.lost or not wanted:
+            return
+        for lock in wanted:
+            lock.begin_work()
+        granted: Sequence[Lock | None] = ()
+        try:
+            granted = await lockspace.lock_many(
+                [lock.name for lock in wanted],
+                PR,
+                flags=Flags.NOQUEUE | Flags.VALBLK,
+                owner=asking.label(),
+                blocking=[lock.blocked for lock in wanted],
+            )
+        finally:
+            for lock, taken in zip_longest(wanted, granted):
+                lock.end_work(lockspace, taken, PR)
 
     def lose(self) -> None:
         """Void every lock: this node was removed."""

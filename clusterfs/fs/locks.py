@@ -19,14 +19,14 @@ Invariants (`validate`):
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from clusterfs.errors import Interrupted
 from clusterfs.fs import asking
-from clusterfs.fs.ports import Lock, Name
+from clusterfs.fs.lock_users import Contents, GiveUp, Use, Waiter, leave
+from clusterfs.fs.ports import NO_FLAGS, Flags, Lock, Lockspace, Name
 from dlm.errors import DeadlockVictim, LockLost
 from dlm.modes import Mode
 
@@ -39,21 +39,6 @@ EX: Final = Mode.EX
 
 _TURN = 16  # waiters served after a grant although another node asks already
 
-GiveUp = Callable[[Mode], Awaitable[None]]
-
-
-class _Waiter:
-    __slots__ = ("asker", "event", "exclusive", "level", "lost", "served", "since_s")
-
-    def __init__(self, level: Mode, *, exclusive: bool) -> None:
-        self.asker = asking.current()
-        self.since_s = trio.current_time()
-        self.level = level
-        self.exclusive = exclusive
-        self.event = trio.Event()
-        self.served = False
-        self.lost = False
-
 
 class CachedLock:
     """One cluster lock as this node keeps it."""
@@ -64,6 +49,8 @@ class CachedLock:
         "_attention",
         "_blocking",
         "_cache",
+        "_contents",
+        "_flags",
         "_give_up",
         "_lock",
         "_ready",
@@ -82,7 +69,13 @@ class CachedLock:
         "using",
     )
 
-    def __init__(self, cache: "LockCache", name: Name, give_up: GiveUp | None = None) -> None:
+    def __init__(
+        self,
+        cache: "LockCache",
+        name: Name,
+        give_up: GiveUp | None = None,
+        contents: Contents | None = None,
+    ) -> None:
         self.name = name
         self.level = NL
         self.stamp = 0  # counts what was given up: equal stamps, nothing was missed
@@ -92,10 +85,12 @@ class CachedLock:
         self.using: dict[asking.Asker, int] = {}  # who is known to use it, and how often, for dumps
         self._cache = cache
         self._give_up = give_up
+        self._contents = contents
+        self._flags = Flags.VALBLK if contents is not None else NO_FLAGS
         self._lock: Lock | None = None
         self._users = 0
-        self._waiters: deque[_Waiter] = deque()
-        self._urgent: deque[_Waiter] = deque()  # page writeback: served before all others
+        self._waiters: deque[Waiter] = deque()
+        self._urgent: deque[Waiter] = deque()  # page writeback: served before all others
         self._blocking = NL  # what other nodes want
         self._turn = 0
         self._ready = NL
@@ -130,12 +125,12 @@ class CachedLock:
     async def wait_shared(self, level: Mode = PR) -> None:
         """Become a shared user; `level` EX: others may not even read. Raises LockLost."""
         if not self.shared_nowait(level):
-            await self._wait(_Waiter(level, exclusive=False))
+            await self._wait(Waiter(level, exclusive=False))
 
     async def wait_exclusive(self) -> None:
         """Become the exclusive user. Raises LockLost."""
         if not self.exclusive_nowait():
-            await self._wait(_Waiter(EX, exclusive=True))
+            await self._wait(Waiter(EX, exclusive=True))
 
     def release(self) -> None:
         """End one use."""
@@ -144,13 +139,13 @@ class CachedLock:
         if self._attention:
             self._advance()
 
-    def sharing(self) -> "_Use":
+    def sharing(self) -> Use:
         """Return a context in which this is shared."""
-        return _Use(self, self.wait_shared)
+        return Use(self, self.wait_shared)
 
-    def excluding(self) -> "_Use":
+    def excluding(self) -> Use:
         """Return a context in which this is exclusive."""
-        return _Use(self, self.wait_exclusive)
+        return Use(self, self.wait_exclusive)
 
     def enter_use(self) -> asking.Asker | None:
         """Note who uses the lock from now on, until `leave_use`."""
@@ -173,6 +168,37 @@ class CachedLock:
         if self.level < level:
             raise LockLost
 
+    # -- locks that are not asked for one by one
+
+    async def make(self) -> None:
+        """Hold EX on a name that was made up here just now. Raises LockLost."""
+        assert self.level == NL
+        lockspace = self._cache.lockspace
+        self.begin_work()
+        lock = None
+        try:
+            lock = await lockspace.lock_new(
+                self.name, EX, flags=self._flags, owner=asking.label(), blocking=self.blocked
+            )
+        finally:
+            self.end_work(lockspace, lock, EX)
+        self.require(EX)
+
+    def begin_work(self) -> None:
+        """Let nobody else work on the lock while it is asked for."""
+        assert not self._working
+        self._working = self._acquiring = True
+
+    def end_work(self, lockspace: Lockspace, lock: Lock | None, level: Mode) -> None:
+        """Take what was granted at `level` in that lockspace, if anything, and go on."""
+        self._working = self._acquiring = False
+        if self._cache.lost:
+            self.lose()
+            return
+        if lock is not None and lockspace is self._cache.lockspace:
+            self._hold(lock, level)
+        self._advance()
+
     # -- writeback beside users, even while the lock is being given up
 
     def pin_nowait(self) -> bool:
@@ -190,7 +216,7 @@ class CachedLock:
         if self.level == EX and self._users == 0:
             self._users = -1
         else:
-            await self._wait(_Waiter(EX, exclusive=True), self._urgent)
+            await self._wait(Waiter(EX, exclusive=True), self._urgent)
 
     def unpin(self) -> None:
         """End one pin."""
@@ -227,7 +253,7 @@ class CachedLock:
         """How many shared users there are; -1: one exclusive user."""
         return self._users
 
-    def waiters(self) -> Iterator[_Waiter]:
+    def waiters(self) -> Iterator[Waiter]:
         """Return who waits, those to be served first at first."""
         yield from self._urgent
         yield from self._waiters
@@ -236,8 +262,9 @@ class CachedLock:
         """Release an unused lock whose caches are gone."""
         assert self.idle
         if self._lock is not None:
+            flags = Flags.IVVALBLK if self.level == EX and self._contents else NO_FLAGS
             with suppress(LockLost):  # as good as released
-                self._cache.lockspace.unlock_nowait(self._lock)
+                self._cache.lockspace.unlock_nowait(self._lock, flags=flags)
         self._void()
 
     def lose(self) -> None:
@@ -262,7 +289,7 @@ class CachedLock:
 
     # -- work
 
-    async def _wait(self, waiter: _Waiter, queue: deque[_Waiter] | None = None) -> None:
+    async def _wait(self, waiter: Waiter, queue: deque[Waiter] | None = None) -> None:
         if self._cache.lost:
             raise LockLost
         writeback = queue is not None
@@ -280,7 +307,7 @@ class CachedLock:
         if waiter.lost:
             raise LockLost
 
-    def _withdraw(self, waiter: _Waiter, queue: deque[_Waiter]) -> None:
+    def _withdraw(self, waiter: Waiter, queue: deque[Waiter]) -> None:
         if waiter in queue:
             queue.remove(waiter)
         elif waiter.served:
@@ -290,10 +317,10 @@ class CachedLock:
     def _advance(self) -> None:
         """Serve whom the held level allows; start the work that the others need."""
         while self._urgent and self.level == EX and self._users == 0:
-            self._serve(self._urgent.popleft())
+            self._users = self._urgent.popleft().serve(self._users)
         while self._waiters and self._may_serve(self._waiters[0]):
             self._turn = max(0, self._turn - 1)
-            self._serve(self._waiters.popleft())
+            self._users = self._waiters.popleft().serve(self._users)
         self._attention = bool(self._waiters or self._urgent or self._blocking)
         self._ready = NL if self._attention or self.revoking else self.level
         if self.revoking and not self._used():
@@ -302,15 +329,10 @@ class CachedLock:
             self._working = True
             self._cache.start(self._work)
 
-    def _serve(self, waiter: _Waiter) -> None:
-        self._users = -1 if waiter.exclusive else self._users + 1
-        waiter.served = True
-        waiter.event.set()
-
     def _used(self) -> bool:
         return bool(self._users or self.pins or self._urgent)
 
-    def _may_serve(self, waiter: _Waiter) -> bool:
+    def _may_serve(self, waiter: Waiter) -> bool:
         if self.level < waiter.level or self.revoking:
             return False
         if self._blocking and not self._turn:
@@ -341,24 +363,22 @@ class CachedLock:
         else:
             self._advance()
 
-    def _wanted(self) -> Mode:
-        return (self._urgent or self._waiters)[0].level
-
-    def _owner(self) -> str:
-        asker = (self._urgent or self._waiters)[0].asker
-        return "" if asker is None else str(asker)
-
     async def _acquire(self) -> None:
-        lockspace, wanted = self._cache.lockspace, self._wanted()
+        lockspace, head = self._cache.lockspace, (self._urgent or self._waiters)[0]
+        wanted = head.level
         self._acquiring = True
         try:
             if self._lock is None:
                 lock = await lockspace.lock(
-                    self.name, wanted, owner=self._owner(), blocking=self._blocked
+                    self.name,
+                    wanted,
+                    flags=self._flags,
+                    owner=head.owner,
+                    blocking=self.blocked,
                 )
             else:
                 lock = self._lock
-                await lockspace.convert(lock, wanted)
+                await lockspace.convert(lock, wanted, flags=self._flags)
         except DeadlockVictim:
             self._blocking = EX  # both of us hold PR and want EX: give way, then queue anew
             return
@@ -366,15 +386,22 @@ class CachedLock:
             self._acquiring = False
         if lockspace is not self._cache.lockspace:
             raise LockLost
+        self._hold(lock, wanted)
+
+    def _hold(self, lock: Lock, wanted: Mode) -> None:
         self._cache.held += self.level == NL
         self._lock = lock
         self.level = wanted
+        if self._contents is not None and lock.lvb_sequence and lock.lvb_valid:
+            assert lock.lvb is not None
+            self._cache.values += 1
+            self._contents.take_over(lock.lvb)
         self._turn = min(max(1, len(self._waiters)), _TURN)
         self._cache.grants += 1
         if self._blocking.compatible(wanted):
             self._blocking = NL
 
-    def _blocked(self, lock: Lock, mode: Mode) -> None:
+    def blocked(self, lock: Lock, mode: Mode) -> None:
         """Hear that another node wants `mode`."""
         if (lock is not self._lock and not self._acquiring) or self._cache.lost:
             return
@@ -408,6 +435,7 @@ class CachedLock:
     def _lower(self, target: Mode) -> None:
         assert self._lock is not None
         lock = self._lock
+        block, flags = leave(self._contents, self.level, target)
         self.stamp += 1
         self.level = target
         self.revoked_at_s = trio.current_time()
@@ -415,9 +443,9 @@ class CachedLock:
         if target == NL:
             self._cache.held -= 1
             self._lock = None
-            self._cache.lockspace.unlock_nowait(lock)
+            self._cache.lockspace.unlock_nowait(lock, block, flags=flags)
         else:
-            self._cache.lockspace.convert_down_nowait(lock, target)
+            self._cache.lockspace.convert_down_nowait(lock, target, block, flags=flags)
 
     def _void(self) -> None:
         self.stamp += 1
@@ -431,25 +459,3 @@ class CachedLock:
         if self._settled is not None:
             self._settled.set()
             self._settled = None
-
-
-class _Use:
-    __slots__ = ("_asker", "_enter", "_lock")
-
-    def __init__(self, lock: CachedLock, enter: Callable[[], Awaitable[None]]) -> None:
-        self._lock = lock
-        self._enter = enter
-        self._asker: asking.Asker | None = None
-
-    async def __aenter__(self) -> None:
-        await self._enter()
-        self._asker = self._lock.enter_use()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lock.leave_use(self._asker)
-        self._lock.release()

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from clusterfs.store.objects import Change, ObjectId, Version
-from dlm.node import Lock, Mode, Name
+from dlm.modes import Flags
+from dlm.node import NO_FLAGS, Lock, Mode, Name
 
-__all__ = ["Lock", "Lockspace", "Mode", "Name", "Space", "Volume"]
+__all__ = ["NO_FLAGS", "Flags", "Lock", "Lockspace", "Mode", "Name", "Space", "Volume"]
 
 Blocking = Callable[[Lock, Mode], None]
 
@@ -19,21 +20,55 @@ class Lockspace(Protocol):
     """The locks of one incarnation of this node. Waits raise LockLost once it is removed."""
 
     async def lock(
-        self, name: Name, mode: Mode, *, owner: str = "", blocking: Blocking | None = None
+        self,
+        name: Name,
+        mode: Mode,
+        *,
+        flags: Flags = NO_FLAGS,
+        owner: str = "",
+        blocking: Blocking | None = None,
     ) -> Lock:
         """Wait for a new lock; `blocking(lock, mode)` says later that others want `mode`."""
         ...
 
-    async def convert(self, lock: Lock, mode: Mode) -> None:
+    async def lock_new(
+        self,
+        name: Name,
+        mode: Mode,
+        *,
+        flags: Flags = NO_FLAGS,
+        owner: str = "",
+        blocking: Blocking | None = None,
+    ) -> Lock:
+        """Take a lock on a name that was made up here just now: that needs nobody's leave."""
+        ...
+
+    async def lock_many(
+        self,
+        names: Sequence[Name],
+        mode: Mode,
+        *,
+        flags: Flags = NO_FLAGS,
+        owner: str = "",
+        blocking: Sequence[Blocking] = (),
+    ) -> list[Lock | None]:
+        """Ask for locks on all names at once; None: NOQUEUE, and it is not free."""
+        ...
+
+    async def convert(self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS) -> None:
         """Wait for a stronger mode; DeadlockVictim: give the lock up and ask anew."""
         ...
 
-    def convert_down_nowait(self, lock: Lock, mode: Mode) -> None:
-        """Keep a weaker mode; takes effect at once."""
+    def convert_down_nowait(
+        self, lock: Lock, mode: Mode, lvb: bytes | None = None, *, flags: Flags = NO_FLAGS
+    ) -> None:
+        """Keep a weaker mode, and leave a value block; takes effect at once."""
         ...
 
-    def unlock_nowait(self, lock: Lock) -> None:
-        """Give the lock up."""
+    def unlock_nowait(
+        self, lock: Lock, lvb: bytes | None = None, *, flags: Flags = NO_FLAGS
+    ) -> None:
+        """Give the lock up, and leave a value block."""
         ...
 
 

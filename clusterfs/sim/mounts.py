@@ -17,6 +17,7 @@ import trio.testing
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fs.keys import ENTRY, ROOT, decode_entry
 from clusterfs.fs.results import Attributes, Entry
+from clusterfs.fs.value_block import VALUE_BYTES
 from clusterfs.sim.memory_volume import MemoryVolume, Shelf
 from clusterfs.store.objects import BLOCK_BYTES, inode_object, split_object_id
 from dlm.node import Lockspace
@@ -206,7 +207,7 @@ class World:
         def send(target: int, message: bytes) -> None:
             self._post(source, incarnation, target, message)
 
-        space = Lockspace(source, incarnation, send, trio.current_time)
+        space = Lockspace(source, incarnation, send, trio.current_time, lvb_bytes=VALUE_BYTES)
         self._spaces[source, incarnation] = space
         if self._tasks is not None:
             self._tasks.start_soon(space.run)

@@ -134,19 +134,6 @@ async def test_a_big_directory_is_listed_completely_while_it_changes() -> None:
         assert expected <= set(names)
 
 
-async def test_listed_entries_have_attributes_only_if_they_are_at_hand() -> None:
-    async with World(1).running() as world:
-        fs = world.nodes[1].fs
-        await make(fs, b"a")
-        await make(fs, b"b")
-        await fs.lookup(ROOT, b"b")
-        opened = await fs.opendir(ROOT)
-        found = {listed.name: listed.entry for listed in await fs.readdir(opened.handle, 0, 9)}
-        assert found[b"a"] is None
-        assert found[b"b"] is not None
-        assert found[b"."] is None
-
-
 async def test_directories_are_not_opened_as_files_nor_linked() -> None:
     async with World(1).running() as world:
         fs = world.nodes[1].fs
