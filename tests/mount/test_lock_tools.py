@@ -1,11 +1,17 @@
 """The real tools of fs/dlm and OCFS2 read what clusterfs-lockdump writes for them."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-RECORDED = Path(__file__).parents[1] / "unit/clusterfs/cli/locks/recorded" / "three-lockspaces.json"
+from clusterfs.cli.lockdump import Format, View, load, render
+
+RECORDS = Path(__file__).parents[1] / "unit" / "clusterfs" / "cli" / "locks" / "recorded"
+RECORDED = RECORDS / "three-lockspaces.json"
+OF_MOUNTS = RECORDS / "mounts.json"  # of three mounts; one was stopped
 
 # dlm_tool looks nowhere else than in debugfs, which is not ours: a mount namespace has its own.
 IN_DEBUGFS = """
@@ -19,13 +25,14 @@ shift 2; exec dlm_tool "$@" volume
 
 def written(folder: Path, form: str, node: int, recorded: Path = RECORDED) -> Path:
     path = folder / f"{form}-{node}"
-    command = ["clusterfs-lockdump", "--offline", recorded, "--format", form, "--node", str(node)]
-    path.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    with path.open("w") as file:
+        render(load(recorded), View(Format(form), node=node), Console(file=file))
     return path
 
 
-def dlm_tool(folder: Path, node: int, *arguments: str) -> list[str]:
-    locks, everything = (written(folder, form, node) for form in ("lockdump", "lockdebug"))
+def dlm_tool(folder: Path, node: int, *arguments: str, recorded: Path = RECORDED) -> list[str]:
+    forms = ("lockdump", "lockdebug")
+    locks, everything = (written(folder, form, node, recorded) for form in forms)
     shell = ["unshare", "-m", "sh", "-c", IN_DEBUGFS, "sh", locks, everything]
     done = subprocess.run([*shell, *arguments], check=True, capture_output=True, text=True)
     assert done.stderr == ""
@@ -126,3 +133,24 @@ def test_debugfs_ocfs2_reads_our_dlm_locks(tmp_path: Path, image: Path) -> None:
         ["Granted", "2", "PR", "-1", "2:1"],
         ["Converting", "3", "PR", "EX", "3:1"],
     ]
+
+
+@pytest.mark.parametrize("node", [1, 2])
+def test_every_tool_reads_every_lock_of_real_mounts(tmp_path: Path, image: Path, node: int) -> None:
+    nodes = json.loads(OF_MOUNTS.read_text())["nodes"]
+    [own] = [value for value in nodes if value["node"] == node]
+    queues = [len(r[q]) for r in own["resources"] for q in ("granted", "converting", "waiting")]
+    elsewhere = [lock for lock in own["locks"] if lock["master"] != node]
+
+    locks = dlm_tool(tmp_path, node, "lockdump", "-M", recorded=OF_MOUNTS)
+    assert len(locks) == sum(queues) + len(elsewhere)
+    summary = dlm_tool(tmp_path, node, "lockdebug", "-s", recorded=OF_MOUNTS)
+    [total] = [line.split()[1] for line in summary if line.split()[:1] == ["total"]]
+    assert int(total) == len(locks)
+
+    path = written(tmp_path, "fs_locks", node, OF_MOUNTS)
+    shown = debugfs_ocfs2(image, f"fs_locks -f {path}")
+    assert sum(line.startswith("Lockres:") for line in shown) == len(own["locks"])
+    path = written(tmp_path, "dlm_locks", node, OF_MOUNTS)
+    shown = debugfs_ocfs2(image, f"dlm_locks -f {path}")
+    assert sum(line.startswith("Lockres:") for line in shown) == len(own["resources"])

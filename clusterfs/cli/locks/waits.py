@@ -142,7 +142,8 @@ class _Reader:
         for node, uses in self._uses.items():
             for name, use in uses.items():
                 if use.waiting and (node, name) not in told:
-                    parties = self._users(node, name) or [_lock_party(node, 0, "")]
+                    parties = [_operation_party(node, operation) for operation in use.using]
+                    parties = parties or [_lock_party(node, 0, "")]
                     blockers = tuple(Blocker(party, use.mode, "uses") for party in parties)
                     for operation in use.waiting:
                         yield self._of_operation(node, name, operation, use.mode, blockers)
@@ -150,17 +151,20 @@ class _Reader:
     def _blockers(self, resource: Resource, waiter: Copy) -> Iterator[Blocker]:
         name = (resource.root, resource.leaf)
         for holder, why in _in_the_way(resource, waiter):
-            parties = self._users(holder.node, name) if holder.granted else []
-            if not parties:
-                parties = [self._party(holder, name)]
-            for party in parties:
+            for party in self._parties(holder, name):
                 yield Blocker(party, holder.granted, why)
+
+    def _parties(self, copy: Copy, name: Key) -> list[Party]:
+        """Return the system calls behind a lock that is in the way, or the lock itself."""
+        use = self._use(copy.node, name)
+        calls = use.using if copy.granted else ()
+        if not calls and copy.requested:
+            calls = use.waiting
+        parties = [_operation_party(copy.node, operation) for operation in calls]
+        return parties or [self._party(copy, name)]
 
     def _use(self, node: int, name: Key) -> Use:
         return self._uses.get(node, {}).get(name, Use(b""))
-
-    def _users(self, node: int, name: Key) -> list[Party]:
-        return [_operation_party(node, operation) for operation in self._use(node, name).using]
 
     def _party(self, copy: Copy, name: Key) -> Party:
         known = self._nodes.get(copy.node)

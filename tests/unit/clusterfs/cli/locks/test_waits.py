@@ -1,5 +1,6 @@
 """Who waits because of whom, on lockspaces that really wait."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -170,3 +171,40 @@ def test_without_the_master_at_least_the_waiter_is_shown() -> None:
 )
 def test_the_process_is_in_the_owner_if_it_is_a_number(owner: str, pid: int) -> None:
     assert pid_of(owner) == pid
+
+
+def test_a_picture_of_real_mounts_with_a_stopped_node() -> None:
+    value = msgspec.json.decode((Path(__file__).parent / "recorded" / "mounts.json").read_bytes())
+    found = graph.edges(read_picture(value))
+    assert [(e.waiter.label, e.blocker.label, e.why, e.lock) for e in found] == [
+        ("pid 8054 (python) write", "lock 00000008", "holds", "/d/fought for"),
+        ("pid 8065 (python) write", "lock 00000008", "holds", "/d/fought for"),
+        ("pid 8065 (python) write", "pid 8054 (python) write", "is ahead", "/d/fought for"),
+    ]
+    assert not any(edge.in_cycle for edge in found)
+
+
+def test_calls_of_two_mounts_that_wait_for_each_other_are_a_cycle() -> None:
+    """Each uses one file's lock and waits for the other's."""
+    names = (b"\0" * 7 + b"\1", b"\0" * 7 + b"\2")
+    calls = [Operation(10 + n, "rename", "EX", 1.0, n, "mv") for n in (1, 2)]
+    nodes = []
+    for number, mine, other in ((1, 0, 1), (2, 1, 0)):
+        resource = {
+            "root": names[mine],
+            "granted": [{"node": number, "id": 5, "granted": "EX"}],
+            "waiting": [{"node": 3 - number, "id": 6, "requested": "EX"}],
+        }
+        uses = (
+            Use(names[mine], users=-1, mode="EX", using=(calls[mine],)),
+            Use(names[other], waiting=(calls[mine],)),
+        )
+        node = msgspec.convert(
+            {"node": number, "resources": [resource], "uses": ()}, Node, builtin_types=(bytes,)
+        )
+        nodes.append(msgspec.structs.replace(node, uses=uses))
+    found = graph.edges(Picture(tuple(nodes)))
+    assert {(e.waiter.label, e.blocker.label) for e in found if e.in_cycle} == {
+        ("pid 11 (mv) rename", "pid 12 (mv) rename"),
+        ("pid 12 (mv) rename", "pid 11 (mv) rename"),
+    }
