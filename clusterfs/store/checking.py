@@ -168,13 +168,20 @@ class Checker:
                 if not index % _PAGE:
                     self._progress("references", first + index, len(numbers))
                 live += self._compare(number, counts[index * PAGE_CIDS : (index + 1) * PAGE_CIDS])
-        if counted != chunks.references_total:
+        said = (chunks.references_total, chunks.count)
+        if (counted, live) != said:
             self.problem(
                 "references",
-                f"there are {counted} in all, the checkpoint says {chunks.references_total}",
-                lambda: setattr(chunks, "references_total", counted),
+                f"there are {counted} to {live} chunks in all, the checkpoint says {said}",
+                self._fix_totals(counted, live),
             )
         self.report.facts |= {"references": counted, "chunks": live}
+
+    def _fix_totals(self, references: int, count: int) -> Callable[[], None]:
+        def fix() -> None:
+            self.state.chunks.references_total, self.state.chunks.count = references, count
+
+        return fix
 
     def _count(self, window: "array[int]", *, first: bool, last: bool) -> "array[int]":
         """Count the references to the chunks in these pages."""

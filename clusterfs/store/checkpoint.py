@@ -28,7 +28,7 @@ from clusterfs.store.tail import STREAMS, Place, Tail
 
 _POSITION_KEY = b"@"
 _REFERENCES_KEY = b"L"
-_REFERENCES = struct.Struct("<Q")
+_REFERENCES = struct.Struct("<QQ")
 _POSITION = struct.Struct("<QQQQ")
 _PLACE = struct.Struct("<iIQQ")
 _SEGMENT_KEY = struct.Struct(">cI")
@@ -72,7 +72,8 @@ class Checkpoint:
         small = self._contents.outcomes.take_changes()
         small += self._take_facts()
         small += self._take_marks()
-        small.append((_REFERENCES_KEY, _REFERENCES.pack(state.chunks.references_total)))
+        totals = _REFERENCES.pack(state.chunks.references_total, state.chunks.count)
+        small.append((_REFERENCES_KEY, totals))
         small += self._take_segments(tail, set(reusable))
         next_cid = state.chunks.next_cid
         state.chunks.freeze()
@@ -175,7 +176,7 @@ class Checkpoint:
         chunks.next_cid = next_cid
         segments.checkpointed_id = tail.next_id - 1
         if total := self._values.get(_REFERENCES_KEY):
-            chunks.references_total = _REFERENCES.unpack(total)[0]
+            chunks.references_total, chunks.count = _REFERENCES.unpack(total)
         for key, value in self._all(b"S"):
             number = _SEGMENT_KEY.unpack(key)[1]
             live, first, last, born, is_cold = _SEGMENT.unpack(value)

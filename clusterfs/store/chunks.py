@@ -9,7 +9,8 @@ Invariants:
   * references(cid) = its occurrences in all object maps and prepared transactions;
   * a chunk whose references reach 0 is dead for good: nothing revives it;
   * live[s] = units stored in segment s, of chunks with references;
-  * references_total = the sum of all references: blocks of data before they were shared.
+  * count = chunks with references; references_total = the sum of all references: the blocks of
+    data before they were shared.
 """
 
 import heapq
@@ -84,6 +85,7 @@ class ChunkTable:
         self.live: dict[int, int] = {}  # segment -> units stored of chunks with references
         self.live_total = 0
         self.references_total = 0
+        self.count = 0
 
     @property
     def dirty_count(self) -> int:
@@ -119,6 +121,7 @@ class ChunkTable:
         slot = cid & _PAGE_MASK
         if not page.references[slot]:
             page.live += 1
+            self.count += 1
             location = page.locations[slot]
             segment, units = segment_of(location), units_of(location)
             self.live[segment] = self.live.get(segment, 0) + units
@@ -136,6 +139,7 @@ class ChunkTable:
         self.references_total -= 1
         if not page.references[slot]:
             page.live -= 1
+            self.count -= 1
             location = page.locations[slot]
             units = units_of(location)
             self.live[segment_of(location)] -= units

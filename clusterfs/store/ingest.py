@@ -15,8 +15,10 @@ from xxhash import xxh3_64_intdigest
 
 from clusterfs.store.format import ZERO_BLOCK
 from clusterfs.store.hints import Hints
-from clusterfs.store.objects import BLOCK_BYTES, Change, Write
+from clusterfs.store.objects import BLOCK_BYTES, Change, Discard, Write
 from clusterfs.store.records import HOLE, IDENTITY_BYTES, Placed, Resolved, ResolvedChange
+
+_ZEROS = bytes(64 << 10)
 
 
 class Ingested:
@@ -32,6 +34,16 @@ class Ingested:
         self.ranges: list[tuple[int, int]] = []  # bytes of the payload that become new chunks
 
 
+def _is_zero(payload: memoryview, at: int, end: int) -> bool:
+    """Tell whether all these bytes are zeros; at once if the first one or the last one is not."""
+    if payload[at] or payload[end - 1]:
+        return False
+    return all(
+        bytes(payload[first : min(first + len(_ZEROS), end)]) == _ZEROS[: end - first]
+        for first in range(at, end, len(_ZEROS))
+    )
+
+
 class Ingest:
     """Resolves transactions."""
 
@@ -40,6 +52,8 @@ class Ingest:
         self._key = key
         self.zero_identity = self.identity(ZERO_BLOCK)
         self.deduplicated = 0
+        self.zeros = 0
+        self.fresh = 0
 
     def identity(self, block: bytes | memoryview) -> bytes:
         """Return a block's identity."""
@@ -54,7 +68,11 @@ class Ingest:
             for operation in change.operations:
                 if type(operation) is Write:
                     end = at + operation.count * BLOCK_BYTES
-                    operations.append(self._place(operation.first, payload, at, end, result))
+                    if _is_zero(payload, at, end):
+                        self.zeros += operation.count
+                        operations.append(Discard(operation.first, operation.count))
+                    else:
+                        operations.append(self._place(operation.first, payload, at, end, result))
                     at = end
                 else:
                     operations.append(operation)  # type: ignore[arg-type]
@@ -70,15 +88,18 @@ class Ingest:
     ) -> Placed:
         cids = array("Q")
         identities: list[bytes] = []
-        key, zero, find = self._key, self.zero_identity, self._hints.find
+        key, find = self._key, self._hints.find
         fresh, ranges = result.fresh, result.ranges
         while at < end:
             following = at + BLOCK_BYTES
             block = payload[at:following]
+            if not (payload[at] or payload[following - 1]) and bytes(block) == ZERO_BLOCK:
+                self.zeros += 1  # told without a hash: sparse images are full of them
+                cids.append(HOLE)
+                at = following
+                continue
             identity = blake3(block, key=key).digest(IDENTITY_BYTES)
-            if identity == zero:
-                cid = HOLE
-            elif known := fresh.get(identity) or find(identity):
+            if known := fresh.get(identity) or find(identity):
                 cid = known
                 self.deduplicated += 1
             else:
@@ -95,6 +116,7 @@ class Ingest:
 
     def learn(self, result: Ingested) -> None:
         """The new chunks are in the table: later blocks may share them."""
+        self.fresh += len(result.fresh)
         add = self._hints.add
         for identity, cid in result.fresh.items():
             add(identity, cid)

@@ -68,7 +68,7 @@ async def test_a_sound_brick_is_clean_and_is_not_written_to() -> None:
     ("prefix", "change", "told"),
     [
         (b"C", one_more_reference, "references: chunk"),
-        (b"L", lambda value: struct.pack("<Q", struct.unpack("<Q", value)[0] + 1), "in all"),
+        (b"L", lambda value: bytes([value[0] ^ 1]) + value[1:], "in all"),
         (b"G", lambda _: None, "group index: object"),
         (b"S", lambda value: struct.pack("<I", 1) + value[4:], "live counts"),
     ],

@@ -1,0 +1,245 @@
+"""A brick of many millions of chunks: what opening, reading, cleaning and fsck take.
+
+`python -m bench.scale DIRECTORY [--chunks N]` fills a brick with N different chunks, then does each
+step in a process of its own and prints its time and memory. The bricks' segments are simulated: a
+block of data is one number repeated, and only the number is kept (8 bytes for 4096), so 24 million
+chunks, 98 GB, need 3 GB of disk. Everything else is the real thing: log, checkpoint, chunk table.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from clusterfs.store.checking import check_brick
+from clusterfs.store.disk import DirectoryDisk
+from clusterfs.store.objects import (
+    BLOCK_BYTES,
+    STRIPE_BLOCKS,
+    Change,
+    Discard,
+    Transaction,
+    Write,
+    stripe_object,
+)
+from clusterfs.store.opening import Options
+from clusterfs.store.store import Store
+
+KEY = bytes(32)
+STEPS = ("fill", "open", "read", "overwrite", "scrub", "fsck")
+WRITE_BLOCKS = 256
+_NUMBER = 8
+_REPEATED = BLOCK_BYTES // _NUMBER
+_MIB = 1 << 20
+
+
+class NumberDisk(DirectoryDisk):
+    """A brick whose blocks of data are numbers, repeated; the real blocks lie in sparse files."""
+
+    def create_segment(self, segment: int, size_bytes: int) -> None:
+        """Create it without allocating anything, and the file of its numbers."""
+        for path in (self._segments / f"{segment:08d}", self._numbers_path(segment)):
+            with path.open("wb") as file:
+                file.truncate(size_bytes if path.parent == self._segments else size_bytes // 512)
+
+    def write(self, segment: int, offset: int, content: memoryview) -> None:
+        """Keep the numbers of what is numbers, and the rest as it is."""
+        words = content.cast("B").cast("Q")
+        numbers, first = array("Q"), offset // BLOCK_BYTES
+        fd = self._buffered_fd(segment)
+        for at in range(0, len(words), _REPEATED):
+            number = words[at]
+            if number and content[at * 8 : at * 8 + 4096] == number.to_bytes(8, "little") * 512:
+                numbers.append(number)
+            else:
+                numbers.append(0)
+                super().write(segment, offset + at * 8, content[at * 8 : at * 8 + 4096])
+        del fd
+        with self._numbers_path(segment).open("r+b") as file:
+            file.seek(first * _NUMBER)
+            file.write(numbers.tobytes())
+
+    def read(self, segment: int, offset: int, length: int) -> bytes:
+        """Make the blocks from their numbers."""
+        first = offset // BLOCK_BYTES
+        end = -(-(offset + length) // BLOCK_BYTES)
+        fd = self._numbers_fd(segment)
+        numbers = array("Q", os.pread(fd, (end - first) * _NUMBER, first * _NUMBER))
+        pieces = [
+            number.to_bytes(8, "little") * _REPEATED
+            if number
+            else os.pread(self._buffered_fd(segment), BLOCK_BYTES, (first + index) * BLOCK_BYTES)
+            for index, number in enumerate(numbers)
+        ]
+        start = offset - first * BLOCK_BYTES
+        return b"".join(pieces)[start : start + length]
+
+    read_direct = read
+    read_nowait = read
+
+    def _numbers_path(self, segment: int) -> Path:
+        folder = self.path / "numbers"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{segment:08d}"
+
+    def _numbers_fd(self, segment: int) -> int:
+        known = self.__dict__.setdefault("_number_fds", {})
+        if segment not in known:
+            known[segment] = os.open(self._numbers_path(segment), os.O_RDONLY)
+        fd: int = known[segment]
+        return fd
+
+
+def memory() -> tuple[float, float]:
+    """Return this process's memory of its own, and the most it ever had in RAM, in MiB."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) / 1024, int(fields["VmHWM"].split()[0]) / 1024
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Print what a step took."""
+    begun, cpu = time.monotonic(), time.process_time()
+    before = memory()[0]
+    yield
+    took, used = time.monotonic() - begun, time.process_time() - cpu
+    now, most = memory()
+    print(
+        f"{what:28} {took:8.1f} s {used:8.1f} s CPU   own memory {before:6.0f} -> {now:6.0f} MiB,"
+        f" most in RAM {most:6.0f} MiB",
+        flush=True,
+    )
+
+
+async def opened(folder: Path, limit: int = 1 << 50) -> Store:
+    """Open the brick."""
+    return await Store.open(
+        NumberDisk(folder, reserve_bytes=0), KEY, options=Options(size_limit_bytes=limit)
+    )
+
+
+def block(number: int) -> bytes:
+    """Return the block of a number."""
+    return number.to_bytes(8, "little") * _REPEATED
+
+
+async def fill(folder: Path, chunks: int) -> None:
+    """Write all chunks, each once."""
+    with step("open an empty brick"):
+        store = await opened(folder)
+    with step(f"write {chunks:,} chunks"):
+        for first in range(0, chunks, WRITE_BLOCKS):
+            await write(store, first, first + 1)
+        await store.sync()
+    with step("close"):
+        await store.close()
+
+
+async def write(store: Store, first: int, number: int) -> None:
+    """Write some blocks of a file, with numbers from `number` on."""
+    name = stripe_object(1, first // STRIPE_BLOCKS)
+    version = store.version(name)
+    operation = Write(first % STRIPE_BLOCKS, WRITE_BLOCKS)
+    change = Change(name, 1, version, version.after(1), (operation,))
+    transaction = Transaction(1, store.position + 1, 1, (change,))
+    payload = b"".join(map(block, range(number, number + WRITE_BLOCKS)))
+    await store.admit_transaction(transaction)
+    store.replace(name, 1, version.after(1), (operation,), payload)
+
+
+async def reopen(folder: Path, _: int) -> None:
+    """Open the brick and wait until the dedup window is full."""
+    with step("open"):
+        store = await opened(folder)
+    with step("fill the dedup window"):
+        before = -1
+        while store.statistics()["hints"] != before:
+            before = store.statistics()["hints"]
+            await trio.sleep(0.5)
+    print({k: v for k, v in store.statistics().items() if "hints" in k or "live" in k})
+    with step("close"):
+        await store.close()
+
+
+async def read(folder: Path, chunks: int) -> None:
+    """Read here and there, and in order."""
+    store = await opened(folder)
+    chooser = random.Random(1)
+    with step("200,000 random reads"):
+        for _ in range(200_000):
+            number = chooser.randrange(chunks)
+            name = stripe_object(1, number // STRIPE_BLOCKS)
+            assert await store.read(name, number % STRIPE_BLOCKS, 1) == block(number + 1)
+    with step("1,000,000 blocks in order"):
+        for first in range(0, min(chunks, 1_000_000), WRITE_BLOCKS):
+            name = stripe_object(1, first // STRIPE_BLOCKS)
+            await store.read(name, first % STRIPE_BLOCKS, WRITE_BLOCKS)
+    await store.close()
+
+
+async def overwrite(folder: Path, chunks: int) -> None:
+    """Make the brick full: then new data has room only where the cleaner makes some."""
+    segments = len(list((folder / "segments").iterdir()))
+    store = await opened(folder, segments * (64 << 20))
+    with step("discard half of a part"):
+        for first in range(0, min(chunks, 1 << 19), STRIPE_BLOCKS):
+            name = stripe_object(1, first // STRIPE_BLOCKS)
+            version = store.version(name)
+            for at in range(0, STRIPE_BLOCKS, 512):
+                gone = tuple(Discard(at + n, 8) for n in range(0, 512, 16))
+                await store.admit(1 << 16)
+                store.replace(name, 1, version.after(1), gone)
+    with step("write where it was"):
+        for first in range(0, min(chunks, 1 << 19) * 7 // 16, WRITE_BLOCKS):
+            await write(store, chunks + STRIPE_BLOCKS + first, chunks + first + 1)
+        await store.sync()
+    print({k: v for k, v in store.statistics().items() if "reloc" in k or "segments" in k})
+    await store.close()
+
+
+async def scrub(folder: Path, _: int) -> None:
+    """Verify everything, as fast as it goes."""
+    store = await opened(folder)
+    with step("scrub"):
+        store.start_scrub(1 << 40)
+        while not store.scrub_progress()["passes"]:  # noqa: ASYNC110 - it tells nobody
+            await trio.sleep(0.05)
+    print(store.scrub_progress())
+    await store.close()
+
+
+async def fsck(folder: Path, _: int) -> None:
+    """Check everything."""
+    for quick in (True, False):
+        with step("fsck --quick" if quick else "fsck"):
+            report = check_brick(NumberDisk(folder, reserve_bytes=0), data=not quick)
+        print(report.exit_code, report.problems[:3], report.facts)
+
+
+def main() -> None:
+    """Do the steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--chunks", type=int, default=24_000_000)
+    parser.add_argument("--only", choices=STEPS)
+    options = parser.parse_args()
+    options.directory.mkdir(exist_ok=True)
+    for name in [options.only] if options.only else STEPS:
+        if options.only:
+            work = {"open": reopen}.get(name) or globals()[name]
+            trio.run(work, options.directory, options.chunks)
+        else:
+            command = [sys.executable, "-m", "bench.scale", str(options.directory)]
+            subprocess.run([*command, "--chunks", str(options.chunks), "--only", name], check=True)
+
+
+if __name__ == "__main__":
+    main()
