@@ -132,9 +132,9 @@ class Contents:
                 places.add(found[0])
                 segment = segment_of(found[0])
                 live[segment] = live.get(segment, 0) + units_of(found[0])
-        references = self._count_references()
-        assert sum(references.values()) == chunks.references_total
-        assert len(references) == chunks.count
+        every = self._count_references()
+        assert sum(every.values()) == chunks.references_total, "sum of references"
+        assert len(every) == chunks.count, "number of chunks"
         assert not counted, f"maps refer to dead chunks {sorted(counted)[:5]}"
         assert live == {s: n for s, n in chunks.live.items() if n}, "live counts of segments"
         assert sum(live.values()) == chunks.live_total, "live total"
