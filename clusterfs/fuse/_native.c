@@ -60,6 +60,7 @@ static unsigned protocol_minor; /* the kernel's */
 static bool page_io;            /* the request being handled is the page cache's own */
 static uint64_t unique;         /* the kernel's number of the request that was received last */
 static pid_t pid;               /* whose request it is */
+static PyObject *at_end;        /* called when the session is over: there will be no more requests */
 static PyObject *on_interrupt;  /* called with the number of a request whose program got a signal */
 static bool opening_direct;     /* the next reply opens a direct_io handle */
 
@@ -100,12 +101,25 @@ static void tell_interrupt(uint64_t number)
     Py_XDECREF(answer);
 }
 
+static void tell_end(void)
+{
+    PyObject *answer = at_end ? PyObject_CallNoArgs(at_end) : NULL;
+    if (at_end && !answer)
+        PyErr_WriteUnraisable(at_end);
+    Py_XDECREF(answer);
+}
+
 /* The kernel sends FUSE_INTERRUPT after the request that it names, and expects no answer. libfuse gets it too, and only takes a
  * note. */
 static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
 {
     (void)userdata;
     ssize_t length = read(fd, buffer, size);
+    if (length == 0 || (length < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT)) {
+        int reason = errno;
+        tell_end();
+        errno = reason;
+    }
     if (length < (ssize_t)sizeof(struct fuse_in_header))
         return length;
     const struct fuse_in_header *header = buffer;
@@ -234,6 +248,13 @@ static PyObject *call_on_interrupt(PyObject *module, PyObject *callback)
     Py_RETURN_NONE;
 }
 
+static PyObject *call_at_end(PyObject *module, PyObject *callback)
+{
+    (void)module;
+    Py_XSETREF(at_end, Py_NewRef(callback));
+    Py_RETURN_NONE;
+}
+
 static PyObject *current_pid(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
@@ -267,6 +288,7 @@ static PyMethodDef functions[] = {
     {"current_request", current_request, METH_NOARGS,
      "Return the kernel's number of the request being handled; ask before the first await."},
     {"call_on_interrupt", call_on_interrupt, METH_O, "Call this with the number of each request that the kernel interrupts."},
+    {"call_at_end", call_at_end, METH_O, "Call this when the session is over."},
     {"session_fd", session_fd, METH_NOARGS, "Return the session's /dev/fuse descriptor, or -1."},
     {"hooked", hooked, METH_NOARGS, "Tell whether pyfuse3 mounted through this module, over a libfuse it knows."},
     {"negotiated", negotiated, METH_NOARGS, "Return what the INIT reply settled."},

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from clusterfs.errors import SetupError
-from clusterfs.fuse import notify
+from clusterfs.fuse import notify, receiving
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.dropping import Dropping
 from clusterfs.fuse.kernel import SessionKernel
@@ -43,7 +43,6 @@ log = structlog.get_logger()
 
 KIND = "fuse.clusterfs"
 _MAX_TASKS = 1_000_000  # no limit: a blocked task is a few KiB
-_SPARE_TASKS = 8  # idle tasks kept, so that a burst need not make new ones
 _READ_AHEAD_KIB = 1024
 _WATCH_S = 1.0
 _GRACE_S = 10.0
@@ -125,8 +124,9 @@ class Mount:
 
     async def _answer(self, scope: trio.CancelScope) -> None:
         self.answering = True
+        receiving.use()
         try:
-            await pyfuse3.main(min_tasks=_SPARE_TASKS, max_tasks=_MAX_TASKS)
+            await pyfuse3.main(min_tasks=receiving.SPARE_TASKS, max_tasks=_MAX_TASKS)
         finally:
             self.answering = False
         scope.cancel()

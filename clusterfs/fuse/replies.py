@@ -16,6 +16,7 @@ import structlog
 
 from clusterfs.errors import FilesystemError
 from clusterfs.fuse.binding import native, pyfuse3
+from clusterfs.fuse.receiving import keeping_turn
 from clusterfs.fuse.requests import requests
 from dlm.errors import LockError
 
@@ -39,7 +40,7 @@ def replying(
     async def replied(self: Self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
         number = requests.begin(operation) if told else None
         try:
-            return await handler(self, *args, **kwargs)
+            return await keeping_turn(handler(self, *args, **kwargs))
         except pyfuse3.FUSEError:
             raise
         except Exception as failure:
