@@ -26,8 +26,7 @@ from clusterfs.fs.inodes import Inode, exclude_all
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import without_privileges
 from clusterfs.fs.transactions import Edit
-from clusterfs.fs.writeback import runs
-from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, Change, Write
+from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, Change
 
 LIMIT_BYTES = 32 << 20
 
@@ -192,8 +191,12 @@ class AtomicWrites:
         payload: list[bytes | bytearray | memoryview] = []
         for inode in inodes:
             blocks = await self._merged(inode, staged.extents[inode])
-            changes += await self._changes(inode, sorted(blocks))
-            payload += [blocks[index] for index in sorted(blocks)]
+            indexes = sorted(blocks)
+            stripes = [inode.stripe(n) for n in sorted({n // STRIPE_BLOCKS for n in indexes})]
+            for stripe in stripes:
+                await self._writeback.know_version(stripe)
+            changes += self._writeback.changes(stripes, indexes)
+            payload += [blocks[index] for index in indexes]
             edits.append(self._edit(inode, staged.extents[inode], len(blocks)))
             if inode not in privileged:
                 record = edits[-1].record
@@ -238,20 +241,6 @@ class AtomicWrites:
             return bytes(BLOCK_BYTES)
         stripe = inode.stripe(index // STRIPE_BLOCKS)
         return await self._volume.read(stripe.object_id, stripe.group, index % STRIPE_BLOCKS, 1)
-
-    async def _changes(self, inode: Inode, indexes: list[int]) -> list[Change]:
-        """Return a change for each stripe, in order."""
-        changes = []
-        by_stripe: dict[int, list[int]] = {}
-        for index in indexes:
-            number, within = divmod(index, STRIPE_BLOCKS)
-            by_stripe.setdefault(number, []).append(within)
-        for number, blocks in by_stripe.items():
-            stripe = inode.stripe(number)
-            await self._writeback.know_version(stripe)
-            operations = [Write(first, count) for first, count in runs(blocks)]
-            changes.append(self._writeback.change(stripe, operations))
-        return changes
 
     def _edit(self, inode: Inode, extents: Iterable[Extent], written: int) -> Edit:
         record = inode.record

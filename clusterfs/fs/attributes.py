@@ -20,7 +20,10 @@ FORMAT = 1
 MAXIMUM_SIZE = 16 << 40
 MAXIMUM_LINKS = 2**31 - 1
 
+ATOMIC_FSYNC = 1  # flag: what is written between two fsyncs becomes durable together; inherited
+
 _FIELDS = struct.Struct(">BIIIIIQqqqqQQQ")
+_FLAGS_AT = _FIELDS.size  # a u8; records older than it lack it
 _NS_LIMIT = 2**63 - 1
 
 
@@ -40,11 +43,17 @@ class Record(msgspec.Struct, gc=False):
     seed: int  # placement of stripes above 0
     blocks: int  # 4 KiB blocks written, an upper bound of those allocated
     parent: int  # of a directory: the directory it is in; 0 otherwise
+    flags: int = 0
 
     @property
     def is_directory(self) -> bool:
         """Tell whether this is a directory."""
         return stat.S_ISDIR(self.mode)
+
+    @property
+    def atomic_fsync(self) -> bool:
+        """Tell whether dirty data may only be committed all at once, when somebody asks."""
+        return bool(self.flags & ATOMIC_FSYNC)
 
     @property
     def is_regular(self) -> bool:
@@ -70,7 +79,7 @@ def fresh(mode: int, uid: int, gid: int, now_ns: int, **fields: int) -> Record:
 def encode(record: Record, size: int) -> bytes:
     """Return the stored form, with `size` in place of the record's."""
     times = (record.atime_ns, record.mtime_ns, record.ctime_ns, record.btime_ns)
-    return _FIELDS.pack(
+    fields = _FIELDS.pack(
         FORMAT,
         record.mode,
         record.nlink,
@@ -83,13 +92,17 @@ def encode(record: Record, size: int) -> bytes:
         record.blocks,
         record.parent,
     )
+    return fields + bytes((record.flags,))
 
 
 def decode(stored: bytes) -> Record:
     """Return the record that `encode` stored; raises FilesystemError for a foreign format."""
     if len(stored) < _FIELDS.size or stored[0] < FORMAT:
         raise FilesystemError(f"inode record of {len(stored)} bytes, format {stored[:1]!r}")
-    return Record(*_FIELDS.unpack_from(stored)[1:])
+    flags = stored[_FLAGS_AT] if len(stored) > _FLAGS_AT else 0
+    record = Record(*_FIELDS.unpack_from(stored)[1:])
+    record.flags = flags
+    return record
 
 
 def blocks_of(size: int) -> int:

@@ -13,12 +13,12 @@ a word, so cached READs then take EX.
 
 import os
 from functools import partial
-from typing import NamedTuple
 
 import trio
 import trio.lowlevel
 
 from clusterfs.errors import (
+    FilesystemError,
     FileTooLarge,
     InvalidArgument,
     IsADirectory,
@@ -36,10 +36,11 @@ from clusterfs.fs.keys import ORPHAN
 from clusterfs.fs.locks import EX, PR
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import has_privileges, without_privileges
+from clusterfs.fs.pieces import Piece, cut
 from clusterfs.fs.results import Caller, Opened
 from clusterfs.fs.truncation import Truncation
 from clusterfs.fs.writeback import Block
-from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId
+from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS
 from dlm.errors import LockLost
 
 _AT_REST = (None, ORPHAN)  # marks that a writer need not care about
@@ -109,8 +110,20 @@ class Files:
         if not isinstance(opened, OpenFile):
             return None
         self.atomic.released(opened)
+        await self._settle_closed(opened)
         opened.inode.open_lock.release()
         return opened.inode
+
+    async def _settle_closed(self, opened: OpenFile) -> None:
+        """Commit an atomic_fsync file whose last writer is gone: nobody else will."""
+        inode = opened.inode
+        record = inode.record
+        if inode.writers or record is None or not record.atomic_fsync or not inode.needs_flush:
+            return
+        try:
+            await self._gate.run(partial(self.write_back, inode))
+        except FilesystemError as failure:
+            inode.write_error = failure
 
     # -- read
 
@@ -178,7 +191,7 @@ class Files:
             piece.newer or self._volume.read_nowait(*piece.place(inode))
             for piece in self._pieces(inode, offset >> _SHIFT, (end + BLOCK_BYTES - 1) >> _SHIFT)
         ]
-        return _cut(pieces, offset % BLOCK_BYTES, end - offset)
+        return cut(pieces, offset % BLOCK_BYTES, end - offset)
 
     async def _read_waiting(self, inode: Inode, record: Record, offset: int, size: int) -> bytes:
         end = min(offset + size, record.size)
@@ -191,25 +204,25 @@ class Files:
             except WouldBlock:
                 with asking.interruptibly():
                     pieces.append(await self._volume.read(*piece.place(inode)))
-        return _cut(pieces, offset % BLOCK_BYTES, end - offset)
+        return cut(pieces, offset % BLOCK_BYTES, end - offset)
 
-    def _pieces(self, inode: Inode, first: int, beyond: int) -> list["_Piece"]:
+    def _pieces(self, inode: Inode, first: int, beyond: int) -> list[Piece]:
         """Cut blocks into what one read of one stripe gives, and what is newer here."""
         limit = (first // STRIPE_BLOCKS + 1) * STRIPE_BLOCKS
         if not inode.dirty and not inode.flushing and beyond <= limit:
-            return [_Piece(first, beyond - first)]
-        pieces: list[_Piece] = []
+            return [Piece(first, beyond - first)]
+        pieces: list[Piece] = []
         start = first
         for index in range(first, beyond):
             block = self._writeback.overlay(inode, index)
             if start < index and (block is not None or index % STRIPE_BLOCKS == 0):
-                pieces.append(_Piece(start, index - start))
+                pieces.append(Piece(start, index - start))
                 start = index
             if block is not None:
-                pieces.append(_Piece(index, 1, block))
+                pieces.append(Piece(index, 1, block))
                 start = index + 1
         if start < beyond:
-            pieces.append(_Piece(start, beyond - start))
+            pieces.append(Piece(start, beyond - start))
         return pieces
 
     # -- write
@@ -242,6 +255,8 @@ class Files:
         if not data:
             return 0
         inode = opened.inode
+        if opened.staged is not None and not page_io:
+            return opened.staged.write(inode, offset, data)
         self.slow_writes += 1
         if page_io:
             asking.changing()  # the page cache took it already
@@ -346,7 +361,8 @@ class Files:
             with asking.interruptibly():
                 old[index] = await self._volume.read(*place)
         if not missing:
-            await self._writeback.flush(inode)
+            if not inode.record.atomic_fsync:
+                await self._writeback.flush(inode)
             room = (length + 2 * BLOCK_BYTES) & -BLOCK_BYTES
             with asking.interruptibly():
                 await self._volume.reserve(room)
@@ -376,6 +392,8 @@ class Files:
 
     async def _relieve(self, inode: Inode) -> None:
         """Too much is dirty: whoever writes helps to write back."""
+        if inode.record is not None and inode.record.atomic_fsync:
+            return
         if inode.lock.pin_nowait():
             try:
                 await self._writeback.flush_quietly(inode)
@@ -444,23 +462,3 @@ class Files:
             record = await self.load_for_change(inode)
             mode = record.mode if caller.uid == 0 else without_privileges(record.mode)
             await self.truncation.truncate(inode, 0, self._now_ns(), mode=mode)
-
-
-class _Piece(NamedTuple):
-    """Blocks of one stripe: in the store, or one that is newer here."""
-
-    first: int
-    blocks: int
-    newer: Block | None = None
-
-    def place(self, inode: Inode) -> tuple[ObjectId, int, int, int]:
-        """Return where they are in the store."""
-        stripe = inode.stripe(self.first // STRIPE_BLOCKS)
-        return stripe.object_id, stripe.group, self.first % STRIPE_BLOCKS, self.blocks
-
-
-def _cut(pieces: list[Block], skip: int, length: int) -> bytes:
-    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    if skip or len(data) != length:
-        data = data[skip : skip + length]
-    return data if isinstance(data, bytes) else bytes(data)

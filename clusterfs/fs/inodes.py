@@ -68,9 +68,11 @@ class Inode:
         "entries_until_s",
         "flushing",
         "group",
+        "joined",
         "kept",
         "lock",
         "lookups",
+        "lost_epoch",
         "mark",
         "number",
         "object_id",
@@ -115,9 +117,11 @@ class Inode:
         self.record_dirty = False
         self.dirty: dict[int, bytes | bytearray | memoryview] = {}
         self.flushing: dict[int, bytes | bytearray | memoryview] = {}
+        self.joined: set[int] = set()  # block i and i - 1 were written by one write; may be stale
         self.dirty_since_s = 0.0
         self.write_error: Exception | None = None
         self.kept: Kept | None = None
+        self.lost_epoch: int | None = None  # this node was lost in that view, and knew no version
         self.attempted: set[tuple[ObjectId, Version]] = set()
         # what the kernel has
         self.lookups = 0
@@ -185,11 +189,13 @@ class Inode:
         self.target = None
         self.stripes.clear()
 
-    def set_aside(self) -> None:
-        """Keep what dirty data is based on: this node is lost."""
+    def set_aside(self, epoch: int) -> None:
+        """Keep what dirty data, or a writer, is based on: this node is lost in view `epoch`."""
         if self.record is not None and (self.needs_flush or self.writers) and not self.kept:
             versions = {s.number: s.version for s in self.stripes.values() if s.version}
             self.kept = Kept(self.version, versions, self.record, self.committed_size)
+        elif self.writers and not self.kept and self.lost_epoch is None:
+            self.lost_epoch = epoch
         self.void()
 
     def parking(self, offset: int, length: int) -> "_Parking":

@@ -26,7 +26,7 @@ from clusterfs.errors import (
     TooManyLinks,
 )
 from clusterfs.fs import keys
-from clusterfs.fs.attributes import MAXIMUM_LINKS, Record, fresh
+from clusterfs.fs.attributes import ATOMIC_FSYNC, MAXIMUM_LINKS, Record, fresh
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode, exclude_all
@@ -35,6 +35,7 @@ from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import check_sticky, inherited
 from clusterfs.fs.results import Caller, Entry, Status, attributes_of
 from clusterfs.fs.transactions import Edit
+from clusterfs.fs.xattrs import inherited_xattrs
 from clusterfs.store.objects import Put, Remove
 
 
@@ -155,6 +156,7 @@ class Namespace:
             parent_edit = self._entering(directory, record, made, name, entry)
             child_edit = Edit(child, made)
             child_edit.creates = True
+            child_edit.operations += inherited_xattrs(made.flags)
             if newborn.target is not None:
                 child_edit.operations.append(Put(TARGET, newborn.target))
             attempt.tried = True
@@ -180,6 +182,8 @@ class Namespace:
         mode, gid = inherited(parent, newborn.mode, newborn.caller)
         record = fresh(mode, newborn.caller.uid, gid, self._now_ns(), seed=child.number)
         record.rdev = newborn.rdev
+        if record.is_regular or record.is_directory:
+            record.flags = parent.flags & ATOMIC_FSYNC
         record.size = len(newborn.target or b"")
         if record.is_directory:
             record.parent = directory.number

@@ -25,6 +25,7 @@ class Readmission:
 
     def __init__(self, parts: Parts) -> None:
         self._gate = parts.gate
+        self._volume = parts.volume
         self._locks = parts.locks
         self._inodes = parts.inodes
         self._transactions = parts.transactions
@@ -45,7 +46,7 @@ class Readmission:
         self._gate.close()
         self._writeback.lose_credits()
         for inode in self._inodes:
-            inode.set_aside()
+            inode.set_aside(self._volume.epoch)
         self._locks.lose()
         if self._dropped.is_set():
             self._dropped = trio.Event()
@@ -93,6 +94,7 @@ class Readmission:
             if inode.kept is None:
                 async with inode.lock.sharing():
                     await self._transactions.load(inode)
+                self._judge_unknown(inode)
             else:
                 async with inode.lock.excluding(), inode.committing:
                     await self._judge(inode, inode.kept)
@@ -100,6 +102,12 @@ class Readmission:
         except NoSuchEntry:
             inode.kept = None
             self._kill(inode, everybody=True)
+
+    def _judge_unknown(self, inode: Inode) -> None:
+        """Others had the file when this node was lost: a change in a later view is a takeover."""
+        if inode.lost_epoch is not None and inode.version.epoch > inode.lost_epoch:
+            self._kill(inode, everybody=False)
+        inode.lost_epoch = None
 
     async def _judge(self, inode: Inode, kept: Kept) -> None:
         """Keep what is dirty if it is based on what the store has."""

@@ -2,10 +2,14 @@
 
 Dirty data is kept as whole 4 KiB blocks: the edges of a write that fill no block are merged with
 the old block when the write is accepted, so a flush only joins blocks. A flush takes the lowest
-dirty blocks of one stripe, at most BATCH_BLOCKS, moves them to `flushing` (reads still see them),
-and commits them. A transaction that makes the file longer, or whose stripe is in the inode's group,
-carries the inode record too, so no committed size ever covers data that is not committed, and bytes
-beyond the committed size are zeros. The record's size follows the data batch by batch.
+dirty blocks of one stripe, about BATCH_BLOCKS, moves them to `flushing` (reads still see them), and
+commits them. What one write wrote is never split (`joined`), so each write is atomic whatever dies.
+A file with atomic_fsync is committed only as a whole, and only when somebody asks: fsync, another
+node, the last close.
+
+A transaction that makes the file longer, or whose stripe is in the inode's group, carries the inode
+record too, so no committed size ever covers data that is not committed, and bytes beyond the
+committed size are zeros. The record's size follows the data batch by batch.
 
 Flushes run at fsync, when the lock is given up, when too much is dirty, and after MAXIMUM_AGE_S.
 They pin the lock and run beside its users.
@@ -15,7 +19,7 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from clusterfs.errors import FilesystemError, Unavailable, WouldBlock
+from clusterfs.errors import FilesystemError, FileTooLarge, Unavailable, WouldBlock
 from clusterfs.fs.attributes import MAXIMUM_SIZE
 from clusterfs.fs.inodes import Inode, Stripe
 from clusterfs.fs.ports import Volume
@@ -31,6 +35,8 @@ from clusterfs.store.objects import (
 from dlm.errors import LockLost
 
 BATCH_BLOCKS = 512
+CHAIN_BLOCKS = 4096  # writes that overlap each other's edges are one commit, up to about this
+ATOMIC_BLOCKS = 8192  # of an atomic_fsync file between two fsyncs
 MAXIMUM_AGE_S = 1.0
 _ROUND_S = 0.25
 _MASK = BLOCK_BYTES - 1
@@ -71,9 +77,12 @@ class Writeback:
                 if index << _SHIFT < offset or (index + 1) << _SHIFT > end:
                     edges[index] = self._edge(inode, index, record.size, old)
         fresh = 0 if first == last and first in dirty else self._fresh(dirty, first, last)
+        self._check_amount(inode, first, last, fresh)
         if fresh and not self._volume.reserve_nowait(fresh << _SHIFT):
             raise WouldBlock
         self._place(dirty, offset, memoryview(data), edges)
+        if first < last:
+            inode.joined.update(range(first + 1, last + 1))
         self.dirty_blocks += fresh
         record.size = max(record.size, end)
         record.mtime_ns = record.ctime_ns = now_ns
@@ -121,6 +130,20 @@ class Writeback:
         if not dirty:
             return last - first + 1
         return sum(index not in dirty for index in range(first, last + 1))
+
+    def _check_amount(self, inode: Inode, first: int, last: int, fresh: int) -> None:
+        """Raise WouldBlock or FileTooLarge if one commit would be too much with these blocks."""
+        assert inode.record is not None
+        if inode.record.atomic_fsync:
+            if len(inode.dirty) + fresh > ATOMIC_BLOCKS:
+                raise FileTooLarge("an atomic_fsync file takes 32 MiB between two fsyncs")
+        elif first < last and inode.joined:
+            while first in inode.joined:
+                first -= 1
+            while last + 1 in inode.joined:
+                last += 1
+            if last - first > CHAIN_BLOCKS:
+                raise WouldBlock
 
     def _edge(self, inode: Inode, index: int, size: int, old: dict[int, bytes]) -> bytearray:
         block = inode.dirty.get(index)
@@ -219,19 +242,29 @@ class Writeback:
         position = 0
         synced = False
         while position < len(waiting):
-            batch = self._batch(waiting, position)
-            position += len(batch)
-            left = [index for index in batch if index in inode.dirty]
+            batch = self._batch(inode, waiting, position)
+            position = self._beyond(inode, waiting, position, batch)
             last = durable and position == len(waiting)
-            synced = await self._commit_batch(inode, left, durable=last)
+            synced = await self._commit_batch(inode, batch, durable=last)
         if inode.record_dirty and inode.record is not None and not inode.dirty:
             edit = Edit(inode, inode.record)
             edit.size = inode.record.size
             await self._transactions.commit_holding([edit], durable=durable)
             synced = durable
+        if not inode.dirty:
+            inode.joined.clear()
         if not inode.needs_flush:
             self.dirty.pop(inode, None)
         return synced
+
+    def _beyond(
+        self, inode: Inode, waiting: Sequence[int], position: int, batch: Sequence[int]
+    ) -> int:
+        """Return how far `waiting` is done with once `batch` is committed."""
+        left = inode.dirty.keys() - batch
+        while position < len(waiting) and waiting[position] not in left:
+            position += 1
+        return position
 
     async def flush_quietly(self, inode: Inode) -> None:
         """Flush without a caller to tell: a failure is kept for the next fsync."""
@@ -251,6 +284,8 @@ class Writeback:
     async def flush_old(self, until_s: float) -> None:
         """Flush what is dirty since `until_s` or longer."""
         for inode in list(self.dirty):
+            if inode.record is not None and inode.record.atomic_fsync:
+                continue  # fsync, another node or the last close will do it
             if inode.dirty_since_s <= until_s and inode.kept is None and inode.lock.pin_nowait():
                 try:
                     self.dirty.pop(inode, None)
@@ -262,17 +297,34 @@ class Writeback:
                         self.mark_dirty(inode)
                     inode.lock.unpin()
 
-    def _batch(self, waiting: Sequence[int], position: int) -> list[int]:
+    def _batch(self, inode: Inode, waiting: Sequence[int], position: int) -> list[int]:
+        """Return which blocks to commit together; some may be before `position`, or gone."""
+        if inode.record is not None and inode.record.atomic_fsync:
+            return sorted(inode.dirty)
         limit = (waiting[position] // STRIPE_BLOCKS + 1) * STRIPE_BLOCKS
-        batch = waiting[position : position + BATCH_BLOCKS]
-        return [index for index in batch if index < limit]
+        batch = [n for n in waiting[position : position + BATCH_BLOCKS] if n < limit]
+        return batch if inode.joined.isdisjoint(inode.dirty) else self._whole(inode, batch)
+
+    def _whole(self, inode: Inode, batch: Sequence[int]) -> list[int]:
+        """Add what was written together with any of these blocks."""
+        dirty, joined = inode.dirty, inode.joined
+        whole = set(batch)
+        for start in batch:
+            index = start
+            while index in joined and index - 1 in dirty and index - 1 not in whole:
+                index -= 1
+                whole.add(index)
+            index = start + 1
+            while index in joined and index in dirty and index not in whole:
+                whole.add(index)
+                index += 1
+        return sorted(whole)
 
     async def _commit_batch(self, inode: Inode, batch: Sequence[int], *, durable: bool) -> bool:
         """Commit these blocks; tell whether that waited for the disks."""
-        if not batch:
-            return False
-        stripe = inode.stripe(batch[0] // STRIPE_BLOCKS)
-        await self.know_version(stripe)
+        stripes = [inode.stripe(number) for number in sorted({n // STRIPE_BLOCKS for n in batch})]
+        for stripe in stripes:
+            await self.know_version(stripe)
         moved = {index: inode.dirty[index] for index in batch if index in inode.dirty}
         if not moved:
             return False
@@ -281,11 +333,12 @@ class Writeback:
             del inode.dirty[index]
         inode.flushing = moved
         try:
-            synced = await self._commit_blocks(inode, stripe, moved, durable=durable)
+            synced = await self._commit_blocks(inode, stripes, moved, durable=durable)
         except BaseException:
             self._put_back(inode)
             raise
         inode.flushing = {}
+        inode.joined.difference_update(n for n in moved if n not in inode.dirty)
         self.flushed_blocks += len(moved)
         self._give_back(len(moved))
         return synced
@@ -300,27 +353,38 @@ class Writeback:
         self._give_back(twice)
 
     async def _commit_blocks(
-        self, inode: Inode, stripe: Stripe, moved: dict[int, Block], *, durable: bool
+        self, inode: Inode, stripes: Sequence[Stripe], moved: dict[int, Block], *, durable: bool
     ) -> bool:
         record = inode.record
         if record is None:
             raise LockLost
-        base = stripe.number * STRIPE_BLOCKS
-        operations: list[Operation] = [
-            Write(first - base, count) for first, count in runs(sorted(moved))
-        ]
-        change = self.change(stripe, operations)
-        covered = min(record.size, (max(moved) + 1) << _SHIFT) if inode.dirty else record.size
+        indexes = sorted(moved)
+        changes = self.changes(stripes, indexes)
+        covered = min(record.size, (indexes[-1] + 1) << _SHIFT) if inode.dirty else record.size
+        is_last = not inode.dirty and {stripe.group for stripe in stripes} == {inode.group}
         edits = []
-        if covered > inode.committed_size or (stripe.group == inode.group and not inode.dirty):
+        if covered > inode.committed_size or is_last or record.atomic_fsync:
             edits.append(Edit(inode, record))
             edits[0].size = max(covered, inode.committed_size)
-        payload = b"".join([moved[index] for index in sorted(moved)])
-        inode.attempted = {(change.object_id, change.version)}
+        payload = b"".join([moved[index] for index in indexes])
+        inode.attempted = {(change.object_id, change.version) for change in changes}
         durable = durable and bool(edits)  # else the record follows, and waits for the disks
-        await self._transactions.commit_holding(edits, [change], payload, durable=durable)
-        stripe.version = change.version
+        await self._transactions.commit_holding(edits, changes, payload, durable=durable)
+        for stripe, change in zip(stripes, changes, strict=True):
+            stripe.version = change.version
         return durable
+
+    def changes(self, stripes: Sequence[Stripe], indexes: Sequence[int]) -> list[Change]:
+        """Return a change for each stripe that writes those of the blocks that are in it."""
+        within: dict[int, list[int]] = {stripe.number: [] for stripe in stripes}
+        for index in indexes:
+            within[index // STRIPE_BLOCKS].append(index % STRIPE_BLOCKS)
+        return [
+            self.change(
+                stripe, [Write(first, count) for first, count in runs(within[stripe.number])]
+            )
+            for stripe in stripes
+        ]
 
     def change(self, stripe: Stripe, operations: Iterable[Operation]) -> Change:
         """Return a change of a stripe whose version is known."""

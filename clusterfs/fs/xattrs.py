@@ -1,10 +1,18 @@
 """Extended attributes: keys of the inode object, cached while the inode's lock is held.
 
-user.*, trusted.* and security.* are stored. POSIX ACLs (system.*) are refused: the kernel would
-have to enforce them.
+user.*, trusted.* and security.* are stored. `user.clusterfs.atomic_fsync` also sets a flag of the
+inode's record ("1", or "0"), and what is made in a directory that has it inherits it. POSIX ACLs
+(system.*) are refused: the kernel would have to enforce them.
 """
 
-from clusterfs.errors import EntryExists, NoSuchAttribute, NotSupported, ResultTooLarge
+from clusterfs.errors import (
+    EntryExists,
+    InvalidArgument,
+    NoSuchAttribute,
+    NotSupported,
+    ResultTooLarge,
+)
+from clusterfs.fs.attributes import ATOMIC_FSYNC
 from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import NAME_BYTES, XATTR
@@ -16,6 +24,8 @@ from dlm.errors import LockLost
 CREATE = 1
 REPLACE = 2
 VALUE_BYTES = 64 << 10
+
+ATOMIC_FSYNC_NAME = b"user.clusterfs.atomic_fsync"
 
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _PAGE = 256
@@ -70,7 +80,8 @@ class Xattrs:
                 raise EntryExists
             if flags & REPLACE and before is None:
                 raise NoSuchAttribute
-            await self._commit(attempt, inode, Put(XATTR + name, value))
+            flags = _flags(inode, name, value)
+            await self._commit(attempt, inode, flags, Put(XATTR + name, value))
             inode.xattrs[name] = value
 
     async def remove(self, attempt: Attempt, number: int, name: bytes) -> None:
@@ -82,13 +93,16 @@ class Xattrs:
                 if attempt.tried:
                     return
                 raise NoSuchAttribute
-            await self._commit(attempt, inode, Remove(XATTR + name))
+            flags = _flags(inode, name, b"0")
+            await self._commit(attempt, inode, flags, Remove(XATTR + name))
             inode.xattrs[name] = None
 
-    async def _commit(self, attempt: Attempt, inode: Inode, operation: Put | Remove) -> None:
+    async def _commit(
+        self, attempt: Attempt, inode: Inode, flags: int, operation: Put | Remove
+    ) -> None:
         record = await self._transactions.load(inode)
         attempt.tried = True
-        changed = record.changed(ctime_ns=self._now_ns())
+        changed = record.changed(ctime_ns=self._now_ns(), flags=flags)
         await self._transactions.commit(Edit(inode, changed, operation))
 
     async def _value(self, inode: Inode, name: bytes) -> bytes | None:
@@ -103,6 +117,22 @@ class Xattrs:
             raise LockLost
         inode.xattrs[name] = value
         return value
+
+
+def _flags(inode: Inode, name: bytes, value: bytes) -> int:
+    """Return the record's flags once `name` has this value. Raises InvalidArgument."""
+    assert inode.record is not None
+    flags = inode.record.flags
+    if name != ATOMIC_FSYNC_NAME:
+        return flags
+    if value not in (b"0", b"1"):
+        raise InvalidArgument("atomic_fsync is 0 or 1")
+    return flags | ATOMIC_FSYNC if value == b"1" else flags & ~ATOMIC_FSYNC
+
+
+def inherited_xattrs(flags: int) -> list[Put]:
+    """Return what an inode made with these flags has."""
+    return [Put(XATTR + ATOMIC_FSYNC_NAME, b"1")] if flags & ATOMIC_FSYNC else []
 
 
 def _check(name: bytes) -> None:

@@ -4,9 +4,12 @@ import errno
 import fcntl
 import os
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -170,3 +173,93 @@ def test_who_dies_in_the_middle_leaves_all_or_nothing(
     assert stamps <= {done % 251, (done + 1) % 251}, "committed and durable was lost"
     if victim == "node":
         cluster.start("n1")
+
+
+_SQLITE = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA journal_mode = MEMORY")
+database.execute("PRAGMA synchronous = FULL")
+database.execute("PRAGMA cache_spill = OFF")
+number = 0
+while True:
+    number += 1
+    database.execute("BEGIN IMMEDIATE")
+    database.execute("UPDATE account SET amount = amount - 1 WHERE id % 2 = 0")
+    database.execute("UPDATE account SET amount = amount + 1 WHERE id % 2 = 1")
+    database.execute("INSERT INTO history VALUES (?, randomblob(5000))", (number,))
+    database.execute("COMMIT")
+    print(number, flush=True)
+"""
+_ACCOUNTS = 2000
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_sqlite_without_a_journal_on_disk_survives_the_loss_of_its_node(
+    folders: list[Path], cluster: Cluster, round_: int
+) -> None:
+    os.setxattr(folders[0], "user.clusterfs.atomic_fsync", b"1")
+    path = folders[0] / "bank.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("PRAGMA journal_mode = MEMORY")
+        database.execute("CREATE TABLE account (id INTEGER PRIMARY KEY, amount INTEGER, pad TEXT)")
+        database.execute("CREATE TABLE history (number INTEGER, blob BLOB)")
+        rows = [(n, 0, "x" * 200) for n in range(_ACCOUNTS)]
+        database.executemany("INSERT INTO account VALUES (?, ?, ?)", rows)
+    assert os.getxattr(path, "user.clusterfs.atomic_fsync") == b"1"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _SQLITE, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    for _ in range(2 + round_):
+        done = int(writer.stdout.readline())
+    time.sleep(0.01 * round_)
+    cluster.kill("n1")
+    writer.send_signal(signal.SIGKILL)
+    done = max([done, *(int(line) for line in writer.stdout.read().split())])
+    writer.wait()
+    writer.stdout.close()
+    with closing(sqlite3.connect(folders[1] / "bank.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        amounts = {amount for (amount,) in database.execute("SELECT DISTINCT amount FROM account")}
+        ((last,),) = database.execute("SELECT max(number) FROM history").fetchall()
+    assert amounts == {-last, last}, "half of a transaction"
+    assert last in {done, done + 1}, "a transaction that was committed is lost"
+    cluster.start("n1")
+
+
+# The kernel cuts a write in two if its buffer touches more than 256 pages of memory: hence mmap.
+_PAGES = """
+import mmap, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+size, pages = int(sys.argv[2]), 16
+number, page = 0, mmap.mmap(-1, size)
+while True:
+    number += 1
+    page[:] = bytes([number % 251]) * size
+    os.pwrite(descriptor, page, (number * 7 % pages) * size + 1000)
+    if number == 40:
+        print("on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("size", [16 << 10, 1 << 20])
+def test_no_write_is_torn_by_the_loss_of_a_node(
+    folders: list[Path], cluster: Cluster, size: int
+) -> None:
+    path = folders[0] / "pages"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _PAGES, str(path), str(size)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "on\n"
+    time.sleep(2.0)  # it is written back after 1 s
+    cluster.kill("n1")
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    content = (folders[1] / "pages").read_bytes()[1000:]
+    torn = [n for n in range(0, len(content), size) if len(set(content[n : n + size])) > 1]
+    assert not torn
+    assert len(set(content)) > 1
+    cluster.start("n1")

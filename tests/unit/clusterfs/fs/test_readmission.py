@@ -255,3 +255,29 @@ async def test_a_stalled_cached_read_does_not_keep_pages_from_being_dropped(
             await world.readmit(1)
         assert (inode, 1) in one.kernel.pages
         await one.fs.release(handle)
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+async def test_a_writer_without_the_lock_dies_only_if_others_write_in_a_later_view(
+    meanwhile: bool,  # noqa: FBT001
+) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        created = await one.create(ROOT, b"f", 0o644, os.O_RDWR)
+        assert created.entry.attributes is not None
+        handle = created.opened.handle
+        await one.write(handle, 0, b"one")
+        other = (await two.open(created.entry.attributes.inode, os.O_RDWR)).handle
+        await two.write(other, 0, b"two")  # takes the lock from node 1
+        await two.fsync(other)
+        world.remove(1)
+        if meanwhile:
+            await two.write(other, 3, b"later")
+            await two.fsync(other)
+        await world.readmit(1)
+        if meanwhile:
+            with pytest.raises(StaleHandle):
+                await one.write(handle, 0, b"ONE")
+        else:
+            await one.write(handle, 0, b"ONE")
+            assert await two.read(other, 0, 10) == b"ONE"

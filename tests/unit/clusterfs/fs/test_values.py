@@ -30,10 +30,12 @@ def test_a_record_survives_storing_with_the_size_that_was_given() -> None:
 
 def test_a_record_is_readable_by_its_documented_offsets() -> None:
     stored = encode(fresh(stat.S_IFDIR | 0o755, 1, 2, 3, parent=9), 0)
-    assert len(stored) == 85
+    assert len(stored) == 86
     assert stored[0] == 1
     assert int.from_bytes(stored[5:9], "big") == 2
     assert int.from_bytes(stored[77:85], "big") == 9
+    assert stored[85] == 0
+    assert decode(stored[:85]) == decode(stored), "what an older version stored"
 
 
 def test_a_longer_record_of_a_later_format_is_read_and_a_short_one_refused() -> None:
@@ -41,7 +43,7 @@ def test_a_longer_record_of_a_later_format_is_read_and_a_short_one_refused() -> 
     stored = encode(record, 0)
     assert decode(b"\x02" + stored[1:] + b"appended") == record
     with pytest.raises(FilesystemError):
-        decode(stored[:-1])
+        decode(stored[:84])
 
 
 @pytest.mark.parametrize(
