@@ -95,24 +95,49 @@ class ChunkTable:
     def add(
         self,
         first_cid: int,
-        locations: Iterable[int],
+        runs: Iterable[tuple[int, int]],
         checksums: Sequence[int],
         identities: bytes | bytearray,
     ) -> None:
-        """Enter new chunks with consecutive cids; they have no references yet."""
-        cid = first_cid
-        for index, location in enumerate(locations):
-            page = self._dirty.get(cid >> _PAGE_BITS) or self._own(cid >> _PAGE_BITS, create=True)
-            assert page is not None
-            slot = cid & _PAGE_MASK
-            page.locations[slot] = location
-            page.checksums[slot] = checksums[index]
-            at = index * IDENTITY_BYTES
-            page.identities[slot * IDENTITY_BYTES : (slot + 1) * IDENTITY_BYTES] = identities[
-                at : at + IDENTITY_BYTES
-            ]
-            cid += 1
+        """Enter new chunks with consecutive cids; they have no references yet.
+
+        runs: (location of the first, how many) that lie one behind the other.
+        """
+        cid, index = first_cid, 0
+        for first, count in runs:
+            done = 0
+            while done < count:
+                size = min(count - done, PAGE_CIDS - (cid & _PAGE_MASK))
+                end, at = index + size, index * IDENTITY_BYTES
+                self._enter(
+                    cid,
+                    range(first + done, first + done + size),
+                    checksums[index:end],
+                    identities[at : end * IDENTITY_BYTES],
+                )
+                done += size
+                cid += size
+                index = end
         self.next_cid = max(self.next_cid, cid)
+
+    def _enter(
+        self,
+        cid: int,
+        locations: range,
+        checksums: Sequence[int],
+        identities: bytes | bytearray,
+    ) -> None:
+        """Fill slots of one page."""
+        number, slot = cid >> _PAGE_BITS, cid & _PAGE_MASK
+        page = self._dirty.get(number) or self._own(number, create=True)
+        assert page is not None
+        size = len(locations)
+        if size == 1:
+            page.locations[slot], page.checksums[slot] = locations[0], checksums[0]
+        else:
+            page.locations[slot : slot + size] = array("Q", locations)
+            page.checksums[slot : slot + size] = array("Q", checksums)
+        page.identities[slot * IDENTITY_BYTES : (slot + size) * IDENTITY_BYTES] = identities
 
     def take(self, cid: int) -> None:
         """Count one more reference."""
@@ -146,6 +171,30 @@ class ChunkTable:
             self.live_total -= units
             if not page.live:
                 self._emptied.add(number)
+
+    def take_all(self, cids: Iterable[int]) -> None:
+        """Count one more reference for each; 0 is none. As `take`, all in one go."""
+        number, taken, gained, live = -1, 0, 0, self.live
+        for cid in cids:
+            if not cid:
+                continue
+            if cid >> _PAGE_BITS != number:
+                number = cid >> _PAGE_BITS
+                found = self._dirty.get(number) or self._own(number)
+                assert found is not None, f"chunk {cid} is not in the table"
+                page, references = found, found.references
+            slot = cid & _PAGE_MASK
+            count = references[slot]
+            references[slot] = count + 1
+            taken += 1
+            if not count:
+                page.live += 1
+                location = page.locations[slot]
+                units, segment = units_of(location), segment_of(location)
+                live[segment] = live.get(segment, 0) + units
+                gained += units
+        self.live_total += gained
+        self.references_total += taken
 
     def move(self, cid: int, source: int, target: int) -> bool:
         """Relocate a chunk, if it still lives at `source`."""

@@ -59,7 +59,7 @@ class Contents:
         if isinstance(record, Changes):
             if checksums:
                 identities = _identities(record.changes)
-                self.state.chunks.add(first_cid, locations(runs), checksums, identities)
+                self.state.chunks.add(first_cid, runs, checksums, identities)
             self._enact_changes(record)
         elif isinstance(record, Relocate):
             move = self.state.chunks.move
@@ -197,6 +197,9 @@ def targets(record: Relocate, first: int) -> "array[int]":
 
 
 def _identities(changes: Sequence[ResolvedChange]) -> bytes:
+    if len(changes) == 1 and len(changes[0].operations) == 1:
+        only = changes[0].operations[0]
+        return only.identities if type(only) is Placed else b""
     return b"".join(
         operation.identities
         for change in changes

@@ -13,6 +13,7 @@ Invariant: the window takes 12 bytes * `capacity`, whatever the brick holds.
 """
 
 import mmap
+import struct
 from array import array
 from collections.abc import Iterator
 from itertools import islice
@@ -22,7 +23,8 @@ from clusterfs.store.damage import Damage
 
 _WAYS = 8
 _BACK = _WAYS // 2
-_LOW = (1 << 32) - 1
+_HEAD = struct.Struct("<II8x").unpack  # of an identity: which set, which tag
+_SET = struct.Struct(f"{_WAYS}I").unpack_from
 _FILL_AT_ONCE = 512  # chunk pages
 
 
@@ -34,8 +36,9 @@ class Hints:
         self._damaged = damage.cids if damage is not None else set()
         self._sets = max(1, capacity // _WAYS)
         entries = self._sets * _WAYS
-        self._tags = memoryview(mmap.mmap(-1, 4 * entries)).cast("I")
-        self._cids = memoryview(mmap.mmap(-1, 8 * entries)).cast("Q")
+        self._tag_bytes, self._cid_bytes = mmap.mmap(-1, 4 * entries), mmap.mmap(-1, 8 * entries)
+        self._tags = memoryview(self._tag_bytes).cast("I")
+        self._cids = memoryview(self._cid_bytes).cast("Q")
         self._count = 0
         self._unfilled: Iterator[int] = iter(())
         self.hits = 0
@@ -50,27 +53,25 @@ class Hints:
 
     def add(self, identity: bytes, cid: int) -> None:
         """Remember where a block is."""
-        number = int.from_bytes(identity[:8], "little")
-        base, tag = (number & _LOW) % self._sets * _WAYS, number >> 32
-        end = base + _WAYS
-        tags, cids = self._tags, self._cids
-        known = tags[base:end].tolist()
-        at = known.index(tag) + base if tag in known else end - 1
-        if not cids[at]:
+        low, tag = _HEAD(identity)
+        base = low % self._sets * _WAYS
+        known = _SET(self._tag_bytes, base * 4)
+        at = known.index(tag) if tag in known else _WAYS - 1
+        if not self._cids[base + at]:
             self._count += 1
-        tags[base + 1 : at + 1] = tags[base:at]
-        cids[base + 1 : at + 1] = cids[base:at]
-        tags[base], cids[base] = tag, cid
+        self._tag_bytes.move(base * 4 + 4, base * 4, at * 4)
+        self._cid_bytes.move(base * 8 + 8, base * 8, at * 8)
+        self._tags[base], self._cids[base] = tag, cid
 
     def find(self, identity: bytes) -> int | None:
         """Return the cid of a live, undamaged chunk with that identity, or None."""
-        number = int.from_bytes(identity[:8], "little")
-        base, tag = (number & _LOW) % self._sets * _WAYS, number >> 32
-        known = self._tags[base : base + _WAYS].tolist()
+        low, tag = _HEAD(identity)
+        base = low % self._sets * _WAYS
+        known = _SET(self._tag_bytes, base * 4)
         if tag not in known:
             return None
         at = known.index(tag)
-        cid = self._cids[base + at]
+        cid: int = self._cids[base + at]
         if cid in self._damaged or not self._chunks.is_live(cid, identity):
             return None
         self.hits += 1

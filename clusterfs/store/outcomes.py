@@ -41,6 +41,7 @@ class Outcomes:
         self.decided: dict[tuple[int, int], bool] = {}
         self.locked: dict[ObjectId, tuple[int, int]] = {}
         self._changed: set[bytes] = set()
+        self._changed_clients: set[int] = set()
 
     def applied(self, client: int, sequence: int) -> bool:
         """Tell whether that transaction is applied."""
@@ -53,7 +54,7 @@ class Outcomes:
         if known is None:
             known = self.clients[client] = Client()
         known.above.add(sequence)
-        self._changed.add(_client_key(client))
+        self._changed_clients.add(client)
 
     def set_stable(self, client: int, sequence: int) -> None:
         """Every sequence up to this one is applied everywhere."""
@@ -62,13 +63,13 @@ class Outcomes:
             for number in [n for n in known.above if n <= sequence]:
                 known.above.remove(number)
             known.stable = sequence
-            self._changed.add(_client_key(client))
+            self._changed_clients.add(client)
 
     def forget_client(self, client: int) -> None:
         """Forget all about a client; its prepared transactions must be decided."""
         assert not any(key[0] == client for key in self.prepared), "a prepared transaction is open"
         if self.clients.pop(client, None) is not None:
-            self._changed.add(_client_key(client))
+            self._changed_clients.add(client)
         self.forget_outcomes(client, 1 << 63)
 
     def prepare(self, transaction: Prepared) -> None:
@@ -106,8 +107,10 @@ class Outcomes:
 
     def take_changes(self) -> list[tuple[bytes, bytes | None]]:
         """Return the table's records that changed since the last call."""
+        self._changed.update(map(_client_key, self._changed_clients))
         changes = [(key, self._encode(key)) for key in self._changed]
         self._changed.clear()
+        self._changed_clients.clear()
         return changes
 
     def _encode(self, key: bytes) -> bytes | None:

@@ -21,7 +21,8 @@ from clusterfs.store.tail import STREAMS
 
 _CHANGE_BYTES = 96
 _OPERATION_BYTES = 24
-_BLOCK_RECORD_BYTES = 24
+_BLOCK_NEED_BYTES = BLOCK_BYTES + 24
+_ONE_WRITE_BYTES = 2 * _CHANGE_BYTES + _OPERATION_BYTES
 
 
 class Space(NamedTuple):
@@ -42,6 +43,10 @@ class Need(NamedTuple):
 
 def need_of(changes: tuple[Change, ...]) -> Need:
     """Return what these changes take at worst."""
+    if len(changes) == 1 and len(changes[0].operations) == 1:
+        only = changes[0].operations[0]
+        if type(only) is Write:  # most of them
+            return Need(only.count, _ONE_WRITE_BYTES + only.count * _BLOCK_NEED_BYTES)
     data_blocks = 0
     nbytes = _CHANGE_BYTES
     for change in changes:
@@ -55,7 +60,7 @@ def need_of(changes: tuple[Change, ...]) -> Need:
                 nbytes += len(operation.key) + len(operation.value)  # type: ignore[union-attr]
             elif kind is Remove:
                 nbytes += len(operation.key)  # type: ignore[union-attr]
-    return Need(data_blocks, nbytes + data_blocks * (BLOCK_BYTES + _BLOCK_RECORD_BYTES))
+    return Need(data_blocks, nbytes + data_blocks * _BLOCK_NEED_BYTES)
 
 
 class Room:
@@ -66,6 +71,8 @@ class Room:
         self._state = state
         self._chunks = state.chunks
         self._log = log
+        self._limit, self._usable_units = -1, 0  # how many units are usable with that limit
+        self._easy_bytes = segments.size_blocks * BLOCK_BYTES // 2
 
     def usable_blocks(self) -> int:
         """Return how many live blocks user data may have."""
@@ -94,7 +101,10 @@ class Room:
 
         What they overwrite, discard or delete counts: a full brick can be overwritten.
         """
-        if data_blocks <= 0 or self.live_blocks + data_blocks <= self.usable_blocks():
+        if self._segments.limit != self._limit:
+            self._limit = self._segments.limit
+            self._usable_units = self.usable_blocks() * BLOCK_UNITS
+        if self._chunks.live_total + data_blocks * BLOCK_UNITS <= self._usable_units:
             return
         net_blocks = data_blocks - self._freed_units(changes) // BLOCK_UNITS
         if net_blocks > 0 and self.live_blocks + net_blocks > self.usable_blocks():
@@ -125,9 +135,9 @@ class Room:
     def has_segments(self, need: Need) -> bool:
         """Tell whether the segments that are ready have room, in the tier of this need."""
         segments = self._segments
-        blocks = self._log.blocks_of(need.nbytes)
-        if len(segments.ready) > RESERVE_DATA and blocks <= segments.size_blocks:
+        if len(segments.ready) > RESERVE_DATA and need.nbytes <= self._easy_bytes:
             return True
+        blocks = self._log.blocks_of(need.nbytes)
         tier = RESERVE_DATA if need.data_blocks else RESERVE_METADATA
         left = self._log.segment_room_blocks() - blocks
         if left < 0:

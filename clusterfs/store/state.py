@@ -202,7 +202,7 @@ class State:
             self.chunks.drop(cid)
 
     def _place(self, object_id: ObjectId, first: int, cids: "array[int]") -> None:
-        take, drop = self.chunks.take, self.chunks.drop
+        take_all, drop = self.chunks.take_all, self.chunks.drop
         at = 0
         while at < len(cids):
             block = first + at
@@ -213,18 +213,14 @@ class State:
             if page is None:
                 page = array("Q", _MAP_PAGE)
                 self._maps.put(object_id, key, page)
-            has_hole = False
-            for index in range(size):
-                cid, old = cids[at + index], page[slot + index]
-                page[slot + index] = cid
-                if cid:
-                    if cid != LOST:
-                        take(cid)
-                else:
-                    has_hole = True
+            placed = cids[at : at + size] if size < len(cids) else cids
+            replaced = page[slot : slot + size]
+            page[slot : slot + size] = placed
+            take_all(placed if LOST not in placed else [cid for cid in placed if cid != LOST])
+            for old in replaced:
                 if old and old != LOST:
                     drop(old)
-            if has_hole and page.count(HOLE) == MAP_BLOCKS:
+            if HOLE in placed and page.count(HOLE) == MAP_BLOCKS:
                 self._maps.put(object_id, key, None)
             at += size
 

@@ -238,6 +238,8 @@ class Transactions:
         need = need_of(changes)
         if need.data_blocks * BLOCK_BYTES != len(payload):
             raise InvalidArgument("the payload is not what the writes take")
+        if len(changes) == 1 and len(changes[0].operations) == 1 and need.data_blocks:
+            return need  # one write
         if len(changes) > 1 and len({change.object_id for change in changes}) < len(changes):
             raise InvalidArgument("a transaction changes an object only once")
         for change in changes:

@@ -16,7 +16,7 @@ def identity(number: int) -> bytes:
 def table_with(chunks: int) -> tuple[Table, ChunkTable]:
     table = SimulatedDisk().open_table()
     found = ChunkTable(Values(table))
-    found.add(1, range(100, 100 + chunks), range(chunks), b"".join(map(identity, range(chunks))))
+    found.add(1, [(100, chunks)], range(chunks), b"".join(map(identity, range(chunks))))
     for cid in range(1, chunks + 1):
         found.take(cid)
     return table, found
@@ -60,7 +60,7 @@ def test_a_checkpoint_does_not_see_later_changes() -> None:
     table, chunks = table_with(PAGE_CIDS * 2)
     chunks.freeze()
     chunks.drop(1)
-    chunks.add(chunks.next_cid, [777], [7], identity(7))
+    chunks.add(chunks.next_cid, [(777, 1)], [7], identity(7))
     chunks.take(chunks.next_cid - 1)
     table.commit(chunks.frozen_changes())
     image = ChunkTable(Values(table))
@@ -122,7 +122,7 @@ def test_the_window_is_bounded_and_keeps_what_is_used() -> None:
     table = SimulatedDisk().open_table()
     chunks = ChunkTable(Values(table))
     count = 3000
-    chunks.add(1, range(count), range(count), b"".join(map(identity, range(count))))
+    chunks.add(1, [(0, count)], range(count), b"".join(map(identity, range(count))))
     for cid in range(1, count + 1):
         chunks.take(cid)
     hints = Hints(chunks, 1024)
@@ -171,7 +171,7 @@ def test_the_numbers_of_the_pages_are_those_of_all_layers() -> None:
         chunks.drop(cid)
     chunks.freeze()  # page 1 is gone in a layer above
     chunks.take(7)
-    chunks.add(chunks.next_cid + 5 * PAGE_CIDS, [9], [9], identity(9))
+    chunks.add(chunks.next_cid + 5 * PAGE_CIDS, [(9, 1)], [9], identity(9))
     assert list(chunks.numbers()) == [0, 2, 3, 4, 5, 10]
     assert list(chunks.numbers(2, 2)) == [2, 3]
     assert [number for number, _ in chunks.pages()] == [0, 2, 3, 4, 5, 10]

@@ -39,6 +39,9 @@ CHANGES = [
     ),
     ResolvedChange(stripe_object(1, 0), 0, Version(0, 0), Version(0, 1), [Delete()]),
 ]
+ONE_WRITE = ResolvedChange(
+    stripe_object(1, 5), 7, Version(1, 2), Version(1, 3), [Placed(9, array("Q", [4, 0]), b"i" * 16)]
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,8 @@ CHANGES = [
     [
         Changes(BIG, 2, 3, CHANGES),
         Changes(1, 2, 3, []),
+        Changes(1, BIG, 3, [ONE_WRITE]),
+        Replaced(1, 2, 3, [ONE_WRITE]),
         Prepared(1, BIG, 3, CHANGES),
         Replaced(0, 0, 0, CHANGES[:1]),
         Commit(1, 2),
