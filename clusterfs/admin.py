@@ -5,7 +5,7 @@ as silent, with the reason, and keeps nobody waiting. Nothing here takes a lock 
 mount; what a process is called and has open is read from /proc, which asks no filesystem.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,13 @@ CHANNEL = 4
 ANSWER_S = 2.0  # how long a peer may take
 _TOO_LARGE = 1
 _MOST_BYTES = 60 << 20
+_AT_ONCE = 100  # entries described without a pause
 _FILES = 256  # of a process, looked at to find a path
 _PROC = Path("/proc")
 
-Describe = Callable[[bool], Mapping[str, Any]]  # argument: only what somebody waits for
+# What is short, and long lists whose entries are described as they are taken.
+Description = tuple[dict[str, Any], dict[str, Iterator[dict[str, Any]]]]
+Describe = Callable[[bool], Description]  # argument: only what somebody waits for
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -50,26 +53,41 @@ class LockReports:
 
     def begin_call(
         self, sender: int, incarnation: int, epoch: int, body: bytes, payload: bytes
-    ) -> Answer:
+    ) -> Awaitable[Answer]:
         """Describe this node's locks to a peer."""
         del sender, incarnation, epoch, payload
         try:
             question = msgspec.json.decode(body, type=Question)
         except msgspec.DecodeError as bad:
             raise Malformed(str(bad)) from bad
-        report = msgspec.json.encode(self._describe(question.only_busy))
+        return self._answer(question)
+
+    async def _answer(self, question: Question) -> Answer:
+        report = msgspec.json.encode(await self._report(only_busy=question.only_busy))
         if len(report) > _MOST_BYTES:
             raise Refused(_TOO_LARGE, b"it has too many locks to describe at once")
         return b"", report
 
-    def own(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _report(self, *, only_busy: bool) -> dict[str, Any]:
+        """Describe this node's locks, a few at a time, so that nothing else has to wait."""
+        short, long = self._describe(only_busy)
+        report = dict(short)
+        for key, entries in long.items():
+            slices = []
+            while some := list(islice(entries, _AT_ONCE)):
+                slices.append(msgspec.json.encode(some)[1:-1])
+                await trio.lowlevel.checkpoint()
+            report[key] = msgspec.Raw(b"[" + b",".join(slices) + b"]")
+        return report
+
+    async def own(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer the admin request "locks"."""
-        return {"locks": self._describe(bool(request.get("only_busy")))}
+        return {"locks": await self._report(only_busy=bool(request.get("only_busy")))}
 
     async def all(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer the admin request "cluster_locks": {nodes: [...], silent: [...]}."""
         only_busy = bool(request.get("only_busy"))
-        nodes: list[Any] = [self._describe(only_busy)]
+        nodes: list[Any] = [await self._report(only_busy=only_busy)]
         silent: list[dict[str, Any]] = []
 
         async def ask(node: int, name: str) -> None:
@@ -100,9 +118,9 @@ def _reason(failure: Exception) -> str:
 # -- what /proc knows about processes
 
 
-def with_processes(uses: Iterable[dict[str, Any]], mountpoint: str) -> list[dict[str, Any]]:
+def with_processes(uses: Iterable[dict[str, Any]], mountpoint: str) -> Iterator[dict[str, Any]]:
     """Add to each use what its processes are called, and a path if one of them has it open."""
-    return [_with_processes(use, mountpoint) for use in uses]
+    return (_with_processes(use, mountpoint) for use in uses)
 
 
 def _with_processes(use: dict[str, Any], mountpoint: str) -> dict[str, Any]:

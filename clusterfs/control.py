@@ -9,8 +9,8 @@ A unix socket's path has at most 107 bytes: longer ones go through the folder's 
 
 Invariants:
   * a request line has at most 64 KiB; garbage gets an error reply and the end of the connection;
-  * a handler that answers from this daemon alone is synchronous, so its reply is one consistent
-    picture; one that asks other nodes returns an awaitable that ends within its own time limit.
+  * a synchronous handler's reply is one consistent picture of the daemon; one that has much to say,
+    or asks other nodes, returns an awaitable that ends within its own time limit.
 """
 
 import os

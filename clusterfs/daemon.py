@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from clusterfs import control, observe
-from clusterfs.admin import LockReports, with_processes
+from clusterfs.admin import Description, LockReports, with_processes
 from clusterfs.cluster import report, waiting
 from clusterfs.cluster.joining import Applicant
 from clusterfs.cluster.node import Membership, insist
@@ -440,14 +440,12 @@ class Daemon:
         except InvalidArgument as refusal:
             return {"ok": False, "error": str(refusal)}
 
-    def describe_locks(self, only_busy: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
+    def describe_locks(self, only_busy: bool) -> Description:  # noqa: FBT001  of a callback
         """Return what clusterfs-lockdump shows of this node; or only what somebody waits for."""
+        short, long = self.locks.dump_in_parts(only_busy=only_busy)
         uses = self.filesystem.describe_locks(only_busy=only_busy)
-        return {
-            **self.locks.dump(only_busy=only_busy),
-            "name": self._config.name,
-            "uses": with_processes(uses, self._mount.mountpoint),
-        }
+        named = with_processes(uses, self._mount.mountpoint)
+        return short | {"name": self._config.name}, {**long, "uses": named}
 
     def _others(self) -> dict[int, str]:
         me = self.membership.node

@@ -15,7 +15,7 @@ from math import inf
 
 import trio
 
-from dlm.core.dump import describe
+from dlm.core.dump import entries, summary
 from dlm.core.lockspace import LockspaceCore
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import WouldBlock
@@ -339,19 +339,31 @@ class Lockspace:
 
         With `only_busy`, only what somebody waits for: quick, however many locks there are.
         """
+        short, long = self.dump_in_parts(only_busy=only_busy)
+        return short | {key: list(found) for key, found in long.items()}
+
+    def dump_in_parts(
+        self, *, only_busy: bool = False
+    ) -> tuple[dict[str, object], dict[str, Iterator[dict[str, object]]]]:
+        """Return the same in two parts: what is short, and the long lists.
+
+        The entries of the lists are described as they are taken, which may be done at leisure
+        between other work: what has changed meanwhile is as it is then.
+        """
+        core = self._core
         operations = {
             "lock": self._asked,
             "convert": self._converted,
             "demote": self._demoted,
             "unlock": self._unlocked,
         }
-        counters = {
+        counters: dict[str, object] = {
             "sent": {kind.__name__: count for kind, count in self._sent.items()},
             "received": {kind.__name__: count for kind, count in self._received.items()},
             "batches": {"sent": self.batches_sent, "received": self.batches_received},
             "operations": operations,
         }
-        return describe(self._core, self._now(), only_busy=only_busy) | counters
+        return summary(core) | counters, entries(core, self._now(), only_busy=only_busy)
 
     def validate(self) -> None:
         """Assert the core's invariants; for tests."""

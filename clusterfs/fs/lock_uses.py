@@ -4,7 +4,7 @@ A lock's path is found in the directories whose names are cached; it is a hint, 
 directory on the way is not cached.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from clusterfs.fs.asking import Asker
 from clusterfs.fs.inodes import Inode
@@ -19,18 +19,17 @@ _DEPTH = 256  # of a path; names that were cached at different times could make 
 
 def describe(
     locks: Iterable[CachedLock], inodes: Iterable[Inode], now_s: float, *, only_busy: bool
-) -> list[Description]:
-    """Return one entry for each lock that is held or wanted.
+) -> Iterator[Description]:
+    """Yield one entry for each lock that is held or wanted.
 
     Keys: root, leaf, path, mode, users (-1: one alone), pins, revoking, using and waiting (lists of
     number, pid, operation; waiting with mode and wait_s). `only_busy`: not those merely kept.
     """
     names = names_of(inodes)
-    return [
-        _describe(lock, path_of(int.from_bytes(lock.name.root, "big"), names), now_s)
-        for lock in locks
-        if not lock.idle or lock.contended or (lock.level > NL and not only_busy)
-    ]
+    for lock in locks:
+        if not lock.idle or lock.contended or (lock.level > NL and not only_busy):
+            path = path_of(int.from_bytes(lock.name.root, "big"), names)
+            yield _describe(lock, path, now_s)
 
 
 def names_of(inodes: Iterable[Inode]) -> Names:

@@ -1,5 +1,7 @@
 """A lockspace described for people and tools, in plain dicts, lists and numbers. PURE."""
 
+from collections.abc import Iterator
+
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.master_copy import Copy
 from dlm.core.mastery import Tree
@@ -10,15 +12,13 @@ from dlm.modes import Mode
 Description = dict[str, object]
 
 
-def describe(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> Description:
-    """Return all of this node's lock state, or with `only_busy` what somebody waits for.
+def summary(core: LockspaceCore) -> Description:
+    """Return what is short, however many locks there are.
 
     Keys: node, incarnation, epoch, frozen, lost, members {node: incarnation}, awaited (whose pages
-    a recovery waits for), resources (mastered here), locks (our own), directory (our share; not
-    with `only_busy`), counts (of resources, locks and directory, always of all), misdirected.
+    a recovery waits for), counts (of resources, locks and directory), misdirected.
     """
-    here, mastery, owned = core.here, core.mastery, core.ownership
-    trees = mastery.trees.values()
+    here, mastery = core.here, core.mastery
     return {
         "node": here.me,
         "incarnation": here.incarnation,
@@ -27,26 +27,39 @@ def describe(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> D
         "lost": core.lost,
         "members": {str(node): number for node, number in here.members.items()},
         "awaited": core.recovery.awaited() if here.frozen else {},
-        "resources": [
-            _resource(tree, resource, now_s)
-            for tree in trees
-            for resource in tree.resources.values()
-            if not only_busy or resource.converting or resource.waiting
-        ],
-        "locks": [
-            _lock(core, lock)
-            for lock in owned.locks.values()
-            if not only_busy or lock.requested is not None or lock.blocked_for is not None
-        ],
-        "directory": []
-        if only_busy
-        else [{"root": root, "master": entry.master} for root, entry in mastery.directory.items()],
         "counts": {
-            "resources": sum(len(tree.resources) for tree in trees),
-            "locks": len(owned.locks),
+            "resources": sum(len(tree.resources) for tree in mastery.trees.values()),
+            "locks": len(core.ownership.locks),
             "directory": len(mastery.directory),
         },
         "misdirected": here.misdirected,
+    }
+
+
+def entries(
+    core: LockspaceCore, now_s: float, *, only_busy: bool = False
+) -> dict[str, Iterator[Description]]:
+    """Return the long lists, each of its entries described when it is taken.
+
+    Keys: resources (mastered here), locks (our own), directory (our share; not with `only_busy`).
+    """
+    mastery = core.mastery
+    resources = [
+        (tree, resource)
+        for tree in mastery.trees.values()
+        for resource in tree.resources.values()
+        if not only_busy or resource.converting or resource.waiting
+    ]
+    locks = [
+        lock
+        for lock in core.ownership.locks.values()
+        if not only_busy or lock.requested is not None or lock.blocked_for is not None
+    ]
+    directory = () if only_busy else tuple(mastery.directory.items())
+    return {
+        "resources": (_resource(tree, resource, now_s) for tree, resource in resources),
+        "locks": (_lock(core, lock) for lock in locks),
+        "directory": ({"root": root, "master": entry.master} for root, entry in directory),
     }
 
 

@@ -1,6 +1,8 @@
 """Reports of locks, gathered from peers that answer, refuse, or do not."""
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ class Peers:
 
 def reports(peers: Any) -> LockReports:
     names = {node: f"n{node}" for node in peers.answers}
-    return LockReports(peers, lambda only_busy: {"node": 1, "busy": only_busy}, lambda: names)
+    return LockReports(peers, lambda only_busy: ({"node": 1, "busy": only_busy}, {}), lambda: names)
 
 
 @pytest.mark.usefixtures("autojump_clock")
@@ -54,15 +56,41 @@ async def test_all_who_answer_are_in_the_picture_and_the_others_are_named() -> N
     assert peers.asked == [{"only_busy": True}] * 4
 
 
-def test_a_peer_is_answered_and_garbage_is_refused() -> None:
+async def test_a_peer_is_answered_and_garbage_is_refused() -> None:
     report = reports(Peers())
-    _, payload = report.begin_call(2, 7, 1, b"{}", b"")
+    _, payload = await report.begin_call(2, 7, 1, b"{}", b"")
     assert msgspec.json.decode(payload) == {"node": 1, "busy": False}
     for garbage in (b"", b"[]", b'{"only_busy": 3}'):
         with pytest.raises(Malformed):
             report.begin_call(2, 7, 1, garbage, b"")
     with pytest.raises(Malformed):
         report.message(2, 7, 1, b"", b"")
+
+
+async def test_however_many_locks_there_are_others_go_on_while_they_are_described() -> None:
+    many = 5000
+    described = 0
+
+    def locks() -> Iterator[dict[str, Any]]:
+        nonlocal described
+        for described in range(1, many + 1):
+            yield {"id": described}
+
+    report = LockReports(Peers(), lambda _: ({}, {"locks": locks(), "none": iter(())}), dict)  # type: ignore[arg-type]
+    steps = []
+
+    async def watch() -> None:
+        while described < many:
+            steps.append(described)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        reply = await report.own({})
+    value = msgspec.json.decode(msgspec.json.encode(reply))["locks"]
+    assert [lock["id"] for lock in value["locks"]] == list(range(1, many + 1))
+    assert value["none"] == []
+    assert max(after - before for before, after in itertools.pairwise(steps)) <= 200
 
 
 def test_a_process_has_a_name_while_it_lives() -> None:
