@@ -15,25 +15,20 @@ import msgspec
 import trio
 
 from clusterfs.errors import OutOfSpace, VersionMismatch, WouldBlock
+from clusterfs.sim.model_objects import HOLE, Object, apply_change
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
     MARK,
     Change,
-    Delete,
-    Discard,
     ObjectId,
-    Put,
-    Remove,
     Version,
-    Write,
     inode_object,
     split_object_id,
 )
 from dlm.errors import LockLost
 
 GROUPS = 64
-_ZEROS = bytes(BLOCK_BYTES)
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -41,18 +36,6 @@ class Room(msgspec.Struct, frozen=True):
 
     total: int
     free: int
-
-
-class Object:
-    """One stored object."""
-
-    __slots__ = ("blocks", "group", "keys", "version")
-
-    def __init__(self, group: int) -> None:
-        self.group = group
-        self.version = ABSENT
-        self.keys: dict[bytes, bytes] = {}
-        self.blocks: dict[int, bytes] = {}
 
 
 class Shelf:
@@ -79,33 +62,9 @@ class Shelf:
             assert stored is None or stored.group == change.group
         position = 0
         for change in changes:
-            position = self._apply(change, payload, position)
+            position = apply_change(self.objects, change, payload, position)
         assert position == len(payload)
         self.transactions += 1
-
-    def _apply(self, change: Change, payload: bytes, position: int) -> int:
-        stored = self.objects.setdefault(change.object_id, Object(change.group))
-        stored.version = change.version
-        for operation in change.operations:
-            if isinstance(operation, Put):
-                stored.keys[operation.key] = operation.value
-            elif isinstance(operation, Remove):
-                stored.keys.pop(operation.key, None)
-            elif isinstance(operation, Write):
-                for index in range(operation.first, operation.first + operation.count):
-                    block = bytes(payload[position : position + BLOCK_BYTES])
-                    position += BLOCK_BYTES
-                    stored.blocks[index] = block
-                    if block == _ZEROS:
-                        del stored.blocks[index]
-            elif isinstance(operation, Discard):
-                beyond = operation.first + operation.count
-                for index in [i for i in stored.blocks if operation.first <= i < beyond]:
-                    del stored.blocks[index]
-            else:
-                assert isinstance(operation, Delete)
-                del self.objects[change.object_id]
-        return position
 
 
 class MemoryVolume:
@@ -270,7 +229,7 @@ class MemoryVolume:
         if stored is None:
             return bytes(count * BLOCK_BYTES)
         assert stored.group == group
-        return b"".join(stored.blocks.get(i, _ZEROS) for i in range(first, first + count))
+        return b"".join(stored.blocks.get(i, HOLE) for i in range(first, first + count))
 
     def _may_block(self) -> None:
         if self.out or (self._chance is not None and self._chance.random() < 0.3):  # noqa: PLR2004

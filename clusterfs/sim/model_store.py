@@ -21,24 +21,19 @@ from clusterfs.errors import (
     OutOfSpace,
     VersionMismatch,
 )
+from clusterfs.sim.model_objects import HOLE, Object, apply_change
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
     MARK,
     Change,
-    Delete,
-    Discard,
     ObjectId,
     Operation,
-    Put,
-    Remove,
     Transaction,
     Version,
     Write,
 )
 from clusterfs.volume.ports import Buffer
-
-_HOLE = bytes(BLOCK_BYTES)
 
 
 class Space(NamedTuple):
@@ -46,16 +41,6 @@ class Space(NamedTuple):
 
     total: int
     free: int
-
-
-class Object:
-    """One object's contents."""
-
-    def __init__(self, group: int) -> None:
-        self.group = group
-        self.version = ABSENT
-        self.keys: dict[bytes, bytes] = {}
-        self.blocks: dict[int, bytes] = {}
 
 
 class ModelStore:
@@ -318,29 +303,9 @@ class ModelStore:
     def _apply(self, transaction: Transaction, payload: bytes) -> None:
         position = 0
         for change in transaction.changes:
-            position = self._change(change, payload, position)
+            position = apply_change(self._objects, change, payload, position)
         assert position == len(payload), "the operations consume the payload"
         self._applied.setdefault(transaction.client, set()).add(transaction.sequence)
-
-    def _change(self, change: Change, payload: bytes, position: int) -> int:
-        found = self._objects.setdefault(change.object_id, Object(change.group))
-        found.version = change.version
-        for operation in change.operations:
-            if isinstance(operation, Put):
-                found.keys[operation.key] = operation.value
-            elif isinstance(operation, Remove):
-                found.keys.pop(operation.key, None)
-            elif isinstance(operation, Write):
-                for i in range(operation.count):
-                    data = payload[position : position + BLOCK_BYTES]
-                    position += BLOCK_BYTES
-                    self._set_block(found, operation.first + i, data)
-            elif isinstance(operation, Discard):
-                for i in range(operation.count):
-                    found.blocks.pop(operation.first + i, None)
-            elif isinstance(operation, Delete):
-                del self._objects[change.object_id]
-        return position
 
     def _prepare(self, transaction: Transaction, payload: bytes) -> None:
         self._prepared[transaction.client, transaction.sequence] = (transaction, payload)
@@ -354,16 +319,9 @@ class ModelStore:
         self._outcomes[client, sequence] = "aborted"
 
     def _replace(self, change: Change, payload: bytes, shared: list[tuple[int, bytes]]) -> None:
-        self._change(change, payload, 0)
+        apply_change(self._objects, change, payload, 0)
         for number, data in shared:
             self._objects[change.object_id].blocks[number] = data
-
-    def _set_block(self, found: Object, number: int, data: bytes) -> None:
-        assert len(data) == BLOCK_BYTES
-        if data == _HOLE:
-            found.blocks.pop(number, None)
-        else:
-            found.blocks[number] = data
 
     def _set_fact(self, name: str, value: int | bytes) -> None:
         if value == b"":
@@ -377,7 +335,7 @@ class ModelStore:
             raise ChunkCorrupted(object_id.hex())
         found = self._objects.get(object_id)
         blocks = {} if found is None else found.blocks
-        return b"".join(blocks.get(number, _HOLE) for number in numbers)
+        return b"".join(blocks.get(number, HOLE) for number in numbers)
 
 
 def _hash(data: bytes) -> bytes:
