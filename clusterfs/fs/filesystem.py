@@ -11,9 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import msgspec
+import structlog
 import trio
 
-from clusterfs.errors import EntryExists, InvalidArgument, NameTooLong, NotADirectory
+from clusterfs.errors import (
+    EntryExists,
+    FilesystemError,
+    InvalidArgument,
+    NameTooLong,
+    NotADirectory,
+)
 from clusterfs.fs import keys, lock_uses
 from clusterfs.fs.attributes import fresh
 from clusterfs.fs.coherence import Coherence
@@ -37,6 +44,8 @@ from clusterfs.fs.transactions import Edit, Transactions
 from clusterfs.fs.writeback import Writeback
 from clusterfs.fs.xattrs import Xattrs
 from clusterfs.store.objects import BLOCK_BYTES
+
+log = structlog.get_logger()
 
 _O_EXCL = 0o200
 _O_ACCMODE = 0o3
@@ -111,7 +120,7 @@ class Filesystem:
             self._coherence.use(nursery, self._gate.lease_left_s)
             self._orphans.use(nursery)
             self._readmission.use(nursery)
-            await self._gate.run(self._make_root)
+            await self._gate.run(self._make_root, internal=True)
             nursery.start_soon(self._writeback.run)
             task_status.started()
 
@@ -127,8 +136,11 @@ class Filesystem:
     async def close(self) -> None:
         """Write everything back and wait for the disks: the mount is gone, the node may leave."""
         for inode in list(self._writeback.dirty):
-            await self._gate.run(partial(self._files.write_back, inode))
-        await self._gate.run(self._volume.sync)
+            try:
+                await self._gate.run(partial(self._files.write_back, inode), internal=True)
+            except FilesystemError as failure:  # the others are to be written nevertheless
+                log.warning("not written back", inode=inode.number, reason=repr(failure))
+        await self._gate.run(self._volume.sync, internal=True)
 
     def lost(self) -> None:
         """This node was removed from the cluster: every lock is void."""

@@ -63,29 +63,35 @@ class Gate:
         self._opened.set()
 
     async def run(
-        self, operation: Callable[[], Awaitable[Result]], *, rerun: bool = False
+        self,
+        operation: Callable[[], Awaitable[Result]],
+        *,
+        rerun: bool = False,
+        internal: bool = False,
     ) -> Result:
         """Run an operation inside the gate, again if this node was lost meanwhile.
 
         `rerun`: the answer may have come from a cache, so it only counts if the lease still holds.
+        `internal`: no program waits for it, so it stalls even where programs get errors.
         """
+        fails = self._fail_when_lost and not internal
         while True:
             if not self.passable():
-                await self._wait()
+                await self._wait(fails=fails)
             generation = self.generation
             try:
                 result = await operation()
             except (LockLost, Unavailable):
-                await self._wait_lost(generation)
+                await self._wait_lost(generation, fails=fails)
                 continue
             if not rerun or self.passable():
                 return result
 
-    async def _wait(self) -> None:
+    async def _wait(self, *, fails: bool) -> None:
         self.stalled += 1
         try:
             while not self.passable():
-                if self._fail_when_lost:
+                if fails:
                     raise Unavailable("this node is out of the cluster")
                 with asking.interruptibly():
                     if self.closed:
@@ -95,12 +101,12 @@ class Gate:
         finally:
             self.stalled -= 1
 
-    async def _wait_lost(self, generation: int) -> None:
+    async def _wait_lost(self, generation: int, *, fails: bool) -> None:
         """Wait for the loss to be told to us: the locks may hear of it before we do."""
-        while self.generation == generation and not self._fail_when_lost:
+        while self.generation == generation and not fails:
             with asking.interruptibly():
                 await trio.sleep(_RETRY_S)
             if self.passable():
                 return
-        if self._fail_when_lost:
+        if fails:
             raise Unavailable("this node is out of the cluster")

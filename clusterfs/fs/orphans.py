@@ -57,7 +57,7 @@ class Orphans:
 
     async def reclaim_marked(self, groups: Sequence[int]) -> int:
         """Finish what clients that are gone left in these groups; returns how much was found."""
-        marked = await self._gate.run(partial(self._volume.marked, groups))
+        marked = await self._gate.run(partial(self._volume.marked, groups), internal=True)
         for object_id in marked:
             number, part = split_object_id(object_id)
             if not part:
@@ -66,7 +66,7 @@ class Orphans:
 
     async def _reclaim_queued(self, number: int) -> None:
         try:
-            await self._gate.run(partial(self.reclaim, number))
+            await self._gate.run(partial(self.reclaim, number), internal=True)
         except FilesystemError as failure:
             log.warning("could not reclaim", inode=number, error=repr(failure))
         finally:

@@ -10,14 +10,17 @@ A transaction that was under way has an unknown outcome; its versions are in `at
 them in the store means that it took place.
 """
 
+import structlog
 import trio
 
-from clusterfs.errors import NoSuchEntry, OutOfSpace
+from clusterfs.errors import FilesystemError, NoSuchEntry, OutOfSpace, Unavailable
 from clusterfs.fs.inodes import Inode, Kept
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.ports import Lockspace
 from clusterfs.store.objects import ObjectId, Version, stripe_object
 from dlm.errors import LockLost
+
+log = structlog.get_logger()
 
 
 class Readmission:
@@ -99,7 +102,11 @@ class Readmission:
                 async with inode.lock.excluding(), inode.committing:
                     await self._judge(inode, inode.kept)
                     inode.kept = None
-        except NoSuchEntry:
+        except Unavailable:
+            raise LockLost from None
+        except FilesystemError as failure:  # it is gone, or cannot be read: others go on
+            if not isinstance(failure, NoSuchEntry):
+                log.warning("not taken up again", inode=inode.number, reason=repr(failure))
             inode.kept = None
             self._kill(inode, everybody=True)
 

@@ -10,12 +10,20 @@ import pytest
 import trio
 import trio.testing
 
-from clusterfs.errors import EntryExists, NoSuchEntry, StaleHandle, Unavailable
+from clusterfs.errors import (
+    BrickFailed,
+    ChunkCorrupted,
+    EntryExists,
+    NoSuchEntry,
+    StaleHandle,
+    Unavailable,
+    WouldBlock,
+)
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fs.keys import ROOT
 from clusterfs.fs.results import Changes
 from clusterfs.sim.mounts import World
-from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.objects import BLOCK_BYTES, inode_object
 
 Clock = trio.testing.MockClock
 
@@ -76,6 +84,75 @@ async def test_errors_instead_of_stalling_if_asked_for(autojump_clock: Clock) ->
             await world.nodes[1].fs.write(handle, 0, b"x")
         await world.readmit(1)
         await world.nodes[1].fs.write(handle, 0, b"x")
+
+
+async def test_what_no_program_waits_for_never_fails_while_the_node_is_out(
+    autojump_clock: Clock,
+) -> None:
+    async with World(2, settings=Settings(fail_when_lost=True)).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one, data=b"x")
+        await one.release(handle)
+        elsewhere = await two.open(inode, os.O_RDONLY)
+        await one.unlink(ROOT, b"f")  # node 1 is to reclaim it when node 2 has closed it
+        await trio.sleep(1)
+        world.remove(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.reclaim_marked, [inode & 0xFF])
+            await trio.sleep(1)
+            await world.readmit(1)
+        await two.release(elsewhere.handle)
+        await trio.sleep(1)
+        assert one.statistics()["orphans_reclaimed"] == 1
+
+
+async def test_an_inode_that_cannot_be_read_does_not_keep_a_node_out(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with World(2).running() as world:
+        node = world.nodes[1]
+        number, bad = await make(node.fs, b"bad", b"x")
+        _, good = await make(node.fs, b"good", b"x")
+        world.remove(1)
+        fetch = node.volume.fetch
+
+        async def damaged(object_id: bytes, group: int, keys: Any) -> Any:
+            if object_id == inode_object(number):
+                raise ChunkCorrupted
+            return await fetch(object_id, group, keys)
+
+        monkeypatch.setattr(node.volume, "fetch", damaged)
+        monkeypatch.setattr(node.volume, "fetch_nowait", refuse)
+        await world.readmit(1)
+        await node.fs.write(good, 0, b"y")
+        with pytest.raises(StaleHandle):
+            await node.fs.write(bad, 0, b"y")
+
+
+def refuse(*_: object) -> None:
+    raise WouldBlock
+
+
+async def test_what_cannot_be_written_back_does_not_keep_the_rest_from_it(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with World(1).running() as world:
+        node = world.nodes[1]
+        number, first = await make(node.fs, b"first")
+        _, second = await make(node.fs, b"second")
+        for handle in (first, second):
+            await node.fs.write(handle, 0, b"data")
+        commit = node.volume.commit
+
+        async def refused(changes: Any, payload: bytes = b"", **how: Any) -> Any:
+            if any(change.object_id[:8] == inode_object(number)[:8] for change in changes):
+                raise BrickFailed
+            return await commit(changes, payload, **how)
+
+        monkeypatch.setattr(node.volume, "commit", refused)
+        await node.fs.close()
+        written = [shelved.blocks for shelved in world.shelf.objects.values() if shelved.blocks]
+        assert len(written) == 1
 
 
 async def test_dirty_data_is_kept_if_nobody_changed_the_file(autojump_clock: Clock) -> None:
