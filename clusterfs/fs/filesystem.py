@@ -36,6 +36,7 @@ from clusterfs.fs.metadata import Metadata
 from clusterfs.fs.namespace import Namespace, Newborn
 from clusterfs.fs.orphans import Orphans
 from clusterfs.fs.parts import Parts
+from clusterfs.fs.permissions import access_of
 from clusterfs.fs.ports import Lockspace, Name, Volume
 from clusterfs.fs.readmission import Readmission
 from clusterfs.fs.renames import Renames
@@ -302,7 +303,10 @@ class Filesystem:
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller = _NOBODY
     ) -> Created:
-        """Make and open a file; without O_EXCL, open the one that is there already."""
+        """Make and open a file; without O_EXCL, open the one that is there already.
+
+        The kernel knew of none, so it has not checked whether the caller may.
+        """
         attempt = Attempt()
         while True:
             try:
@@ -314,6 +318,7 @@ class Filesystem:
                     raise
             entry = await self.lookup(parent, name)
             if entry.attributes is not None:
+                await self.access(entry.attributes.inode, access_of(flags), caller)
                 opened = await self.open(entry.attributes.inode, flags, caller)
                 return Created(entry, opened)
 

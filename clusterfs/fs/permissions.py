@@ -11,6 +11,8 @@ from clusterfs.errors import OperationNotPermitted, PermissionDenied
 from clusterfs.fs.attributes import Record
 from clusterfs.fs.results import Caller
 
+_READ, _WRITE = 4, 2
+_O_ACCMODE, _O_TRUNC = 0o3, 0o1000
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -34,6 +36,12 @@ def check_access(record: Record, mask: int, caller: Caller) -> None:
         allowed = record.mode
     if mask & ~allowed & 7:
         raise PermissionDenied
+
+
+def access_of(flags: int) -> int:
+    """Return what open(2) with these flags needs, as a mask for `check_access`."""
+    needed = {0: _READ, 1: _WRITE}.get(flags & _O_ACCMODE, _READ | _WRITE)
+    return needed | _WRITE if flags & _O_TRUNC else needed
 
 
 def without_privileges(mode: int) -> int:

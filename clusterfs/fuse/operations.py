@@ -160,7 +160,8 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
-        created = await self._fs.create(parent, name, mode, flags, _caller(ctx))
+        caller = _caller_with_groups(ctx)
+        created = await self._fs.create(parent, name, mode, flags, caller)
         assert created.entry.attributes is not None
         await self._note_opened(created.entry.attributes.inode, created.opened.handle)
         return _file_info(created.opened), _entry(created.entry)

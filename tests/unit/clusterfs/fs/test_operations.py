@@ -14,6 +14,7 @@ from clusterfs.errors import (
     NotSupported,
     OperationNotPermitted,
     OutOfSpace,
+    PermissionDenied,
     ResultTooLarge,
     WouldBlock,
 )
@@ -192,3 +193,30 @@ async def test_statfs() -> None:
     async with World(1, room_blocks=100).running() as world:
         found = await world.nodes[1].fs.statfs()
         assert (found.blocks, found.free, found.block_bytes) == (100, 100, BLOCK_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("caller", "mode", "flags", "allowed"),
+    [
+        (USER, 0o600, os.O_RDWR, False),
+        (USER, 0o604, os.O_RDONLY, True),
+        (USER, 0o604, os.O_RDONLY | os.O_TRUNC, False),
+        (USER, 0o620, os.O_WRONLY, False),
+        (Caller(uid=1000, gid=1000, groups=(0,)), 0o620, os.O_WRONLY, True),
+        (Caller(), 0o000, os.O_RDWR, True),
+    ],
+)
+async def test_a_file_made_elsewhere_just_before_is_opened_only_by_who_may(
+    caller: Caller, mode: int, flags: int, *, allowed: bool
+) -> None:
+    """The kernel knew of no such file, so it has checked nothing but the directory."""
+    async with World(1).running() as world:
+        fs = world.nodes[1].fs
+        created = await fs.create(ROOT, b"f", mode, os.O_RDWR)
+        await fs.release(created.opened.handle)
+        if allowed:
+            again = await fs.create(ROOT, b"f", 0o666, flags, caller)
+            await fs.release(again.opened.handle)
+        else:
+            with pytest.raises(PermissionDenied):
+                await fs.create(ROOT, b"f", 0o666, flags, caller)
