@@ -137,7 +137,7 @@ class Namespace:
     ) -> tuple[Inode, Entry]:
         """Make what does not exist yet; `hold` is told of the inode before others can see it.
 
-        The new inode's lock is not taken, so the kernel may not cache the attributes.
+        Its lock is held in EX from the beginning: its name is new, so that costs no message.
         """
         check_name(name)
         directory = self._inodes.get(number)
@@ -149,21 +149,28 @@ class Namespace:
                     return await self._made_before(attempt, directory)
                 raise EntryExists
             child = self._new_child(attempt, directory, newborn)
-            if hold is not None:
-                await hold(child)
-            made = self._child_record(record, directory, child, newborn)
-            entry = keys.Entry(child.number, newborn.mode >> 12)
-            parent_edit = self._entering(directory, record, made, name, entry)
-            child_edit = Edit(child, made)
-            child_edit.creates = True
-            child_edit.operations += inherited_xattrs(made.flags)
-            if newborn.target is not None:
-                child_edit.operations.append(Put(TARGET, newborn.target))
-            attempt.tried = True
-            await self._transactions.commit(parent_edit, child_edit)
-            self._directories.remember(directory, name, entry)
-            timeout_s = self._coherence.entry_timeout_s(directory, directory.lock.stamp)
-            return child, Entry(attributes_of(child.number, made), timeout_s, 0.0)
+            await child.lock.make()
+            async with child.lock.excluding():
+                if hold is not None:
+                    await hold(child)
+                made = self._child_record(record, directory, child, newborn)
+                entry = keys.Entry(child.number, newborn.mode >> 12)
+                parent_edit = self._entering(directory, record, made, name, entry)
+                child_edit = Edit(child, made)
+                child_edit.creates = True
+                child_edit.operations += inherited_xattrs(made.flags)
+                if newborn.target is not None:
+                    child_edit.operations.append(Put(TARGET, newborn.target))
+                attempt.tried = True
+                await self._transactions.commit(parent_edit, child_edit)
+                self._directories.remember(directory, name, entry)
+                return child, self._made(directory, child, made)
+
+    def _made(self, directory: Inode, child: Inode, made: Record) -> Entry:
+        if child.record is not None:
+            return self._coherence.entry(directory, directory.lock.stamp, child)
+        timeout_s = self._coherence.entry_timeout_s(directory, directory.lock.stamp)
+        return Entry(attributes_of(child.number, made), timeout_s, 0.0)  # the lock was lost
 
     async def _made_before(self, attempt: Attempt, directory: Inode) -> tuple[Inode, Entry]:
         child = self._inodes.get(attempt.inode)

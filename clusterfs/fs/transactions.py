@@ -179,7 +179,7 @@ class Transactions:
 
     def _follow(self, edit: Edit, version: Version, size: int) -> None:
         inode = edit.inode
-        if edit.creates or inode.lock.level < PR:
+        if inode.lock.level < PR:
             return
         inode.attempted = set()
         if edit.deletes:

@@ -41,6 +41,14 @@ async def make(fs: Filesystem, name: bytes = b"f", data: bytes = b"") -> tuple[i
     return created.entry.attributes.inode, created.opened.handle
 
 
+async def make_public(world: World, data: bytes) -> int:
+    """Return a new file's inode, when every node has found its name."""
+    inode, _ = await make(world.nodes[1].fs, data=data)
+    for node in world.nodes.values():
+        await node.fs.lookup(ROOT, b"f")
+    return inode
+
+
 def page_of(value: int) -> bytes:
     return bytes([value]) * BLOCK_BYTES
 
@@ -144,6 +152,7 @@ async def test_the_lease_bounds_what_the_kernel_may_believe() -> None:
 async def test_sizes_cross_nodes_by_truncate_and_append() -> None:
     async with World(3).running() as world:
         inode, handle = await make(world.nodes[1].fs, data=b"x" * 5000)
+        await world.nodes[2].fs.lookup(ROOT, b"f")
         two = (await world.nodes[2].fs.open(inode, os.O_WRONLY | os.O_APPEND)).handle
         await world.nodes[2].fs.write(two, 0, b"end")
         await world.nodes[1].fs.write(handle, 5003, b"!")
@@ -173,7 +182,7 @@ def test_registers_never_go_back(seed: int) -> None:  # noqa: C901
         chance = random.Random(seed)
         pages = [Register() for _ in range(3)]
         async with World(3, seed=seed).running() as world:
-            inode, _ = await make(world.nodes[1].fs, data=bytes(len(pages) * BLOCK_BYTES))
+            inode = await make_public(world, bytes(len(pages) * BLOCK_BYTES))
             writing = trio.Lock()  # one write at a time: so "newest" has a meaning
 
             async def write(number: int, *, mapped: bool) -> None:

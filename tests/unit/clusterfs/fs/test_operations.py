@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections import Counter
 
 import pytest
 import trio
@@ -164,11 +165,10 @@ async def test_with_the_lock_held_reads_and_writes_do_not_wait() -> None:
     async with World(2).running() as world:
         one, two = world.nodes[1].fs, world.nodes[2].fs
         inode, handle = await make(one)
-        with pytest.raises(WouldBlock):
-            one.write_nowait(handle, 0, b"x")
-        await one.write(handle, 0, b"x")
+        assert one.write_nowait(handle, 0, b"x") == 1  # who makes a file has its lock
         assert one.write_nowait(handle, 1, b"yz") == 2
         assert one.read_nowait(handle, 0, 9) == b"xyz"
+        await two.lookup(ROOT, b"f")
         reading = (await two.open(inode, os.O_RDONLY)).handle
         assert two.read_nowait(reading, 0, 9) == b"xyz"
         with pytest.raises(WouldBlock):
@@ -220,3 +220,28 @@ async def test_a_file_made_elsewhere_just_before_is_opened_only_by_who_may(
         else:
             with pytest.raises(PermissionDenied):
                 await fs.create(ROOT, b"f", 0o666, flags, caller)
+
+
+async def test_making_things_needs_no_lock_message() -> None:
+    async with World(3).running() as world:
+        one = world.nodes[1]
+        await make(one.fs, b"first")
+        before = Counter(one.lockspace.dump()["sent"])  # type: ignore[arg-type]
+        for number in range(20):
+            inode, handle = await make(one.fs, b"file%d" % number)
+            await one.fs.write(handle, 0, b"data")
+            assert (await one.fs.getattr(inode)).attributes.size == 4
+            await one.fs.mkdir(ROOT, b"directory%d" % number, 0o755)
+            await one.fs.symlink(ROOT, b"symlink%d" % number, b"target")
+        assert set(Counter(one.lockspace.dump()["sent"]) - before) <= {"Claim"}  # type: ignore[arg-type]
+        for node in world.nodes.values():
+            entry = await node.fs.lookup(ROOT, b"file7")
+            assert entry.attributes is not None
+            assert entry.attributes.size == 4
+        world.validate()
+
+
+async def test_who_makes_something_lets_the_kernel_believe_its_attributes() -> None:
+    async with World(1).running() as world:
+        entry = await world.nodes[1].fs.mkdir(ROOT, b"d", 0o755)
+        assert entry.attribute_timeout_s == 1.0

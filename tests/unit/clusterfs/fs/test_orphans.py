@@ -30,6 +30,7 @@ async def test_open_elsewhere_keeps_it_until_closed(autojump_clock: Clock) -> No
     async with World(3).running() as world:
         one, two = world.nodes[1].fs, world.nodes[2].fs
         inode, handle = await make(one)
+        await two.lookup(ROOT, b"f")
         reading = (await two.open(inode, os.O_RDONLY)).handle
         await one.release(handle)
         await one.unlink(ROOT, b"f")
