@@ -52,6 +52,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     flush_executors: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     chunk_cache_mib: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 64
     dedup_window_gib: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] = 32
+    compression: Literal["off", "lz4", "zstd"] = "lz4"  # of cold data
     cache_mib: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 256
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

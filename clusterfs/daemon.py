@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 
@@ -49,7 +50,7 @@ from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
 from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.store.disk import DirectoryDisk
-from clusterfs.store.opening import Options
+from clusterfs.store.opening import Options, Tuning
 from clusterfs.store.store import Store
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
@@ -133,6 +134,7 @@ class Daemon:
                 options=Options(
                     segment_bytes=self._config.segment_mib << 20,
                     executors=self._config.flush_executors,
+                    compression=self._config.compression,
                     hints=self._config.dedup_window_gib << 18,  # blocks of 4 KiB
                     cache_bytes=self._config.chunk_cache_mib << 20,
                 ),
@@ -235,6 +237,7 @@ class Daemon:
             "cluster_locks": reports.all,
             "statistics": lambda _: {"statistics": self.statistics()},
             "tune": self._tune,
+            "df": lambda _: self.store.usage(),
             "scrub": self._scrub,
         }
         await self._nursery.start(control.Server(handlers).serve, self._config.control_socket)
@@ -432,12 +435,9 @@ class Daemon:
         }
 
     def _tune(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        count = request.get("flush_executors")
-        if not isinstance(count, int):
-            return {"ok": False, "error": "tune what? there is: flush_executors"}
         try:
-            return dict(self.store.tune(flush_executors=count))
-        except InvalidArgument as refusal:
+            return dict(self.store.tune(msgspec.convert(request, Tuning)))
+        except (InvalidArgument, msgspec.ValidationError) as refusal:
             return {"ok": False, "error": str(refusal)}
 
     def describe_locks(self, only_busy: bool) -> Description:  # noqa: FBT001  of a callback

@@ -30,6 +30,7 @@ app = typer.Typer(
 dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
 app.add_typer(dev, name="dev")
 app.add_typer(brick.tune, name="tune")
+app.command()(brick.df)
 app.command()(fsck)
 app.command()(scrub)
 

@@ -193,6 +193,7 @@ class ChunkTable:
                 units, segment = units_of(location), segment_of(location)
                 live[segment] = live.get(segment, 0) + units
                 gained += units
+                self.count += 1
         self.live_total += gained
         self.references_total += taken
 

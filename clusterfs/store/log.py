@@ -120,6 +120,10 @@ class Log:
         place = self._tail.places[stream]
         return self._segments.size_blocks - place.block if place.segment >= 0 else 0
 
+    def open_bytes(self) -> int:
+        """Return how much is written in the segments that the streams fill."""
+        return sum(p.block * BLOCK_BYTES for p in self._tail.places if p.segment >= 0)
+
     def blocks_of(self, nbytes: int) -> int:
         """Return how many blocks of the log so many bytes take at worst, headers and cuts too."""
         blocks = -(-nbytes // BLOCK_BYTES)

@@ -40,6 +40,13 @@ class Options(msgspec.Struct, frozen=True):
     cache_bytes: int = 64 << 20  # verified chunks in RAM
 
 
+class Tuning(msgspec.Struct, frozen=True):
+    """What may change while a store is open; None: it stays."""
+
+    flush_executors: int | None = None
+    compression: Codec | None = None
+
+
 class Opening:
     """What `Store.open` finds out on its worker thread."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from clusterfs.errors import OutOfSpace, WouldBlock
-from clusterfs.store.location import BLOCK_UNITS
+from clusterfs.store.location import BLOCK_UNITS, UNIT_BYTES
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES, Change, Delete, Discard, Put, Remove, Write
 from clusterfs.store.segments import RESERVE_DATA, RESERVE_METADATA, Segments
@@ -95,6 +95,31 @@ class Room:
             live * BLOCK_BYTES,
             physical * BLOCK_BYTES,
         )
+
+    def usage(self) -> dict[str, int]:
+        """Return where the room went, in bytes.
+
+        logical - shared - packed = live, and live + free = total, which statfs tells. total +
+        reserve = capacity, what the brick may take of its filesystem; dead bytes lie in free and
+        reserve until the cleaner gives them back.
+        """
+        space, segments, chunks = self.space(), self._segments, self._chunks
+        segment_bytes = segments.size_blocks * BLOCK_BYTES
+        written = len(segments.used) * segment_bytes + self._log.open_bytes()
+        unique = chunks.count * BLOCK_BYTES
+        capacity = segments.limit * segment_bytes
+        return {
+            "logical_bytes": chunks.references_total * BLOCK_BYTES,
+            "shared_bytes": chunks.references_total * BLOCK_BYTES - unique,
+            "packed_bytes": unique - chunks.live_total * UNIT_BYTES,
+            "live_bytes": chunks.live_total * UNIT_BYTES,
+            "free_bytes": space.free,
+            "total_bytes": space.total,
+            "reserve_bytes": capacity - space.total,
+            "capacity_bytes": capacity,
+            "dead_bytes": max(0, written - chunks.live_total * UNIT_BYTES),
+            "allocated_bytes": space.physical,
+        }
 
     def check_space(self, data_blocks: int, changes: Iterable[Change] = ()) -> None:
         """Raise OutOfSpace if the live data would be too much after these changes.

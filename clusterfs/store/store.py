@@ -28,7 +28,7 @@ from clusterfs.store.healing import Healer
 from clusterfs.store.ingest import Ingest
 from clusterfs.store.log import Log
 from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId, Version
-from clusterfs.store.opening import Opening, Options
+from clusterfs.store.opening import Opening, Options, Tuning
 from clusterfs.store.reading import Reader
 from clusterfs.store.reclaiming import Reclaiming
 from clusterfs.store.records import LOST, Fact
@@ -267,6 +267,10 @@ class Store(Transactions):
         """Return how full the brick is, in bytes."""
         return self._room.space()
 
+    def usage(self) -> dict[str, int]:
+        """Return where the brick's room went, in bytes; see Room.usage."""
+        return self._room.usage()
+
     def statistics(self) -> dict[str, int]:
         """Return counters and sizes; they start at 0 with the process."""
         return {
@@ -300,16 +304,18 @@ class Store(Transactions):
             "cache_misses": self._cache.misses,
         }
 
-    def tune(self, *, flush_executors: int | None = None) -> dict[str, int]:
+    def tune(self, wanted: Tuning) -> dict[str, int | str]:
         """Change what may change while the store is open; return how it is now.
 
         Raises InvalidArgument.
         """
-        if flush_executors is not None:
-            if not 0 < flush_executors <= MAX_EXECUTORS:
+        if wanted.flush_executors is not None:
+            if not 0 < wanted.flush_executors <= MAX_EXECUTORS:
                 raise InvalidArgument(f"there may be 1 to {MAX_EXECUTORS} flush executors")
-            self._log.flusher.set_executors(flush_executors)
-        return {"flush_executors": self._log.flusher.executors}
+            self._log.flusher.set_executors(wanted.flush_executors)
+        if wanted.compression is not None:
+            self._cleaner.codec = wanted.compression
+        return {"flush_executors": self._log.flusher.executors, "compression": self._cleaner.codec}
 
     def health(self) -> list[str]:
         """Return what an administrator should act on, a sentence each; nothing if all is well."""

@@ -58,6 +58,23 @@ def test_the_flush_executors_are_tuned_while_writes_go_on(
         make_image("tuned", 2)
     assert "3 flush" in run("tune", "flush-executors", 3, point)
     run("tune", "flush-executors", 0, point, code=2)
+    assert "compression zstd" in run("tune", "compression", "zstd", point)
+    run("tune", "compression", "rar", point, code=2)
+    run("tune", "compression", "lz4", point)
+
+
+def test_df_explains_where_the_room_went(
+    cluster: Cluster, make_image: Callable[[str, int], None]
+) -> None:
+    point = cluster.nodes[0].mount
+    before = json.loads(run("df", point, "--json"))
+    make_image("counted", 3)
+    after = json.loads(run("df", point, "--json"))
+    assert after["logical_bytes"] - before["logical_bytes"] >= 3 * MIB
+    saved = after["shared_bytes"] + after["packed_bytes"]
+    assert after["logical_bytes"] - saved == after["live_bytes"]
+    assert after["live_bytes"] + after["free_bytes"] == after["total_bytes"]
+    assert "kept empty" in run("df", point)
 
 
 def test_a_failed_brick_leaves_the_sets_and_says_so_and_its_node_serves_on(

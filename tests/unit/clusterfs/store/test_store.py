@@ -25,7 +25,7 @@ from clusterfs.store.objects import (
     inode_object,
     stripe_object,
 )
-from clusterfs.store.opening import Options
+from clusterfs.store.opening import Options, Tuning
 from clusterfs.store.state import INCOMPLETE
 from clusterfs.store.store import Store
 
@@ -313,14 +313,34 @@ async def test_a_brick_has_one_cluster_and_one_daemon(tmp_path: Path) -> None:
 
 async def test_executors_are_tuned_within_bounds(tmp_path: Path) -> None:
     store = await opened(tmp_path)
-    assert store.tune() == {"flush_executors": 2}
-    assert store.tune(flush_executors=5) == {"flush_executors": 5}
+    assert store.tune(Tuning()) == {"flush_executors": 2, "compression": "off"}
+    now = store.tune(Tuning(flush_executors=5))
+    assert now["flush_executors"] == 5
     for wrong in (0, 65):
         with pytest.raises(InvalidArgument, match="1 to 64"):
-            store.tune(flush_executors=wrong)
+            store.tune(Tuning(flush_executors=wrong))
     await store.sync(store.set_fact("x", 1))
-    assert store.tune() == {"flush_executors": 5}
+    assert store.tune(Tuning(compression="zstd")) == {**now, "compression": "zstd"}
     assert store.health() == []
+    await store.close()
+
+
+async def test_usage_adds_up(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    block = os.urandom(BLOCK_BYTES)
+    payload = block * 3 + os.urandom(BLOCK_BYTES)
+    store.apply(transaction(1, change(STRIPE, ABSENT, ONE, Write(0, 4))), payload)
+    store.apply(transaction(2, change(OTHER, ABSENT, ONE, Write(0, 1))), os.urandom(BLOCK_BYTES))
+    store.apply(transaction(3, change(OTHER, ONE, TWO, Delete())))
+    await store.sync()
+    usage = store.usage()
+    assert usage["logical_bytes"] == 4 * BLOCK_BYTES
+    assert usage["shared_bytes"] == 2 * BLOCK_BYTES
+    assert usage["packed_bytes"] == 0
+    assert usage["live_bytes"] == 2 * BLOCK_BYTES
+    assert usage["live_bytes"] + usage["free_bytes"] == usage["total_bytes"] == store.space().total
+    assert usage["total_bytes"] + usage["reserve_bytes"] == usage["capacity_bytes"] == 16 << 20
+    assert usage["dead_bytes"] >= BLOCK_BYTES
     await store.close()
 
 
