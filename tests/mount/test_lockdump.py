@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clusterfs.cli.dev import Cluster
+from clusterfs.cli.lockdump import fetch
 
 COMMAND = Path(sys.executable).parent / "clusterfs-lockdump"
 WAIT_S = 30.0
@@ -40,18 +41,10 @@ def lockdump(*words: object, code: int = 0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
-def picture(*words: object) -> Any:
-    return json.loads(lockdump(*words, "--json"))
-
-
 def wait_for(so: Callable[[], bool], what: str) -> None:
     end_s = time.monotonic() + WAIT_S
     while not so():
         assert time.monotonic() < end_s, f"never: {what}"
-
-
-def uses(node: Any, path: str) -> list[Any]:
-    return [use for use in node["uses"] if use["path"] == path]
 
 
 @pytest.fixture
@@ -61,62 +54,73 @@ def file(folders: list[Path]) -> Path:
     return Path(folders[2].name, "fought for")
 
 
-def append(cluster: Cluster, node: int, file: Path, program: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", program, cluster.nodes[node].mount / file]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"\n"
-    return process
+@pytest.fixture
+def append(cluster: Cluster, file: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start programs that append to the file; they end with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(node: int, program: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", program, cluster.nodes[node].mount / file]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def waiting_pids(value: Any) -> set[int]:
+    nodes = value.get("nodes", [value])
+    return {entry["pid"] for node in nodes for use in node["uses"] for entry in use["waiting"]}
 
 
 def test_a_wait_for_a_stopped_node_is_shown_with_process_path_and_holder(
-    cluster: Cluster, file: Path, tmp_path: Path
+    cluster: Cluster, file: Path, append: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, second, third = cluster.nodes
-    waiter = append(cluster, 1, file, APPEND)
-    append(cluster, 0, file, APPEND).communicate(b"\n", timeout=WAIT_S)
+    waiter = append(1, APPEND)
+    append(0, APPEND).communicate(b"\n", timeout=WAIT_S)
     cluster.pause("n1")
     try:
-        assert waiter.stdin is not None
         waiter.stdin.write(b"\n")
         waiter.stdin.flush()
         # The mount of node 2 hangs for that process until node 1 is removed; its daemon answers.
-        wait_for(lambda: str(waiter.pid) in lockdump(second.mount, "--waiters"), "node 2 waits")
+        wait_for(
+            lambda: waiter.pid in waiting_pids(fetch(str(second.mount), cluster=False)),
+            "node 2 waits",
+        )
         saved = tmp_path / "picture"
-        saved.write_text(lockdump(third.mount, "--cluster", "--json"))
-        shown = lockdump("--offline", saved, "--waiters")
-        [row] = [line for line in shown.splitlines() if f" {waiter.pid} " in line]
-        assert f"/{file}" in row
-        assert Path(f"/proc/{waiter.pid}/comm").read_text().strip() in row
-        assert " write " in row
-        assert "n1 lock" in row
-        assert "n1 is missing here: no answer within 2 s" in shown
-        assert "holds EX" in lockdump("--offline", saved, "--graph")
+        saved.write_text(json.dumps(fetch(str(third.mount), cluster=True, only_busy=True)))
         assert "no answer within 5 s" in lockdump(first.mount, code=1)
     finally:
         cluster.resume("n1")
+    shown = lockdump("--offline", saved, "--waiters")
+    [row] = [line for line in shown.splitlines() if f" {waiter.pid} " in line]
+    assert f"/{file}" in row
+    assert " write " in row
+    assert "n1 lock" in row
+    assert f" {Path(sys.executable).name[:6]}" in row
+    assert "n1 is missing here: no answer within 2 s" in shown
+    assert "holds EX" in lockdump("--offline", saved, "--graph")
     assert waiter.communicate(timeout=WAIT_S) == (b"", None)
     assert (second.mount / file).read_bytes().endswith(b"x")
 
 
-def test_two_nodes_that_fight_for_a_file_are_seen_fighting(cluster: Cluster, file: Path) -> None:
-    writers = [append(cluster, node, file, APPEND_MANY) for node in (0, 1)]
-    path = f"/{file}"
-    try:
-        pids = {writer.pid for writer in writers}
-        seen: set[int] = set()
+def test_two_nodes_that_fight_for_a_file_are_seen_fighting(
+    cluster: Cluster, append: Callable[..., Any]
+) -> None:
+    pids = {append(node, APPEND_MANY).pid for node in (0, 1)}
+    seen: set[int] = set()
 
-        def both_waited() -> bool:
-            for node in picture(cluster.nodes[2].mount, "--cluster")["nodes"]:
-                for use in uses(node, path):
-                    seen.update(entry["pid"] for entry in use["waiting"])
-            return pids <= seen
+    def both_waited() -> bool:
+        seen.update(waiting_pids(fetch(str(cluster.nodes[2].mount), cluster=True)))
+        return pids <= seen
 
-        wait_for(both_waited, f"both wait for {path}")
-    finally:
-        for writer in writers:
-            writer.kill()
-            writer.communicate()
+    wait_for(both_waited, "both wait for it")
     statistics = lockdump(cluster.nodes[0].mount, "--stats")
     assert "messages per operation" in statistics
     assert "Blocking" in statistics
