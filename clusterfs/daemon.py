@@ -252,7 +252,7 @@ class Daemon:
             lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
             lvb_bytes=VALUE_BYTES,
         )
-        locks.on_deadlock = lambda story: self._log.warning("deadlock", story=story)
+        locks.on_deadlock = lambda story: self._log.debug("deadlock", story=story)
         self._nursery.start_soon(locks.run)
         return locks
 

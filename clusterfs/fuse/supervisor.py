@@ -19,6 +19,7 @@ may hang is left to threads (dropping.py).
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import socket
@@ -213,6 +214,9 @@ def _run_daemon(main: Main, beat: Beat, ready: ReadyPipe, parent: int) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         return 1  # it died before the kernel knew that we want to hear of it
+    # The store keeps two descriptors a segment; shells often allow 1024 although they may more.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
         return main(beat, ready)
     except SetupError as wrong:

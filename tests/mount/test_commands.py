@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,7 +168,8 @@ def test_the_mount_helper_in_the_foreground(tmp_path: Path) -> None:
     cluster.up(1, 1)
     cluster.down()
     node = cluster.nodes[0]
-    command = [str(COMMANDS / "mount.clusterfs"), str(node.config), str(node.mount), "-f"]
+    command = ["prlimit", "--nofile=100:3000"]
+    command += [str(COMMANDS / "mount.clusterfs"), str(node.config), str(node.mount), "-f"]
     daemon = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not os.path.ismount(node.mount):
@@ -176,6 +178,8 @@ def test_the_mount_helper_in_the_foreground(tmp_path: Path) -> None:
         kinds = Path("/proc/self/mountinfo").read_text()
         assert f"{node.mount} rw" in kinds
         assert " - fuse.clusterfs " in kinds
+        limits = Path(f"/proc/{node.ask('status')['pid']}/limits").read_text()
+        assert re.search(r"Max open files +3000 +3000 ", limits), limits
     finally:
         subprocess.run(["umount", str(node.mount)], check=False)
         assert daemon.wait(30) == 0
