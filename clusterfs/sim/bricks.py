@@ -219,6 +219,25 @@ class Trial:
             self.model.applied.add((transaction.client, transaction.sequence))
             self.issue()
 
+    async def write_all(self, blocks: int) -> bytes:
+        """Write new data to the first blocks of all objects in one transaction; return it."""
+        self._sequence += 1
+        changes, parts = [], []
+        for object_id in (stripe_object(7, n) for n in range(_OBJECTS)):
+            found = self.model.objects.get(object_id)
+            expected, group = (found.version, found.group) if found else (ABSENT, 1)
+            writes = (Write(0, blocks),)
+            changes.append(Change(object_id, group, expected, expected.after(1), writes))
+            parts += [self._block() for _ in range(blocks)]
+        transaction = Transaction(1, self._sequence, 1, tuple(changes))
+        assert await self._admit(transaction.changes)
+        payload = b"".join(parts)
+        self.store.apply(transaction, payload)
+        self.model.perform(transaction.changes, payload)
+        self.model.applied.add((1, self._sequence))
+        self.issue()
+        return payload
+
     async def prepare(self) -> None:
         """Prepare a transaction."""
         transaction, payload = self._transaction(self.random.randint(1, 2))
@@ -334,9 +353,15 @@ class Trial:
         return b"".join(
             self.random.choice(self._pool)
             if self.random.random() < 0.4  # noqa: PLR2004
-            else self.random.randbytes(BLOCK_BYTES)
+            else self._block()
             for _ in range(blocks)
         )
+
+    def _block(self) -> bytes:
+        """Return a block unlike all others; it compresses if the store does that."""
+        if self._options.compression == "off":
+            return self.random.randbytes(BLOCK_BYTES)
+        return self.random.randbytes(self.random.choice((100, 1500, 4096))).ljust(BLOCK_BYTES, b"-")
 
     # -- crashes
 

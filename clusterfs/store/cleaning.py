@@ -72,7 +72,10 @@ class Cleaner:
 
         Raises BrickFailed.
         """
-        first, last = self._segments.used[segment]
+        span = self._segments.used.get(segment)
+        if span is None:
+            return  # a checkpoint has freed it since it was chosen
+        first, last = span
         self._segments.pin(segment)
         try:
             # A generator that reads: each step of it is one log, on a worker thread.
