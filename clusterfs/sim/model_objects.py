@@ -11,6 +11,7 @@ from clusterfs.store.objects import (
     Change,
     Delete,
     Discard,
+    Lose,
     ObjectId,
     Put,
     Remove,
@@ -18,6 +19,7 @@ from clusterfs.store.objects import (
 )
 
 HOLE: Final = bytes(BLOCK_BYTES)
+LOST: Final = b"\xff" * BLOCK_BYTES
 
 
 class Object:
@@ -62,7 +64,14 @@ def apply_change(
                 position += BLOCK_BYTES
         elif isinstance(operation, Discard):
             found.discard(operation.first, operation.count)
+        elif isinstance(operation, Lose):
+            found.blocks |= dict.fromkeys(lost_blocks(operation), LOST)
         else:
             assert isinstance(operation, Delete)
             del objects[change.object_id]
     return position
+
+
+def lost_blocks(operation: Lose) -> range:
+    """Return the numbers of the blocks that it says are lost."""
+    return range(operation.first, operation.first + operation.count)

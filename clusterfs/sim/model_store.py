@@ -21,12 +21,13 @@ from clusterfs.errors import (
     OutOfSpace,
     VersionMismatch,
 )
-from clusterfs.sim.model_objects import HOLE, Object, apply_change
+from clusterfs.sim.model_objects import HOLE, Object, apply_change, lost_blocks
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
     MARK,
     Change,
+    Lose,
     ObjectId,
     Operation,
     Transaction,
@@ -304,6 +305,7 @@ class ModelStore:
         position = 0
         for change in transaction.changes:
             position = apply_change(self._objects, change, payload, position)
+            self._lose(change)
         assert position == len(payload), "the operations consume the payload"
         self._applied.setdefault(transaction.client, set()).add(transaction.sequence)
 
@@ -320,6 +322,7 @@ class ModelStore:
 
     def _replace(self, change: Change, payload: bytes, shared: list[tuple[int, bytes]]) -> None:
         apply_change(self._objects, change, payload, 0)
+        self._lose(change)
         for number, data in shared:
             self._objects[change.object_id].blocks[number] = data
 
@@ -328,6 +331,11 @@ class ModelStore:
             self._facts.pop(name, None)
         else:
             self._facts[name] = value
+
+    def _lose(self, change: Change) -> None:
+        for operation in change.operations:
+            if isinstance(operation, Lose):
+                self.rotten |= {(change.object_id, n) for n in lost_blocks(operation)}
 
     def _blocks_of(self, object_id: ObjectId, first: int, count: int) -> bytes:
         numbers = range(first, first + count)

@@ -15,8 +15,8 @@ from xxhash import xxh3_64_intdigest
 
 from clusterfs.store.format import ZERO_BLOCK
 from clusterfs.store.hints import Hints
-from clusterfs.store.objects import BLOCK_BYTES, Change, Discard, Write
-from clusterfs.store.records import HOLE, IDENTITY_BYTES, Placed, Resolved, ResolvedChange
+from clusterfs.store.objects import BLOCK_BYTES, Change, Discard, Lose, Write
+from clusterfs.store.records import HOLE, IDENTITY_BYTES, LOST, Placed, Resolved, ResolvedChange
 
 _ZEROS = bytes(64 << 10)
 
@@ -74,6 +74,9 @@ class Ingest:
                     else:
                         operations.append(self._place(operation.first, payload, at, end, result))
                     at = end
+                elif isinstance(operation, Lose):
+                    lost = array("Q", [LOST]) * operation.count
+                    operations.append(Placed(operation.first, lost, b""))
                 else:
                     operations.append(operation)  # type: ignore[arg-type]
             result.changes.append(

@@ -95,7 +95,18 @@ class Delete(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     """Remove the object with all keys and blocks; must be the change's last operation."""
 
 
-Operation = Put | Remove | Write | Discard | Delete
+class Lose(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """Say that the data of these blocks is lost: reading them is an error until they are written.
+
+    Replicas do this when they bring an object forward that nobody can read everywhere; clients
+    never do.
+    """
+
+    first: U32
+    count: U32
+
+
+Operation = Put | Remove | Write | Discard | Delete | Lose
 
 # An object that has this key needs work if its client dies (an orphan to reclaim, a mkdir to
 # finish). The store keeps an index of such objects: Store.marked().

@@ -14,12 +14,14 @@ from typing import NamedTuple
 from clusterfs.errors import OutOfSpace, WouldBlock
 from clusterfs.store.location import BLOCK_UNITS, UNIT_BYTES
 from clusterfs.store.log import Log
-from clusterfs.store.objects import BLOCK_BYTES, Change, Delete, Discard, Put, Remove, Write
+from clusterfs.store.objects import BLOCK_BYTES, Change, Delete, Discard, Lose, Put, Remove, Write
+from clusterfs.store.records import LOST
 from clusterfs.store.segments import RESERVE_DATA, RESERVE_METADATA, Segments
 from clusterfs.store.state import State
 from clusterfs.store.tail import STREAMS
 
 _CHANGE_BYTES = 96
+_LOST_BYTES = 8
 _OPERATION_BYTES = 24
 _BLOCK_NEED_BYTES = BLOCK_BYTES + 24
 _ONE_WRITE_BYTES = 2 * _CHANGE_BYTES + _OPERATION_BYTES
@@ -60,6 +62,8 @@ def need_of(changes: tuple[Change, ...]) -> Need:
                 nbytes += len(operation.key) + len(operation.value)  # type: ignore[union-attr]
             elif kind is Remove:
                 nbytes += len(operation.key)  # type: ignore[union-attr]
+            elif kind is Lose:
+                nbytes += operation.count * _LOST_BYTES  # type: ignore[union-attr]
     return Need(data_blocks, nbytes + data_blocks * _BLOCK_NEED_BYTES)
 
 
@@ -148,6 +152,7 @@ class Room:
                     case _:
                         continue
                 gone.update(cid for _, cid in found)
+        del gone[LOST]
         return sum(self._chunks.freed(cid, count) for cid, count in gone.items())
 
     def check_log(self, need: Need) -> None:

@@ -4,11 +4,16 @@
 of every block as of one instant. Blocks are then fetched as they are now, each with its hash; one
 that changed since is reported as moved, and the next description brings the moved ones along.
 
+A block that no replica can read is lost: it is written down as such, and reading it is an error. It
+must not keep the rest of the object, or all groups, waiting for ever.
+
 Invariant: a block is taken only with the hash that the description names.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+import structlog
 
 from clusterfs.errors import FilesystemError, NoSuchChunk, WouldBlock
 from clusterfs.store.objects import (
@@ -17,6 +22,7 @@ from clusterfs.store.objects import (
     Change,
     Delete,
     Discard,
+    Lose,
     ObjectId,
     Operation,
     Put,
@@ -26,10 +32,14 @@ from clusterfs.store.objects import (
     Write,
 )
 from clusterfs.store.state import INCOMPLETE
-from clusterfs.volume.messages import Blocks, Contents, Copied, Describe, Described, Slice
+from clusterfs.volume.messages import Blocks, Code, Contents, Copied, Describe, Described, Slice
 from clusterfs.volume.ports import LocalStore
 from clusterfs.volume.site import INTERNAL, Site
+from dlm.errors import PeerLost
+from dlm.net.errors import Refused
 from dlm.net.wire import decode, encode
+
+_log = structlog.get_logger("clusterfs.volume")
 
 SLICE_BYTES = 4 << 20
 BLOCKS_PER_CALL = 256
@@ -149,6 +159,7 @@ class Blockwise:
         self._node = node
         self._object_id = object_id
         self._hot = copy.hot
+        self._copy = copy
         self.identities = dict(copy.blocks)
         self.fetched = 0
 
@@ -170,6 +181,39 @@ class Blockwise:
             raise Moved(moved)
         self.fetched += len(wanted)
         return b"".join(data[number] for number in numbers)
+
+    async def available(self, numbers: Sequence[int]) -> tuple[list[int], bytes]:
+        """Return those of the blocks that some replica can read, and their data.
+
+        The others are lost, unless the one replica that has them is repaired. Raises Moved,
+        PeerLost, Refused.
+        """
+        try:
+            return list(numbers), await self(numbers)
+        except Refused as refusal:
+            if refusal.code != Code.CORRUPTED:
+                raise
+        if len(numbers) == 1:
+            data = await self._elsewhere(numbers[0])
+            return ([], b"") if data is None else (list(numbers), data)
+        half = len(numbers) // 2
+        left, data = await self.available(numbers[:half])
+        right, more = await self.available(numbers[half:])
+        return left + right, data + more
+
+    async def _elsewhere(self, number: int) -> bytes | None:
+        """Read a block from another replica that has the object at the same version."""
+        for node in self._site.others(self._site.view.in_sync[self._copy.group]):
+            if node == self._node:
+                continue
+            try:
+                copy = await describe(self._site, node, self._object_id)
+                if dict(copy.blocks).get(number) == self.identities[number]:
+                    return await Blockwise(self._site, node, self._object_id, copy)([number])
+            except (PeerLost, Refused, Moved):
+                continue
+        _log.error("block lost", object=self._object_id.hex(), block=number, node=self._site.node)
+        return None
 
 
 async def replace(store: LocalStore, object_id: ObjectId, copy: Copy, fetch: "Blockwise") -> None:
@@ -207,9 +251,16 @@ async def _fill(
             continue
         numbers = [n for n in numbers if n != number]
     if numbers:
-        writes = [Write(*run) for run in runs(numbers)]
-        data = await fetch(numbers)
+        writes, data = await _writes(numbers, fetch)
         await _replace(store, object_id, copy.group, INCOMPLETE, writes, data)
+
+
+async def _writes(numbers: Sequence[int], fetch: "Blockwise") -> tuple[list[Operation], bytes]:
+    """Return the operations that give these blocks what another replica has, and the data."""
+    available, data = await fetch.available(numbers)
+    lost = sorted(set(numbers) - set(available))
+    operations: list[Operation] = [Write(*run) for run in runs(available)]
+    return operations + [Lose(*run) for run in runs(lost)], data
 
 
 async def _replace(
@@ -247,8 +298,8 @@ async def difference(
     theirs = dict(copy.blocks)
     operations += [Discard(*run) for run in runs(sorted(b for b in blocks if b not in theirs))]
     wanted = sorted(b for b, identity in theirs.items() if blocks.get(b) != identity)
-    payload = await fetch(wanted) if wanted else b""
-    operations += [Write(*run) for run in runs(wanted)]
+    writes, payload = await _writes(wanted, fetch) if wanted else ([], b"")
+    operations += writes
     return Change(object_id, copy.group, expected, copy.version, tuple(operations)), payload
 
 

@@ -35,6 +35,7 @@ class Mender:
         self._store = store
         self._log = structlog.get_logger("clusterfs.volume").bind(node=site.node)
         self._poked = trio.Event()
+        self._interrupted = False  # a replica did not answer in the last round
         self.repaired = 0
         self.unrepaired = 0  # as of the last attempt
 
@@ -52,22 +53,23 @@ class Mender:
         while True:
             damaged = self._store.damaged()
             self.unrepaired = min(self.unrepaired, damaged)
+            epoch = self._site.view.epoch
             if damaged:
                 repaired = await self._round()
                 self.unrepaired = self._store.damaged()
                 self._log.warning("damage", repaired=repaired, left=self.unrepaired)
-                if self.unrepaired >= damaged:  # nobody can help now
-                    await self._pause(_RETRY_S)
+                if self.unrepaired >= damaged and not self._interrupted:
+                    # Nobody can help now; another view may bring one who can.
+                    with trio.move_on_after(_RETRY_S):
+                        while self._site.view.epoch == epoch:
+                            await self._site.changed()
                     continue
-            await self._pause(_LOOK_S)
-
-    async def _pause(self, seconds: float) -> None:
-        self._poked = trio.Event()
-        with trio.move_on_after(seconds):
-            await self._poked.wait()
+            self._poked = trio.Event()
+            with trio.move_on_after(_LOOK_S):
+                await self._poked.wait()
 
     async def _round(self) -> int:
-        repaired = 0
+        repaired, self._interrupted = 0, False
         places = sorted(await self._store.damaged_blocks(_AT_ONCE))
         for object_id, some in groupby(places, key=itemgetter(0)):
             repaired += await self._repair(object_id, [number for _, number in some])
@@ -88,6 +90,7 @@ class Mender:
                 fetch = Blockwise(self._site, node, object_id, copy)
                 left = [n for n in numbers if not await self._mend(object_id, n, fetch, copy)]
             except (PeerLost, Refused, Moved) as error:
+                self._interrupted = True
                 self._log.info("not repaired yet", object=object_id.hex(), error=repr(error))
                 continue
             repaired += len(numbers) - len(left)

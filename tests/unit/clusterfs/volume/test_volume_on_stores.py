@@ -3,11 +3,15 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
 
+from clusterfs.errors import ChunkCorrupted
 from clusterfs.sim.volume_world import Node, World
 from clusterfs.store.disk import DirectoryDisk
+from clusterfs.store.location import place_of
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -117,6 +121,54 @@ async def test_a_dead_clients_transaction_is_rolled_forward_with_its_data(tmp_pa
         for number in (2, 3):
             assert await world.nodes[number].volume.read(stripe, 1, 0, 2) == block(1) + block(3)
         assert world.image(2) == world.image(3)
+
+
+async def test_a_block_that_nobody_can_read_any_more_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """The gate, and the resync, tried for ever to bring it forward; now reading it is an error."""
+    async with bricks(tmp_path) as world:
+        volume = world.nodes[1].volume
+        stripe, first = stripe_object(7, 0), ABSENT.after(volume.epoch)
+        data = b"".join(block(n) for n in range(1, 9))
+        await volume.commit([Change(stripe, 1, ABSENT, first, (Write(0, 8),))], data)
+        world.network.cut(1, 3)
+        second = first.after(volume.epoch)
+        change = Change(stripe, 1, first, second, (Write(2, 3),))
+        with trio.move_on_after(0.3):
+            await volume.commit([change], block(20) + block(21) + block(22))
+        holder = world.stores[2]
+        assert holder.version(stripe) == second
+        await holder.sync()
+        rot(holder, stripe, 3)
+        await world.stop(1)
+        await world.settled()
+        for number in (2, 3):
+            volume = world.nodes[number].volume
+            assert await volume.read(stripe, 1, 0, 3) == block(1) + block(2) + block(20)
+            assert await volume.read(stripe, 1, 4, 4) == block(22) + data[5 * BLOCK_BYTES :]
+            with pytest.raises(ChunkCorrupted, match="block 3: no replica in sync has a good copy"):
+                await volume.read(stripe, 1, 3, 1)
+        world.network.heal(1, 3)
+        await world.start_on_brick(1)
+        await world.settled()
+        with trio.fail_after(60):  # it has the block: all are whole again
+            while any(store.damaged() for store in world.stores.values()):
+                await trio.sleep(0.01)
+        for node in world.nodes.values():
+            assert await node.volume.read(stripe, 1, 3, 1) == block(21)
+        for store in world.stores.values():
+            store.validate()  # type: ignore[attr-defined]
+
+
+def rot(store: Any, name: ObjectId, number: int) -> None:
+    """Flip a bit of a block on the medium, once it is there."""
+    location = store._state.chunks.find(store._state.cids(name, number, 1)[0])[0]
+    segment, offset, _ = place_of(location)
+    path = store._disk.path / "segments" / f"{segment:08d}"
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
 
 
 async def test_all_bricks_stop_and_start_again(tmp_path: Path) -> None:
