@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from clusterfs.store.objects import ObjectId
 
-_KEPT = 1 << 16  # lost blocks that are remembered by place
+_KEPT = 1 << 12  # lost blocks that are remembered by place
 
 
 class Damage:

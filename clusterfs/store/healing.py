@@ -48,7 +48,7 @@ class Healer:
         find = self._contents.state.chunks.find
         for cid in [cid for cid in self._damage.cids if find(cid) is None]:
             self._damage.forget(cid)
-        return len(self._damage)
+        return len(self._damage.cids) + len(self._still_lost())
 
     async def blocks(self, limit: int) -> list[tuple[ObjectId, int]]:
         """Return one block of each damaged chunk, and the lost blocks; at most `limit`.
