@@ -16,6 +16,7 @@ FilesystemError            EIO
 |-- NoSuchAttribute        ENODATA
 |-- ResultTooLarge         ERANGE
 |-- CrossDevice            EXDEV
+|-- NoDataBeyond           ENXIO
 |-- OutOfSpace             ENOSPC
 |-- TooManyOpenInodes      ENFILE
 |-- StaleHandle            EIO       the handle died: another node changed its file meanwhile
@@ -138,6 +139,12 @@ class ResultTooLarge(FilesystemError):
     """An extended attribute has a name of at most 255 bytes and a value of at most 64 KiB."""
 
     errno: ClassVar[int] = errno.ERANGE
+
+
+class NoDataBeyond(FilesystemError):
+    """There is no data, or no file, from that offset on."""
+
+    errno: ClassVar[int] = errno.ENXIO
 
 
 class CrossDevice(FilesystemError):

@@ -38,6 +38,7 @@ from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import has_privileges, without_privileges
 from clusterfs.fs.pieces import Piece, cut
 from clusterfs.fs.results import Caller, Opened
+from clusterfs.fs.seeking import Seeking
 from clusterfs.fs.truncation import Truncation
 from clusterfs.fs.writeback import Block
 from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS
@@ -57,6 +58,7 @@ class Files:
         self.truncation = Truncation(parts.volume, parts.transactions, parts.writeback)
         self.fast_reads = self.slow_reads = 0
         self.fast_writes = self.slow_writes = 0
+        self._seeking = Seeking(parts)
         self._volume = parts.volume
         self._gate = parts.gate
         self._inodes = parts.inodes
@@ -433,6 +435,11 @@ class Files:
                     inode.lock.unpin()
             await inode.lock.wait_settled()
         return False
+
+    async def seek(self, handle: int, offset: int, whence: int) -> int:
+        """Return where data or a hole begins (lseek's SEEK_DATA, SEEK_HOLE)."""
+        inode = self.handles.file(handle).inode
+        return await self._gate.run(partial(self._seeking.seek, inode, offset, whence), rerun=True)
 
     async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
         """Grow the file, or (PUNCH_HOLE, ZERO_RANGE) make a range read as zeros."""

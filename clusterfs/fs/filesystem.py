@@ -111,6 +111,7 @@ class Filesystem:
         self.write_nowait = self._files.write_nowait
         self.write = self._files.write
         self.atomic = self._files.atomic
+        self.seek = self._files.seek
 
     # -- life
 

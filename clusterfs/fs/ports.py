@@ -142,6 +142,12 @@ class Volume(Protocol):
         """Wait until what was committed is on disk."""
         ...
 
+    async def extents(
+        self, object_id: ObjectId, group: int, first: int, count: int
+    ) -> list[tuple[int, int]]:
+        """Return (first, count) of the stretches of blocks that are no holes, in order."""
+        ...
+
     async def stripes(self, inode: int) -> list[tuple[int, int]]:
         """Return (stripe, group) of the stripes that exist."""
         ...

@@ -31,6 +31,7 @@ from clusterfs.store.objects import (
     Operation,
     Version,
     Write,
+    joined,
 )
 from dlm.errors import LockLost
 
@@ -381,7 +382,7 @@ class Writeback:
             within[index // STRIPE_BLOCKS].append(index % STRIPE_BLOCKS)
         return [
             self.change(
-                stripe, [Write(first, count) for first, count in runs(within[stripe.number])]
+                stripe, [Write(first, count) for first, count in joined(within[stripe.number])]
             )
             for stripe in stripes
         ]
@@ -400,17 +401,6 @@ class Writeback:
             except WouldBlock:
                 version, _ = await self._volume.fetch(stripe.object_id, stripe.group, ())
             stripe.version = version
-
-
-def runs(indexes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (first, count) of the stretches in sorted block numbers."""
-    found: list[tuple[int, int]] = []
-    for index in indexes:
-        if found and sum(found[-1]) == index:
-            found[-1] = (found[-1][0], found[-1][1] + 1)
-        else:
-            found.append((index, 1))
-    return found
 
 
 assert MAXIMUM_SIZE % BLOCK_BYTES == 0

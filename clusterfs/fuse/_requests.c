@@ -49,6 +49,18 @@ static PyObject *request_error(Request *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *request_offset(Request *self, PyObject *argument)
+{
+    long long offset = PyLong_AsLongLong(argument);
+    if (offset == -1 && PyErr_Occurred())
+        return NULL;
+    fuse_req_t request = take(self);
+    if (!request)
+        return NULL;
+    fuse_reply_lseek(request, offset);
+    Py_RETURN_NONE;
+}
+
 static PyObject *request_ioctl(Request *self, PyObject *arguments)
 {
     int result;
@@ -84,6 +96,7 @@ static void request_dealloc(Request *self)
 
 static PyMethodDef request_methods[] = {
     {"error", (PyCFunction)request_error, METH_O, "Answer with an errno; 0 is success without data."},
+    {"offset", (PyCFunction)request_offset, METH_O, "Answer LSEEK."},
     {"ioctl", (PyCFunction)request_ioctl, METH_VARARGS, "Answer IOCTL: result, data."},
     {"context", (PyCFunction)request_context, METH_NOARGS, "Return (uid, gid, pid, umask) of who asks."},
     {NULL, NULL, 0, NULL},
@@ -132,6 +145,12 @@ static void on_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t o
     HAND_OVER(request, "KiLL", "fallocate", Py_None, (unsigned long long)file->fh, mode, (long long)offset, (long long)length);
 }
 
+static void on_lseek(fuse_req_t request, fuse_ino_t inode, off_t offset, int whence, struct fuse_file_info *file)
+{
+    (void)inode;
+    HAND_OVER(request, "KLi", "lseek", Py_None, (unsigned long long)file->fh, (long long)offset, whence);
+}
+
 static void on_ioctl(fuse_req_t request, fuse_ino_t inode, unsigned int command, void *argument, struct fuse_file_info *file,
                      unsigned flags, const void *data, size_t size, size_t room)
 {
@@ -150,6 +169,7 @@ void complete_operations(struct fuse_lowlevel_ops *operations)
     if (!dispatcher)
         return;
     operations->fallocate = on_fallocate;
+    operations->lseek = on_lseek;
     operations->ioctl = on_ioctl;
     operations->setxattr = on_setxattr;
 }

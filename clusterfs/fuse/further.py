@@ -34,6 +34,7 @@ class Further:
         self._handlers: dict[str, Handler] = {
             "fallocate": self._fallocate,
             "ioctl": self._ioctl,
+            "lseek": self._lseek,
             "setxattr": self._setxattr,
         }
         self._ioctls: dict[int, Callable[[int, bytes], Awaitable[bytes]]] = {
@@ -63,6 +64,9 @@ class Further:
     ) -> None:
         await self._fs.fallocate(handle, offset, length, mode)
         request.error(0)
+
+    async def _lseek(self, request: native.Request, handle: int, offset: int, whence: int) -> None:
+        request.offset(await self._fs.seek(handle, offset, whence))
 
     async def _setxattr(
         self, request: native.Request, inode: int, name: bytes, value: bytes, flags: int

@@ -24,6 +24,7 @@ from clusterfs.store.objects import (
     ObjectId,
     Version,
     inode_object,
+    joined,
     split_object_id,
 )
 from dlm.errors import LockLost
@@ -160,6 +161,17 @@ class MemoryVolume:
         """Count."""
         self.syncs += 1
         await self._may_wait()
+
+    async def extents(
+        self, object_id: ObjectId, group: int, first: int, count: int
+    ) -> list[tuple[int, int]]:
+        """Return the stretches of blocks that are no holes."""
+        await self._may_wait()
+        stored = self._shelf.objects.get(object_id)
+        if stored is None:
+            return []
+        assert stored.group == group
+        return joined(sorted(n for n in stored.blocks if first <= n < first + count))
 
     async def stripes(self, inode: int) -> list[tuple[int, int]]:
         """Return the stripes that exist."""

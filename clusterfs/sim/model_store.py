@@ -33,6 +33,7 @@ from clusterfs.store.objects import (
     Transaction,
     Version,
     Write,
+    joined,
 )
 from clusterfs.volume.ports import Buffer
 
@@ -201,6 +202,10 @@ class ModelStore:
         """Return number and hash of each block that is no hole."""
         blocks = self._objects[object_id].blocks
         return [(n, _hash(blocks[n])) for n in sorted(blocks) if first <= n < first + count]
+
+    def extents(self, object_id: ObjectId, first: int, count: int) -> list[tuple[int, int]]:
+        """Return (first, count) of the stretches of blocks that are no holes, in order."""
+        return joined(n for n, _ in self.blocks(object_id, first, count))
 
     def damaged(self) -> int:
         """Return how many blocks rotted."""

@@ -17,6 +17,7 @@ Invariants:
 """
 
 import struct
+from collections.abc import Iterable
 from typing import Annotated, NewType
 
 import msgspec
@@ -42,6 +43,21 @@ def inode_object(inode: int) -> ObjectId:
 def stripe_object(inode: int, stripe: int) -> ObjectId:
     """Return the id of the object that holds bytes [stripe * 64 MiB, + 64 MiB) of a file."""
     return ObjectId(_OBJECT_ID.pack(inode, stripe + 1))
+
+
+def joined(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return (first, count) of the stretches in ascending numbers."""
+    found: list[tuple[int, int]] = []
+    start = end = 0
+    for number in numbers:
+        if number != end:
+            if end > start:
+                found.append((start, end - start))
+            start = number
+        end = number + 1
+    if end > start:
+        found.append((start, end - start))
+    return found
 
 
 def split_object_id(object_id: ObjectId) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from clusterfs.store.flush import MAX_EXECUTORS, Flusher
 from clusterfs.store.healing import Healer
 from clusterfs.store.ingest import Ingest
 from clusterfs.store.log import Log
-from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId, Version
+from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId, Version, joined
 from clusterfs.store.opening import Opening, Options, Tuning
 from clusterfs.store.reading import Reader
 from clusterfs.store.reclaiming import Reclaiming
@@ -220,6 +220,10 @@ class Store(Transactions):
         identity = self._state.chunks.identity
         placed = self._state.placed(object_id, first, first + count)
         return [(block, LOST_IDENTITY if c == LOST else identity(c)) for block, c in placed]
+
+    def extents(self, object_id: ObjectId, first: int, count: int) -> list[tuple[int, int]]:
+        """Return (first, count) of the stretches of blocks that are no holes, in order."""
+        return joined(n for n, _ in self._state.placed(object_id, first, first + count))
 
     def has_chunk(self, identity: bytes) -> bool:
         """Tell whether a chunk of that identity was written or verified by this process."""

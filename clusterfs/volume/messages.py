@@ -258,6 +258,16 @@ class Gone(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=31):
     objects: tuple[ObjectId, ...]
 
 
+class Extents(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=32):
+    """Which blocks of [first, first + count) of an object are no holes -> Stretches."""
+
+    epoch: U63
+    object_id: ObjectId
+    group: U16
+    first: U32
+    count: U32
+
+
 Request = (
     Fetch
     | Scan
@@ -271,6 +281,7 @@ Request = (
     | Unstable
     | Agree
     | Gone
+    | Extents
 )
 
 
@@ -285,6 +296,12 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The answer to Scan."""
 
     entries: tuple[tuple[bytes, bytes], ...]
+
+
+class Stretches(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The answer to Extents: (first, count), in order."""
+
+    extents: tuple[tuple[U32, U32], ...]
 
 
 class Listed(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -86,6 +86,10 @@ class LocalStore(Protocol):
         """Call `done`, perhaps at once, when all applied so far is on disk, or never will be."""
         ...
 
+    def extents(self, object_id: ObjectId, first: int, count: int) -> list[tuple[int, int]]:
+        """Return (first, count) of the stretches of blocks that are no holes, in order."""
+        ...
+
     def version(self, object_id: ObjectId) -> Version:
         """Return an object's version, ABSENT if there is none."""
         ...

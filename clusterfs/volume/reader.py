@@ -20,6 +20,7 @@ from clusterfs.store.objects import (
 )
 from clusterfs.volume.messages import (
     Code,
+    Extents,
     Fetch,
     Fetched,
     Listed,
@@ -29,9 +30,10 @@ from clusterfs.volume.messages import (
     Request,
     Scan,
     Scanned,
+    Stretches,
     Stripes,
 )
-from clusterfs.volume.service import marked, stripes
+from clusterfs.volume.service import extents, marked, stripes
 from clusterfs.volume.site import Site
 from dlm.errors import LockLost, PeerLost
 from dlm.net.errors import Refused
@@ -116,6 +118,21 @@ class Reader:
             nowait,
             lambda epoch: Scan(epoch, object_id, group, prefix, after, limit),
             lambda body, _: list(decode(body, Scanned).entries),
+        )
+
+    async def extents(
+        self, object_id: ObjectId, group: int, first: int, count: int
+    ) -> list[tuple[int, int]]:
+        """Return (first, count) of the stretches of blocks that are no holes."""
+
+        def request(epoch: int) -> Extents:
+            return Extents(epoch, object_id, group, first, count)
+
+        return await self._either(
+            group,
+            lambda: extents(self._local(group, object_id), request(0)),
+            request,
+            lambda body, _: list(decode(body, Stretches).extents),
         )
 
     async def read(  # noqa: C901 - one loop over all that may go wrong with a replica

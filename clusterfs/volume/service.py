@@ -17,6 +17,7 @@ from clusterfs.volume.messages import (
     Buried,
     Code,
     Describe,
+    Extents,
     Fetch,
     Fetched,
     Gone,
@@ -29,6 +30,7 @@ from clusterfs.volume.messages import (
     Scan,
     Scanned,
     Slice,
+    Stretches,
     Stripes,
     Unstable,
 )
@@ -57,6 +59,7 @@ class Service:
             Fetch: self._read,
             Scan: self._read,
             Read: self._read,
+            Extents: self._read,
             Stripes: self._stripes,
             Marked: self._marked,
             List: self._list,
@@ -84,14 +87,12 @@ class Service:
     # -- for clients ----------------------------------------------------------------------------
 
     def _read(self, sender: int, incarnation: int, request: Request) -> Serving:
-        assert isinstance(request, Fetch | Scan | Read)
+        assert isinstance(request, Fetch | Scan | Read | Extents)
         self._check_group(request.group)
         if not self.ready(request.group, request.object_id):
             return self._when_ready(request)
-        if isinstance(request, Fetch):
-            return fetch(self._store, request), b""
-        if isinstance(request, Scan):
-            return self._scan(request), b""
+        if not isinstance(request, Read):
+            return self._look_up(request), b""
         try:
             return b"", read_nowait(self._store, request)
         except WouldBlock:
@@ -104,7 +105,7 @@ class Service:
         site = self._site
         return site.may_serve(group) and not (site.blocked and object_id in site.blocked)
 
-    async def _when_ready(self, request: Fetch | Scan | Read) -> Reply:
+    async def _when_ready(self, request: Fetch | Scan | Read | Extents) -> Reply:
         while not self.ready(request.group, request.object_id):
             if self._site.views.lease_left_s() <= 0:
                 raise Refused(Code.STALE)
@@ -115,11 +116,16 @@ class Service:
             else:
                 await self._site.changed()
             self._check_group(request.group)
-        if isinstance(request, Fetch):
-            return fetch(self._store, request), b""
-        if isinstance(request, Scan):
-            return self._scan(request), b""
+        if not isinstance(request, Read):
+            return self._look_up(request), b""
         return await self._blocking_read(request)
+
+    def _look_up(self, request: Fetch | Scan | Extents) -> bytes:
+        if isinstance(request, Fetch):
+            return fetch(self._store, request)
+        if isinstance(request, Scan):
+            return self._scan(request)
+        return encode(Stretches(tuple(extents(self._store, request))))
 
     async def _blocking_read(self, request: Read) -> Reply:
         if self._store.version(request.object_id) == ABSENT:
@@ -218,6 +224,13 @@ def read_nowait(store: LocalStore, request: Read) -> bytes:
     if store.version(request.object_id) == ABSENT:
         return bytes(4096 * request.count)
     return store.read_nowait(request.object_id, request.first, request.count)
+
+
+def extents(store: LocalStore, request: Extents) -> list[tuple[int, int]]:
+    """Answer Extents from a store; what is absent is one hole."""
+    if store.version(request.object_id) == ABSENT:
+        return []
+    return store.extents(request.object_id, request.first, request.count)
 
 
 def stripes(store: LocalStore, inode: int) -> list[Listed]:

@@ -171,6 +171,12 @@ class Volume:
         """Return verified blocks; zeros for holes. Raises ChunkCorrupted, LockLost."""
         return await self._reader.read(object_id, group, first, count)
 
+    async def extents(
+        self, object_id: ObjectId, group: int, first: int, count: int
+    ) -> list[tuple[int, int]]:
+        """Return (first, count) of the stretches of blocks that are no holes. Raises LockLost."""
+        return await self._reader.extents(object_id, group, first, count)
+
     async def stripes(self, inode: int) -> list[tuple[int, int]]:
         """Return (stripe, group) of each existing stripe."""
         return await self._reader.stripes(inode)

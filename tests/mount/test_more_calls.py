@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,50 @@ def test_setxattr_heeds_create_and_replace(file: list[Path]) -> None:
     assert os.getxattr(file[2], name) == b"green"
     os.setxattr(file[2], name, b"")
     assert os.getxattr(file[0], name) == b""
+
+
+def extents(path: Path) -> list[tuple[int, int]]:
+    """Return the (start, end) of data that SEEK_DATA and SEEK_HOLE tell."""
+    found: list[tuple[int, int]] = []
+    with path.open("rb") as file, pytest.raises(OSError, match="No such device"):  # noqa: PT012
+        end = 0
+        while True:
+            start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            found.append((start, end))
+    return found
+
+
+def test_data_and_holes_are_told_apart(folders: list[Path]) -> None:
+    stripe, terabyte = 64 << 20, 1 << 40
+    spans = [
+        (2 * BLOCK, 5 * BLOCK),
+        (9 * BLOCK, 10 * BLOCK),
+        (stripe - 3 * BLOCK, stripe + 2 * BLOCK),
+        (terabyte, terabyte + 100),
+    ]
+    with (folders[0] / "sparse").open("wb") as file:
+        for start, end in spans:
+            file.seek(start)
+            file.write(b"d" * (end - start))
+        file.flush()
+        assert extents(folders[0] / "sparse") == spans, "some of it is dirty still"
+        os.fsync(file.fileno())
+    for folder in folders:
+        assert extents(folder / "sparse") == spans
+    fallocate(folders[1] / "sparse", PUNCH_HOLE | KEEP_SIZE, 3 * BLOCK, BLOCK)
+    spans[:1] = [(2 * BLOCK, 3 * BLOCK), (4 * BLOCK, 5 * BLOCK)]
+    assert extents(folders[2] / "sparse") == spans
+    (folders[0] / "empty").touch()
+    assert extents(folders[1] / "empty") == []
+    os.truncate(folders[0] / "empty", 10 * BLOCK)
+    assert extents(folders[1] / "empty") == []
+
+
+def test_cp_keeps_a_sparse_file_sparse(folders: list[Path]) -> None:
+    with (folders[0] / "sparse").open("wb") as file:
+        file.seek(1 << 33)
+        file.write(b"end")
+    subprocess.run(["cp", "--sparse=auto", folders[1] / "sparse", folders[1] / "copy"], check=True)
+    assert (folders[2] / "copy").stat().st_size == (1 << 33) + 3
+    assert extents(folders[2] / "copy") == [(1 << 33, (1 << 33) + 3)]

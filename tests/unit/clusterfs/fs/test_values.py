@@ -17,7 +17,7 @@ from clusterfs.fs.keys import Entry, check_name, decode_entry, encode_entry
 from clusterfs.fs.permissions import check_access, check_sticky, inherited, without_privileges
 from clusterfs.fs.results import Caller, attributes_of
 from clusterfs.fs.truncation import stripes_of
-from clusterfs.fs.writeback import runs
+from clusterfs.store.objects import joined
 
 
 def test_a_record_survives_storing_with_the_size_that_was_given() -> None:
@@ -111,4 +111,4 @@ def test_privileged_bits_go_and_setgid_directories_hand_down_their_group() -> No
 def test_block_arithmetic() -> None:
     assert [blocks_of(size) for size in (0, 1, 4096, 4097)] == [0, 1, 1, 2]
     assert [stripes_of(size) for size in (0, 1, 64 << 20, (64 << 20) + 1)] == [0, 1, 1, 2]
-    assert runs([1, 2, 3, 7, 9, 10]) == [(1, 3), (7, 1), (9, 2)]
+    assert joined([1, 2, 3, 7, 9, 10]) == [(1, 3), (7, 1), (9, 2)]
