@@ -5,7 +5,7 @@ as silent, with the reason, and keeps nobody waiting. Nothing here takes a lock 
 mount; what a process is called and has open is read from /proc, which asks no filesystem.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -21,12 +21,11 @@ CHANNEL = 4
 ANSWER_S = 2.0  # how long a peer may take
 _TOO_LARGE = 1
 _MOST_BYTES = 60 << 20
-_AT_ONCE = 100  # entries described without a pause
 _FILES = 256  # of a process, looked at to find a path
 _PROC = Path("/proc")
 
-# What is short, and long lists whose entries are described as they are taken.
-Description = tuple[dict[str, Any], dict[str, Iterator[dict[str, Any]]]]
+Pages = Iterator[list[dict[str, Any]]]  # of a long list, described as they are taken
+Description = tuple[dict[str, Any], dict[str, Pages]]  # what is short, and the long lists
 Describe = Callable[[bool], Description]  # argument: only what somebody waits for
 
 
@@ -69,15 +68,16 @@ class LockReports:
         return b"", report
 
     async def _report(self, *, only_busy: bool) -> dict[str, Any]:
-        """Describe this node's locks, a few at a time, so that nothing else has to wait."""
+        """Describe this node's locks, a page at a time, so that nothing else has to wait."""
         short, long = self._describe(only_busy)
         report = dict(short)
-        for key, entries in long.items():
-            slices = []
-            while some := list(islice(entries, _AT_ONCE)):
-                slices.append(msgspec.json.encode(some)[1:-1])
+        for key, pages in long.items():
+            encoded = []
+            for page in pages:
+                if page:
+                    encoded.append(msgspec.json.encode(page)[1:-1])
                 await trio.lowlevel.checkpoint()
-            report[key] = msgspec.Raw(b"[" + b",".join(slices) + b"]")
+            report[key] = msgspec.Raw(b"[" + b",".join(encoded) + b"]")
         return report
 
     async def own(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -118,9 +118,9 @@ def _reason(failure: Exception) -> str:
 # -- what /proc knows about processes
 
 
-def with_processes(uses: Iterable[dict[str, Any]], mountpoint: str) -> Iterator[dict[str, Any]]:
+def with_processes(pages: Pages, mountpoint: str) -> Pages:
     """Add to each use what its processes are called, and a path if one of them has it open."""
-    return (_with_processes(use, mountpoint) for use in uses)
+    return ([_with_processes(use, mountpoint) for use in page] for page in pages)
 
 
 def _with_processes(use: dict[str, Any], mountpoint: str) -> dict[str, Any]:

@@ -442,7 +442,7 @@ class Daemon:
 
     def describe_locks(self, only_busy: bool) -> Description:  # noqa: FBT001  of a callback
         """Return what clusterfs-lockdump shows of this node; or only what somebody waits for."""
-        short, long = self.locks.dump_in_parts(only_busy=only_busy)
+        short, long = self.locks.dump_in_pages(only_busy=only_busy)
         uses = self.filesystem.describe_locks(only_busy=only_busy)
         named = with_processes(uses, self._mount.mountpoint)
         return short | {"name": self._config.name}, {**long, "uses": named}

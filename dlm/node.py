@@ -10,12 +10,12 @@ conversion that was faster stays, see `Lockspace.convert`.
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from math import inf
 
 import trio
 
-from dlm.core.dump import entries, summary
+from dlm.core.dump import Pages, pages, summary
 from dlm.core.lockspace import LockspaceCore
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import WouldBlock
@@ -339,16 +339,16 @@ class Lockspace:
 
         With `only_busy`, only what somebody waits for: quick, however many locks there are.
         """
-        short, long = self.dump_in_parts(only_busy=only_busy)
-        return short | {key: list(found) for key, found in long.items()}
+        short, long = self.dump_in_pages(only_busy=only_busy)
+        return short | {key: [*chain.from_iterable(found)] for key, found in long.items()}
 
-    def dump_in_parts(
+    def dump_in_pages(
         self, *, only_busy: bool = False
-    ) -> tuple[dict[str, object], dict[str, Iterator[dict[str, object]]]]:
-        """Return the same in two parts: what is short, and the long lists.
+    ) -> tuple[dict[str, object], dict[str, Pages]]:
+        """Return the same in two parts: what is short, and the long lists in pages.
 
-        The entries of the lists are described as they are taken, which may be done at leisure
-        between other work: what has changed meanwhile is as it is then.
+        A page is described when it is taken, so it may be taken at leisure, between other work:
+        what has changed meanwhile is as it is then.
         """
         core = self._core
         operations = {
@@ -363,7 +363,7 @@ class Lockspace:
             "batches": {"sent": self.batches_sent, "received": self.batches_received},
             "operations": operations,
         }
-        return summary(core) | counters, entries(core, self._now(), only_busy=only_busy)
+        return summary(core) | counters, pages(core, self._now(), only_busy=only_busy)
 
     def validate(self) -> None:
         """Assert the core's invariants; for tests."""

@@ -160,8 +160,8 @@ class Filesystem:
         """Finish what clients that are gone left undone in these groups."""
         return await self._orphans.reclaim_marked(groups)
 
-    def describe_locks(self, *, only_busy: bool = False) -> Iterator[lock_uses.Description]:
-        """Return which system calls use and await locks, and the paths of those."""
+    def describe_locks(self, *, only_busy: bool = False) -> Iterator[list[lock_uses.Description]]:
+        """Return, in pages, which system calls use and await locks, and the paths of those."""
         now_s = trio.current_time()
         return lock_uses.describe(self._locks.locks(), self._inodes, now_s, only_busy=only_busy)
 

@@ -4,7 +4,7 @@ A lock's path is found in the directories whose names are cached; it is a hint, 
 directory on the way is not cached.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from clusterfs.fs.asking import Asker
 from clusterfs.fs.inodes import Inode
@@ -14,22 +14,25 @@ from clusterfs.fs.locks import NL, CachedLock
 Description = dict[str, object]
 Names = dict[int, tuple[int, bytes]]  # inode: a directory it is in, and its name there
 
+PAGE = 100  # locks described without a pause
 _DEPTH = 256  # of a path; names that were cached at different times could make a circle
 
 
 def describe(
-    locks: Iterable[CachedLock], inodes: Iterable[Inode], now_s: float, *, only_busy: bool
-) -> Iterator[Description]:
-    """Yield one entry for each lock that is held or wanted.
+    locks: Sequence[CachedLock], inodes: Iterable[Inode], now_s: float, *, only_busy: bool
+) -> Iterator[list[Description]]:
+    """Yield pages with an entry for each lock that is held or wanted, described when taken.
 
     Keys: root, leaf, path, mode, users (-1: one alone), pins, revoking, using and waiting (lists of
     number, pid, operation; waiting with mode and wait_s). `only_busy`: not those merely kept.
     """
     names = names_of(inodes)
-    for lock in locks:
-        if not lock.idle or lock.contended or (lock.level > NL and not only_busy):
-            path = path_of(int.from_bytes(lock.name.root, "big"), names)
-            yield _describe(lock, path, now_s)
+    for first in range(0, len(locks), PAGE):
+        yield [
+            _describe(lock, path_of(int.from_bytes(lock.name.root, "big"), names), now_s)
+            for lock in locks[first : first + PAGE]
+            if not lock.idle or lock.contended or (lock.level > NL and not only_busy)
+        ]
 
 
 def names_of(inodes: Iterable[Inode]) -> Names:

@@ -1,6 +1,7 @@
 """A lockspace described for people and tools, in plain dicts, lists and numbers. PURE."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.master_copy import Copy
@@ -9,14 +10,18 @@ from dlm.core.resource import Resource
 from dlm.events import Lock
 from dlm.modes import Mode
 
+PAGE = 100  # trees, locks or names described without a pause
+
 Description = dict[str, object]
+Pages = Iterator[list[Description]]
+Thing = TypeVar("Thing")
 
 
 def summary(core: LockspaceCore) -> Description:
     """Return what is short, however many locks there are.
 
     Keys: node, incarnation, epoch, frozen, lost, members {node: incarnation}, awaited (whose pages
-    a recovery waits for), counts (of resources, locks and directory), misdirected.
+    a recovery waits for), counts (of trees, locks and names in the directory), misdirected.
     """
     here, mastery = core.here, core.mastery
     return {
@@ -28,7 +33,7 @@ def summary(core: LockspaceCore) -> Description:
         "members": {str(node): number for node, number in here.members.items()},
         "awaited": core.recovery.awaited() if here.frozen else {},
         "counts": {
-            "resources": sum(len(tree.resources) for tree in mastery.trees.values()),
+            "trees": len(mastery.trees),
             "locks": len(core.ownership.locks),
             "directory": len(mastery.directory),
         },
@@ -36,31 +41,46 @@ def summary(core: LockspaceCore) -> Description:
     }
 
 
-def entries(
-    core: LockspaceCore, now_s: float, *, only_busy: bool = False
-) -> dict[str, Iterator[Description]]:
-    """Return the long lists, each of its entries described when it is taken.
+def pages(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> dict[str, Pages]:
+    """Return the long lists in pages, each described when it is taken; some may be empty.
 
     Keys: resources (mastered here), locks (our own), directory (our share; not with `only_busy`).
     """
-    mastery = core.mastery
-    resources = [
-        (tree, resource)
-        for tree in mastery.trees.values()
-        for resource in tree.resources.values()
-        if not only_busy or resource.converting or resource.waiting
-    ]
-    locks = [
-        lock
-        for lock in core.ownership.locks.values()
-        if not only_busy or lock.requested is not None or lock.blocked_for is not None
-    ]
-    directory = () if only_busy else tuple(mastery.directory.items())
+    mastery, owned = core.mastery, core.ownership
+    trees, locks = list(mastery.trees.values()), list(owned.locks.values())
+    roots = [] if only_busy else list(mastery.directory)
     return {
-        "resources": (_resource(tree, resource, now_s) for tree, resource in resources),
-        "locks": (_lock(core, lock) for lock in locks),
-        "directory": ({"root": root, "master": entry.master} for root, entry in directory),
+        "resources": (
+            [
+                _resource(tree, resource, now_s)
+                for tree in page
+                for resource in tree.resources.values()
+                if not only_busy or resource.converting or resource.waiting
+            ]
+            for page in _cut(trees)
+        ),
+        "locks": (
+            [
+                _lock(core, lock)
+                for lock in page
+                if not only_busy or lock.requested is not None or lock.blocked_for is not None
+            ]
+            for page in _cut(locks)
+        ),
+        "directory": (
+            [
+                {"root": root, "master": mastery.directory[root].master}
+                for root in page
+                if root in mastery.directory
+            ]
+            for page in _cut(roots)
+        ),
     }
+
+
+def _cut(things: list[Thing]) -> Iterator[list[Thing]]:
+    for first in range(0, len(things), PAGE):
+        yield things[first : first + PAGE]
 
 
 def _resource(tree: Tree, resource: Resource, now_s: float) -> Description:

@@ -18,7 +18,8 @@ NAME = Name(b"\0" * 7 + b"\x2a", b"")
 
 def described(lock: CachedLock, *, only_busy: bool = False) -> list[Any]:
     now_s = trio.current_time()
-    return list(lock_uses.describe([lock], [], now_s, only_busy=only_busy))
+    [page] = lock_uses.describe([lock], [], now_s, only_busy=only_busy)
+    return page
 
 
 async def test_users_and_waiters_are_named_until_they_are_done() -> None:
