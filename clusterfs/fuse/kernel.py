@@ -5,6 +5,7 @@ runs on a thread. The threads have a limiter of their own: an invalidation that 
 must not take the threads that disk I/O, which answers that READ, needs.
 """
 
+import os
 from collections.abc import Sequence
 
 import trio
@@ -25,9 +26,13 @@ class SessionKernel:
         self.invalidations = 0
 
     def use(self, fd: int) -> None:
-        """Talk to the kernel through this /dev/fuse descriptor."""
-        self._fd = fd
-        self.dentries_can_be_dropped = notify.increment_epoch(fd)
+        """Talk to the kernel through a duplicate of this /dev/fuse descriptor.
+
+        Locks are given up until the very end, after the session has closed its own: its number
+        may then be that of a file of the brick. The duplicate is open for as long as the process.
+        """
+        self._fd = os.dup(fd)
+        self.dentries_can_be_dropped = notify.increment_epoch(self._fd)
 
     async def invalidate_pages(self, inode: int, ranges: Sequence[tuple[int, int]]) -> None:
         """Drop (offset, length) ranges from the page cache, written back first; 0: to the end.

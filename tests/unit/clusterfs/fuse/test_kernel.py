@@ -1,6 +1,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -70,3 +71,18 @@ async def test_ordinary_threads_stay_free(calls: Calls, kernel: SessionKernel) -
         await trio.testing.wait_all_tasks_blocked()
         await trio.to_thread.run_sync(released.set)
     assert len(calls.made) == 50
+
+
+async def test_a_descriptor_that_became_another_file_is_not_written_to(tmp_path: Path) -> None:
+    receiving, sending = os.pipe()
+    kernel = SessionKernel()
+    kernel.use(sending)
+    os.close(sending)  # as the session does at its end, while locks are still given up
+    with (tmp_path / "segment").open("wb") as file:
+        os.dup2(file.fileno(), sending)
+        await kernel.invalidate_attributes(7)
+        await kernel.drop_dentries()
+        os.close(sending)
+    assert (tmp_path / "segment").read_bytes() == b""
+    assert os.read(receiving, 100)
+    os.close(receiving)
