@@ -280,7 +280,9 @@ class Daemon:
         )
 
     def _enter_locks(self, view: View) -> None:
-        self.locks.enter(view.lock_epoch, {m.node: m.incarnation for m in view.members})
+        up = {m.node: m.incarnation for m in view.members if m.state is State.UP}
+        leaving = {m.node: m.incarnation for m in view.members if m.state is State.LEAVING}
+        self.locks.enter(view.lock_epoch, up, leaving, view.lock_epoch_before)
 
     @property
     def view_epoch(self) -> int:

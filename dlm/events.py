@@ -1,5 +1,7 @@
 """What a lockspace is told: by its members' list, by its peers, by its users. PURE."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -117,11 +119,22 @@ class Lock:
         return f"<Lock {self.id:x} {self.name.root!r}/{self.name.leaf!r} {mode}{wanted}>"
 
 
+Nodes = Mapping[int, int]  # node to incarnation
+NONE: Nodes = MappingProxyType({})
+
+
 class Enter(msgspec.Struct, frozen=True, gc=False):
-    """A new list of members, node to incarnation, is in force; we are one of them."""
+    """A new list of members, node to incarnation, is in force; we are one of them.
+
+    Those in `leaving` are refused by all, but may still hold what they held. `before` is the epoch
+    before this one; if that is not our last one (or not known: -1), we have missed some, and all
+    that we share with others is told anew.
+    """
 
     epoch: int
     members: dict[int, int]
+    leaving: dict[int, int] = {}
+    before: int = -1
 
 
 class Lose(msgspec.Struct, frozen=True, gc=False):

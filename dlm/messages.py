@@ -1,8 +1,10 @@
 """What nodes say to each other about locks: MessagePack arrays that start with a tag. PURE.
 
 A lock is named by its owner's node and the number that node gave it; the master keeps its copy
-under that pair, so only a first request carries the resource's name. Every message carries the lock
-epoch it belongs to; see docs/protocols/locks.md and docs/protocols/lock-recovery.md.
+under that pair, so only a first request carries the resource's name. What passes between a lock's
+owner and its master belongs to a term, one reign of one master over one tree, and is void in any
+other; everything else carries its sender's lock epoch. See docs/protocols/locks.md,
+docs/protocols/lock-recovery.md and docs/protocols/lock-migration.md.
 
 Fields are only ever appended, with defaults: an older node then still reads a newer one.
 """
@@ -16,6 +18,7 @@ import msgspec
 from dlm.modes import Mode
 
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Term = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # epoch << TERM_BITS | number, see below
 NodeId = Annotated[int, msgspec.Meta(ge=1, lt=2**16)]
 LockId = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -30,6 +33,14 @@ Thing = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 State = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Words = Annotated[str, msgspec.Meta(max_length=2048)]
 Story = Annotated[str, msgspec.Meta(max_length=2**18)]
+
+# A term is handed out by the root's directory node, and is above all earlier ones of that root.
+TERM_BITS = 36
+
+
+def epoch_of(term: int) -> int:
+    """Return the lock epoch in which the term began."""
+    return term >> TERM_BITS
 
 
 class BadMessage(ValueError):
@@ -66,12 +77,14 @@ class Request(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
     flags: FlagBits
     owner: Owner
     route: Route
+    incarnation: Count = 0  # of the origin
+    term: Term = 0  # forwarded: of the master's reign
 
 
 class Convert(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     """Owner to master: change the mode; answered."""
 
-    epoch: Epoch
+    term: Term
     lock: LockId
     mode: Mode
     flags: FlagBits
@@ -81,7 +94,7 @@ class Convert(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
 class Demote(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
     """Owner to master: I have weakened my lock to `mode`; not answered."""
 
-    epoch: Epoch
+    term: Term
     lock: LockId
     mode: Mode
     flags: FlagBits
@@ -91,7 +104,7 @@ class Demote(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
 class Unlock(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     """Owner to master: I have dropped my lock; not answered."""
 
-    epoch: Epoch
+    term: Term
     lock: LockId
     flags: FlagBits
     lvb: Value | None
@@ -100,14 +113,14 @@ class Unlock(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
 class Cancel(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     """Owner to master: if this lock still waits, it shall not."""
 
-    epoch: Epoch
+    term: Term
     lock: LockId
 
 
 class Granted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
     """Master to owner: your request or conversion is done, you hold `mode`."""
 
-    epoch: Epoch
+    term: Term
     lock: LockId
     mode: Mode
     demoted: bool
@@ -119,7 +132,7 @@ class Granted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
 class Queued(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
     """Master to owner: you wait, at this place; meanwhile you hold `granted`."""
 
-    epoch: Epoch
+    term: Term
     lock: LockId
     sequence: Sequence
     granted: Mode | None
@@ -128,7 +141,7 @@ class Queued(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
 class Denied(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     """Master to owner: no; you hold what you held."""
 
-    epoch: Epoch
+    term: Term
     lock: LockId
     status: Status
     granted: Mode | None
@@ -138,7 +151,7 @@ class Denied(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
 class Blocking(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
     """Master to owner: somebody waits for `mode` because of your lock (a BAST)."""
 
-    epoch: Epoch
+    term: Term
     lock: LockId
     mode: Mode
 
@@ -148,14 +161,17 @@ class Mastered(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
 
     epoch: Epoch
     lock: LockId
+    root: NamePart
+    term: Term
 
 
 class Remove(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
-    """Master to directory node: forget this root, if you forwarded me no more than `forwards`."""
+    """Master to directory node: forget this root unless you forwarded more than I have seen."""
 
     epoch: Epoch
     root: NamePart
-    forwards: Count
+    term: Term
+    forwards: Count  # requests, of all roots, that this start of yours has forwarded to me
 
 
 class Removed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
@@ -163,31 +179,41 @@ class Removed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
 
     epoch: Epoch
     root: NamePart
+    term: Term
 
 
-class Belief(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A holder's knowledge of who mastered `root` when locks last moved, in epoch `as_of`."""
+class Reign(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One root, and the term of its master."""
 
     root: NamePart
+    term: Term
+
+
+class Seat(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who masters a root; `source` hands it over and has not finished (0: nobody)."""
+
+    root: NamePart
+    term: Term
     master: NodeId
     incarnation: Count
-    as_of: Epoch
+    source: Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
+    source_incarnation: Count
 
 
-class Names(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
-    """Recovery, holder to directory node: I have locks under these roots."""
+class Seats(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
+    """Master to directory node: what I master under you. `last`: that and my Locks are all."""
 
     epoch: Epoch
-    names: tuple[Belief, ...]
+    seats: tuple[Seat, ...]
     last: bool
 
 
-class Masters(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
-    """Recovery, directory node to holder: who masters the roots you named, in your order."""
+class Reigns(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
+    """New master to owner: I master these, as of what you told me under `tag`; term 0: nobody."""
 
     epoch: Epoch
-    masters: tuple[NodeId, ...]
-    last: bool
+    tag: Term
+    reigns: tuple[Reign, ...]
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -209,11 +235,73 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Locks(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=15):
-    """Recovery, holder to master: these are my locks under you; `unused`: roots I dropped since."""
+    """Owner to new master: these are my locks under `roots`.
+
+    In a recovery `tag` is the epoch, `roots` carry the term that ended, and the `last` of Seats
+    ends it. In a migration `tag` is the new term and `last` says that this was the last page.
+    """
+
+    tag: Term
+    roots: tuple[Reign, ...]
+    records: tuple[Record, ...]
+    last: bool
+
+
+class Move(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=30):
+    """Master to directory node: let `target` master this root of mine."""
 
     epoch: Epoch
-    records: tuple[Record, ...]
-    unused: tuple[NamePart, ...]
+    root: NamePart
+    term: Term
+    target: NodeId
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=31):
+    """Directory node to master: `target` masters the root from `term` on; hand it over.
+
+    `target` is the reader itself if the one it was handing the root over to is gone: it collects
+    the locks anew, from `reporters` too. `term` 0: refused, all is as before.
+    """
+
+    epoch: Epoch
+    root: NamePart
+    term: Term
+    target: NodeId
+    reporters: tuple[NodeId, ...]
+
+
+class Moving(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=32):
+    """Old master to owner: `target` masters the root from `term` on; tell it your locks."""
+
+    term: Term
+    root: NamePart
+    target: NodeId
+
+
+class Flushed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=33):
+    """Owner to old master: I have said all that I had to say to you before `term`."""
+
+    term: Term
+    root: NamePart
+
+
+class Worth(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The value block of one resource, as its old master has it."""
+
+    leaf: NamePart
+    lvb: Value | None
+    lvb_sequence: Count
+    lvb_valid: bool
+    writers: tuple[NodeId, ...]  # who hold PW or EX and may change it
+
+
+class Handover(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=34):
+    """Old master to new: who has locks under the root, and the value blocks."""
+
+    term: Term
+    root: NamePart
+    holders: tuple[NodeId, ...]
+    values: tuple[Worth, ...]
     last: bool
 
 
@@ -273,7 +361,7 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=16):
     """Master to directory node: I made these roots and master them; acknowledged."""
 
     epoch: Epoch
-    roots: tuple[NamePart, ...]
+    reigns: tuple[Reign, ...]
 
 
 class Claimed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=17):
@@ -281,6 +369,21 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=17):
 
     epoch: Epoch
     count: Count
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=35):
+    """New master to directory node and old master: I have the root, and grant."""
+
+    epoch: Epoch
+    root: NamePart
+    term: Term
+
+
+class Verify(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=36):
+    """Directory node to master: I have missed a view; ask me to remove what you do not master."""
+
+    epoch: Epoch
+    reigns: tuple[Reign, ...]
 
 
 Message = (
@@ -296,14 +399,21 @@ Message = (
     | Mastered
     | Remove
     | Removed
-    | Names
-    | Masters
+    | Seats
+    | Reigns
     | Locks
     | Probe
     | Chase
     | Confirm
     | Claim
     | Claimed
+    | Move
+    | Moved
+    | Moving
+    | Flushed
+    | Handover
+    | Settled
+    | Verify
 )
 
 # By tag: msgspec prepares a struct once, but a union at every call.

@@ -8,7 +8,7 @@ conversion that was faster stays, see `Lockspace.convert`.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, zip_longest
 from math import inf
@@ -20,6 +20,7 @@ from dlm.core.lockspace import LockspaceCore
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import WouldBlock
 from dlm.events import (
+    NONE,
     Acquire,
     Change,
     Enter,
@@ -27,6 +28,7 @@ from dlm.events import (
     Lock,
     Lose,
     Name,
+    Nodes,
     Owner,
     Received,
     Release,
@@ -93,9 +95,9 @@ class Lockspace:
 
     # -- told by the membership and by the mesh --------------------------------------------------
 
-    def enter(self, epoch: int, members: Mapping[int, int]) -> None:
-        """Begin the lock epoch in which `members` (node to incarnation) share the locks."""
-        self._handle(Enter(epoch, dict(members)))
+    def enter(self, epoch: int, members: Nodes, leaving: Nodes = NONE, before: int = -1) -> None:
+        """Begin a lock epoch; see dlm.events.Enter."""
+        self._handle(Enter(epoch, dict(members), dict(leaving), before))
 
     def deliver(self, sender: int, message: bytes) -> None:
         """Take a peer's message; raises BadMessage if it is none."""
@@ -326,8 +328,8 @@ class Lockspace:
 
     @property
     def settled(self) -> bool:
-        """Locks move: no recovery is running and this node is a member."""
-        return not self._core.here.frozen
+        """This node is a member, and nothing of the last change of members is still to be done."""
+        return not self._core.here.frozen and not self._core.recovery.busy
 
     @property
     def epoch(self) -> int:

@@ -11,7 +11,7 @@ Rules, applied at every change:
     starts syncing; stores not wanted stay until all wanted ones are in sync, then go;
   * a group's generation is the epoch in which its masks or its stopped bit changed, and the
     removal of any member raises all generations, for that member was also a client;
-  * lock_epoch is the epoch in which the set of (node, incarnation) changed.
+  * lock_epoch is the epoch in which the set of (node, incarnation, state) changed.
 
 Rendezvous hashing after Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996.
 """
@@ -225,6 +225,7 @@ class _Draft:
         members = tuple(self.members[node] for node in sorted(self.members))
         now = {member.incarnation for member in members}
         before = {member.incarnation for member in old.members}
+        moved = members != old.members
         touched = range(len(self.in_sync)) if before - now else self._touched | self._changed()
         generation = list(old.generation)
         for group in touched:
@@ -238,8 +239,9 @@ class _Draft:
             syncing=tuple(self.syncing),
             stopped=tuple(self.stopped),
             generation=tuple(generation),
-            lock_epoch=epoch if now != before else old.lock_epoch,
+            lock_epoch=epoch if moved else old.lock_epoch,
             dropped=self.dropped,
+            lock_epoch_before=old.lock_epoch if moved else old.lock_epoch_before,
         )
 
     def _place(self) -> None:

@@ -55,8 +55,9 @@ class View(msgspec.Struct, frozen=True, array_like=True):
     syncing: tuple[Mask, ...]
     stopped: tuple[bool, ...]
     generation: tuple[U63, ...]
-    lock_epoch: U63  # epoch in which the set of (node, incarnation) changed last
+    lock_epoch: U63  # epoch in which the set of (node, incarnation, state) changed last
     dropped: Mask = 0  # replicas that are out until their node's next start: a broken brick
+    lock_epoch_before: U63 = 0  # the lock epoch before that; who knows another one has missed some
 
     def member(self, node: int) -> Member | None:
         """Return the member of that node, or None."""
@@ -85,6 +86,7 @@ class View(msgspec.Struct, frozen=True, array_like=True):
         groups = len(self.in_sync)
         assert groups == len(self.syncing) == len(self.stopped) == len(self.generation) > 0
         assert self.lock_epoch <= self.epoch, "lock_epoch is an epoch of the past"
+        assert not self.lock_epoch or self.lock_epoch_before < self.lock_epoch
         up = self.up_replicas()
         assert not self.dropped & ~up, "a dropped replica's node is up"
         assert all(self.in_sync) or not any(self.in_sync), "all groups have a copy, or none yet"

@@ -301,7 +301,7 @@ class World:
         self.shelf.epoch += 1
         members = self.members()
         for number in members:
-            self.nodes[number].lockspace.enter(self.shelf.epoch, members)
+            self.nodes[number].lockspace.enter(self.shelf.epoch, members, {}, self.shelf.epoch - 1)
 
     def _post(self, source: int, incarnation: int, target: int, message: bytes) -> None:
         to = self.nodes[target].incarnation if target in self.nodes else 0

@@ -31,11 +31,11 @@ def summary(core: LockspaceCore) -> Description:
         "frozen": here.frozen,
         "lost": core.lost,
         "members": {str(node): number for node, number in here.members.items()},
-        "awaited": core.recovery.awaited() if here.frozen else {},
+        "awaited": core.recovery.awaited() if core.recovery.busy else {},
         "counts": {
             "trees": len(mastery.trees),
             "locks": len(core.ownership.locks),
-            "directory": len(mastery.directory),
+            "directory": len(core.directory.entries),
         },
         "misdirected": here.misdirected,
     }
@@ -47,8 +47,9 @@ def pages(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> dict
     Keys: resources (mastered here), locks (our own), directory (our share; not with `only_busy`).
     """
     mastery, owned = core.mastery, core.ownership
+    known = core.directory.entries
     trees, locks = list(mastery.trees.values()), list(owned.locks.values())
-    roots = [] if only_busy else list(mastery.directory)
+    roots = [] if only_busy else list(known)
     return {
         "resources": (
             [
@@ -68,11 +69,7 @@ def pages(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> dict
             for page in _cut(locks)
         ),
         "directory": (
-            [
-                {"root": root, "master": mastery.directory[root].master}
-                for root in page
-                if root in mastery.directory
-            ]
+            [{"root": root, "master": known[root].master[0]} for root in page if root in known]
             for page in _cut(roots)
         ),
     }
@@ -100,7 +97,7 @@ def _resource(tree: Tree, resource: Resource, now_s: float) -> Description:
 def _copy(copy: Copy, now_s: float) -> Description:
     waits = copy.requested is not None
     return {
-        "node": copy.node,
+        "node": abs(copy.node),
         "id": copy.lock,
         "owner": copy.owner,
         "granted": _mode(copy.granted),

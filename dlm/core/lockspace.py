@@ -1,21 +1,23 @@
 """The one door to a lockspace: events go in, effects come out. PURE.
 
-Every message belongs to a lock epoch. One of a newer epoch waits until we enter that; one of ours
-waits, while we are frozen, until the thaw; an older one is void, but for the LVB it may carry.
+A message of an epoch (or of a term that began in one) that we have not entered yet waits until we
+have. Nothing else waits here, and a change of members voids nothing but what comes from nodes that
+are no members any more: each part judges what it hears by the term of the tree in question.
 
 Invariants: those of Mastery and Ownership, see `validate`.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from dlm.core.deadlock import Detector
+from dlm.core.directory import Directory
 from dlm.core.lock_waits import LockWaits
 from dlm.core.mastery import Mastery
 from dlm.core.ownership import Ownership
-from dlm.core.recovery import Recovery
+from dlm.core.recovery import Recovery, is_recovery
 from dlm.core.situation import NEVER, Situation
+from dlm.core.succession import Succession
 from dlm.core.waits import LOCK
 from dlm.effects import Complete, Effect
 from dlm.errors import LockLost
@@ -30,22 +32,39 @@ from dlm.messages import (
     Convert,
     Demote,
     Denied,
+    Flushed,
     Granted,
+    Handover,
     Locks,
     Mastered,
-    Masters,
     Message,
-    Names,
+    Moving,
     Probe,
     Queued,
+    Reigns,
     Remove,
     Removed,
     Request,
+    Seats,
     Status,
     Unlock,
+    Verify,
+    epoch_of,
 )
 
-_RECOVERY = (Names, Masters, Locks)
+_OF_A_TERM = (
+    Granted,
+    Queued,
+    Denied,
+    Blocking,
+    Convert,
+    Demote,
+    Unlock,
+    Cancel,
+    Moving,
+    Flushed,
+    Handover,
+)
 
 
 class LockspaceCore:
@@ -53,12 +72,13 @@ class LockspaceCore:
 
     def __init__(self, me: int, incarnation: int) -> None:
         here = self.here = Situation(me, incarnation)
-        self.mastery = mastery = Mastery(here)
+        self.directory = directory = Directory(here)
+        self.mastery = mastery = Mastery(here, directory)
         self.ownership = owned = Ownership(here, mastery)
-        self.recovery = recovery = Recovery(here, mastery, owned)
+        self.succession = succession = Succession(here, owned)
+        self.recovery = recovery = Recovery(here, directory, mastery, owned, succession)
         self.detector = detector = Detector(here, {LOCK: LockWaits(here, mastery, owned)})
         self.lost = False
-        self._held: deque[tuple[int, Message]] = deque()  # of this epoch, until the thaw
         self._early: list[tuple[int, Message]] = []  # of epochs that we have not entered yet
         self._events: dict[type, Callable[[Any], None]] = {
             Received: self._received,
@@ -76,18 +96,19 @@ class LockspaceCore:
             Demote: mastery.demote,
             Unlock: mastery.unlock,
             Cancel: mastery.cancel,
-            Remove: mastery.remove,
+            Remove: directory.remove,
             Removed: mastery.removed,
-            Claim: mastery.claim,
+            Claim: directory.claim,
             Claimed: owned.claimed,
             Granted: owned.granted,
             Queued: owned.queued,
             Denied: owned.denied,
             Blocking: owned.blocking,
             Mastered: owned.mastered,
-            Names: recovery.names,
-            Masters: recovery.masters,
+            Verify: mastery.verify,
+            Seats: recovery.seats,
             Locks: recovery.locks,
+            Reigns: succession.reigns,
             Probe: detector.probe,
             Chase: detector.chase,
             Confirm: detector.confirm,
@@ -123,37 +144,17 @@ class LockspaceCore:
         self.ownership.validate()
         if not self.here.frozen:
             self.mastery.validate()
-            assert not self._held
 
     def _received(self, event: Received) -> None:
         if not self.lost:
             self._receive(event.sender, event.message)
 
     def _receive(self, sender: int, message: Message) -> None:
-        here, epoch = self.here, message.epoch
-        if epoch > here.epoch:
-            self._early.append((sender, message))
-        elif epoch < here.epoch:
-            self._note_late(sender, message)
-        elif here.frozen and not isinstance(message, _RECOVERY):
-            self._held.append((sender, message))
-        else:
-            self._messages[type(message)](sender, message)
-            if self._held and not here.frozen:
-                self._receive_held()
-
-    def _receive_held(self) -> None:
-        """The thaw has just been: what waited for it comes now, before anything newer."""
-        held, self._held = self._held, deque()
-        for sender, message in held:
-            self._messages[type(message)](sender, message)
-
-    def _note_late(self, sender: int, message: Message) -> None:
         here = self.here
-        if not here.frozen:
-            here.misdirected += sender in here.members  # its records should have come after this
-        elif isinstance(message, Demote | Unlock):
-            self.mastery.note_late(sender, message)
+        if _epoch(message) > here.epoch:
+            self._early.append((sender, message))
+        elif sender in here.members:
+            self._messages[type(message)](sender, message)
 
     def _enter(self, event: Enter) -> None:
         here = self.here
@@ -161,14 +162,25 @@ class LockspaceCore:
             return
         assert event.epoch > here.epoch, "epochs only grow"
         assert event.members.get(here.me) == here.incarnation, "we are a member"
-        for sender, message in self._held:
-            self._note_late(sender, message)
-        self._held.clear()
-        self.recovery.enter(event.epoch, event.members)
+        skipped = event.before != here.epoch
+        lost = {
+            node: incarnation
+            for node, incarnation in here.members.items()
+            if event.members.get(node) != incarnation
+        }
+        here.epoch, here.members = event.epoch, dict(sorted(event.members.items()))
+        first, here.leaving, here.frozen = here.frozen, dict(event.leaving), False
+        self.directory.enter(skipped=skipped)
+        self.mastery.enter(skipped=skipped)
+        if lost:
+            self.mastery.left(lost)
+        self.ownership.part()
+        if lost or skipped or first:
+            self.ownership.ask_again()
+        self.recovery.enter(skipped=skipped)
         early, self._early = self._early, []
         for sender, message in early:
-            if message.epoch >= event.epoch:
-                self._receive(sender, message)
+            self._receive(sender, message)
 
     def _acquire(self, event: Acquire) -> None:
         if self.lost:
@@ -192,16 +204,24 @@ class LockspaceCore:
         if here.now_s < self.deadline_s or self.lost:
             return
         here.deadline_s = NEVER
+        self.recovery.tick()
         self.mastery.claims.tick()
-        if not here.frozen:  # the thaw will begin with other trees
-            self.mastery.tick()
+        self.mastery.tick()
         self.detector.tick()
 
     def _lose(self, _event: Lose) -> None:
         self.lost = self.here.frozen = True
         self.ownership.lose()
-        self._held.clear()
         self._early.clear()
-        self.mastery.trees.clear()
-        self.mastery.copies.clear()
-        self.mastery.directory.clear()
+        self.recovery.lose()
+        self.mastery.clear()
+        self.directory.clear()
+
+
+def _epoch(message: Message) -> int:
+    """Return the lock epoch that the reader must have entered."""
+    if isinstance(message, _OF_A_TERM):
+        return epoch_of(message.term)
+    if isinstance(message, Locks | Reigns):
+        return message.tag if is_recovery(message.tag) else epoch_of(message.tag)
+    return message.epoch

@@ -56,6 +56,11 @@ def must_be_told(holder: Copy, wanted: Mode) -> bool:
     return holder.highbast < wanted and not holder.granted.compatible(wanted)
 
 
+def loses_lvb(copy: Copy) -> bool:
+    """Tell whether the LVB is doubtful if this holder vanished without a word."""
+    return copy.granted is not None and copy.granted >= Mode.PW and copy.uses_lvb
+
+
 def place(copy: Copy) -> int:
     """Return the place in its queue, to sort by."""
     return copy.sequence

@@ -1,109 +1,134 @@
-"""Who masters which tree, and the master's side of every lock under the trees mastered here. PURE.
+"""The master's side of every lock under the trees mastered here. PURE.
 
-A name is root/leaf; a tree is a root with all its leaves. Only roots have directory entries, on the
-node that a rendezvous hash of the root over the members picks. The first user of a root becomes its
-master; the directory node forwards everybody else's first request to the master. Who makes a root
-up masters it without asking, see claims.py.
+A name is root/leaf; a tree is a root with all its leaves. Its term is the reign of this master over
+it: what an owner says under another term is void. The first user of a root becomes its master; the
+directory node forwards everybody else's first request to the master. Who makes a root up masters it
+without asking, see claims.py.
 
 A tree without locks stays for a while, so that its master may lock it again for nothing. Then it is
-removed: its master asks the directory node and goes on only after the
-acknowledgement. Both count the requests forwarded under the entry; the directory node forgets the
-entry only if the master has seen all of them. Else it says nothing, for the forward that the master
-is about to see calls the removal off. Meanwhile the master's own requests go by the directory, too.
+removed: its master asks the directory node and goes on only after the acknowledgement. Meanwhile
+the master's own requests go by the directory, too.
 
-Between `Enter` and the thaw, trees and copies are those of the last epoch in which locks moved.
+Trees outlive changes of the members. What a dead member held is buried: dropped, in slices, with
+doubt on the value blocks it may have changed. A member that is leaving may still use what it holds;
+only what it waits for is dropped.
 """
 
+from collections import deque
+from collections.abc import Iterator
+
 from dlm.core.claims import Claims
+from dlm.core.directory import Directory, routed
 from dlm.core.master_copy import LVB_FLAGS, Copy
 from dlm.core.resource import Resource
 from dlm.core.situation import Situation
 from dlm.events import Name
 from dlm.messages import (
     Cancel,
-    Claim,
-    Claimed,
     Convert,
     Demote,
-    Mastered,
     Remove,
     Removed,
     Request,
     Route,
+    Seat,
     Unlock,
+    Verify,
 )
-from dlm.modes import Mode, is_down
 
 KEEP_S = 1.0  # how long a tree without locks stays
+_PATIENCE_S = 0.01  # and how much longer while the directory has not acknowledged it
 
 
 class Tree:
     """A root mastered here."""
 
-    __slots__ = ("forwards", "removing", "resources", "root")
+    __slots__ = ("directory", "moving", "removing", "resources", "root", "term", "thawing", "told")
 
-    def __init__(self, root: bytes) -> None:
+    def __init__(self, root: bytes, term: int) -> None:
         self.root = root
+        self.term = term
         self.resources: dict[bytes, Resource] = {}  # by leaf; only those with locks
-        self.forwards = 0  # requests that the directory node forwarded to us
         self.removing = False
+        self.moving = 0  # the node that we have asked the directory node to give it to
+        self.thawing = False  # rebuilt, and not all of its queues have been looked at
+        self.directory = (0, 0)  # the start of the directory node that knows of us
+        self.told = 0  # in this epoch
 
-
-class Entry:
-    """A root's record on its directory node."""
-
-    __slots__ = ("forwards", "master")
-
-    def __init__(self, master: int) -> None:
-        self.master = master
-        self.forwards = 0  # requests that we forwarded to the master
+    def reign(self, term: int) -> None:
+        """Begin the term."""
+        self.term = term
+        for resource in self.resources.values():
+            resource.term = term
 
 
 class Mastery:
-    """The trees mastered here and this node's share of the directory."""
+    """The trees mastered here."""
 
-    def __init__(self, here: Situation) -> None:
+    def __init__(self, here: Situation, directory: Directory) -> None:
         self._here = here
+        self._directory = directory
         self.claims = Claims(here)
         self.keep_s = KEEP_S
         self.idle: dict[bytes, float] = {}  # trees without locks, and when to give them up
         self.trees: dict[bytes, Tree] = {}
-        self.directory: dict[bytes, Entry] = {}
         self.copies: dict[tuple[int, int], Copy] = {}  # by (node, lock)
+        self._seen: dict[tuple[int, int], int] = {}  # forwarded requests, by start of a node
+        self._last: dict[tuple[int, int], list[Copy]] = {}  # held by those that are leaving
+        self._dead: deque[Copy] = deque()  # to be dropped
+        self._freed: deque[Resource] = deque()  # to be looked at, as a waiter has gone
 
     def masters(self, root: bytes) -> bool:
         """Tell whether a local request for `root` may be served here without asking anybody."""
         tree = self.trees.get(root)
         return tree is not None and not tree.removing
 
-    def request(self, _sender: int, request: Request) -> None:
+    def request(self, sender: int, request: Request) -> None:
         """Serve a request, as directory node or as master."""
+        here = self._here
         if request.route is Route.ASK:
-            self._find_master(request)
+            self._directory.ask(request)
             return
         tree = self.trees.get(request.root)
         if request.route is Route.FORWARDED:
-            if tree is None:
-                tree = self.trees[request.root] = Tree(request.root)
-            tree.forwards += 1
-            tree.removing = False
+            tree = self._forwarded(sender, request, tree)
+        if not here.alive(request.origin, request.incarnation):
+            if tree is not None and tree.removing:
+                self._begin_removal(tree)  # it had been called off
+            return
         if tree is None or tree.removing:
-            # The only lock by which the requester knew us has just been cancelled.
-            self._ask_directory(request)
+            # The only lock by which the requester knew us has just been cancelled, or we have
+            # handed the tree over.
+            here.send(here.directory_of(request.root), routed(request, Route.ASK, here.epoch, 0))
             return
         self.serve(tree, request)
+
+    def _forwarded(self, sender: int, request: Request, tree: Tree | None) -> Tree | None:
+        """Count the request; return the tree, which the directory node's word may bring to life."""
+        here, root = self._here, request.root
+        start = (sender, here.members[sender])
+        self._seen[start] = self._seen.get(start, 0) + 1
+        binding = request.epoch == here.epoch and sender == here.directory_of(root)
+        if tree is None:
+            if not binding or self.is_elsewhere(root):
+                return None
+            tree = self.trees[root] = Tree(root, request.term)
+            tree.directory, tree.told, tree.removing = start, here.epoch, True
+        told = request.term == tree.term and start == tree.directory
+        if tree.removing and told and here.alive(request.origin, request.incarnation):
+            tree.removing = False
+        return tree
 
     def serve(self, tree: Tree, request: Request) -> None:
         """Put the request before its resource."""
         here, key = self._here, (request.origin, request.lock)
         if key in self.copies:
-            here.misdirected += 1
-            return
+            return  # it was asked for anew after a loss; the answer is on its way
         resource = tree.resources.get(request.leaf)
         if resource is None:
             self.idle.pop(request.root, None)
             name = Name(request.root, request.leaf)
-            resource = tree.resources[request.leaf] = here.rules(name, here.epoch)
+            resource = tree.resources[request.leaf] = here.rules(name, tree.term)
         copy = Copy(request.origin, request.lock, resource, request.owner)
         copy.requested, copy.flags, copy.since_s = request.mode, request.flags, here.now_s
         copy.uses_lvb = bool(request.flags & LVB_FLAGS)
@@ -115,20 +140,20 @@ class Mastery:
 
     def convert(self, sender: int, message: Convert) -> None:
         """Change a lock's mode, with an answer."""
-        copy = self._copy(sender, message.lock)
+        copy = self._copy(sender, message.lock, message.term)
         if copy is not None:
             copy.since_s = self._here.now_s
             copy.resource.convert(copy, message.mode, message.flags, message.lvb, self._here.send)
 
     def demote(self, sender: int, message: Demote) -> None:
         """Note that a lock has become weaker."""
-        copy = self._copy(sender, message.lock)
+        copy = self._copy(sender, message.lock, message.term)
         if copy is not None:
             copy.resource.demote(copy, message.mode, message.flags, message.lvb, self._here.send)
 
     def unlock(self, sender: int, message: Unlock) -> None:
         """Note that a lock is gone."""
-        copy = self._copy(sender, message.lock)
+        copy = self._copy(sender, message.lock, message.term)
         if copy is not None:
             copy.resource.unlock(copy, message.flags, message.lvb, self._here.send)
             self._drop(sender, copy)
@@ -136,69 +161,46 @@ class Mastery:
     def cancel(self, sender: int, message: Cancel) -> None:
         """Take back a waiting request or conversion; one that has been answered stays as it is."""
         copy = self.copies.get((sender, message.lock))
-        if copy is not None and copy.resource.cancel(copy, self._here.send):
-            self._drop(sender, copy)
-
-    def note_late(self, sender: int, message: Demote | Unlock) -> None:
-        """Keep the LVB that a survivor wrote before it learned of the new epoch.
-
-        Its records, which follow on the same link, are the truth about modes; but an LVB written
-        with an unlock would otherwise be lost.
-        """
-        copy = self.copies.get((sender, message.lock))
-        if copy is None or copy.granted is None or copy.requested is not None:
+        if copy is None or copy.resource.term != message.term:
             return
-        if isinstance(message, Unlock):
-            copy.resource.drop(copy, message.flags, message.lvb)
-            del self.copies[sender, message.lock]
-        elif is_down(copy.granted, message.mode):
-            copy.resource.weaken(copy, message.mode, message.flags, message.lvb)
-
-    def remove(self, sender: int, message: Remove) -> None:
-        """As directory node: forget an entry unless a forward is still on its way to the master."""
-        entry = self.directory.get(message.root)
-        if entry is None or entry.master != sender:
-            self._here.misdirected += 1
-        elif entry.forwards == message.forwards:
-            del self.directory[message.root]
-            self._here.send(sender, Removed(self._here.epoch, message.root))
+        if copy.resource.cancel(copy, self._here.send):
+            self._drop(sender, copy)
 
     def removed(self, _sender: int, message: Removed) -> None:
         """As master: forget the tree that the directory node has forgotten."""
-        tree = self.trees.pop(message.root)
-        assert tree.removing
-        assert not tree.resources
+        tree = self.trees.get(message.root)
+        if (
+            tree is not None
+            and tree.removing
+            and tree.term == message.term
+            and message.epoch >= tree.told
+        ):
+            del self.trees[message.root]
 
-    def unused(self, root: bytes) -> None:
-        """Remove a tree that recovery gave us although its last lock had just gone."""
-        if root not in self.trees:
-            self.trees[root] = Tree(root)
-            self._begin_idling(root)
-
-    def adopt(self, root: bytes) -> Tree:
+    def adopt(self, root: bytes, term: int) -> Tree:
         """Return the tree of which the directory node has just made us the master."""
+        here = self._here
         assert root not in self.trees, root
-        tree = self.trees[root] = Tree(root)
+        tree = self.trees[root] = Tree(root, term)
+        node = here.directory_of(root)
+        tree.directory, tree.told = (node, here.members[node]), here.epoch
         return tree
 
     def make(self, root: bytes) -> Tree:
         """Return the tree of a root that is new: mastered here without asking anybody."""
-        directory = self._here.directory_of(root)
-        if directory == self._here.me:
-            self.directory[root] = Entry(directory)
-        else:
-            self.claims.add(root, directory)
-        return self.adopt(root)
-
-    def claim(self, sender: int, message: Claim) -> None:
-        """As directory node: learn who masters roots that are new."""
         here = self._here
-        for root in message.roots:
-            if root in self.directory:
-                here.misdirected += 1  # not new at all
-            else:
-                self.directory[root] = Entry(sender)
-        here.send(sender, Claimed(here.epoch, len(message.roots)))
+        node = here.directory_of(root)
+        if node == here.me:
+            term = self._directory.seat_here(root, 0)
+        else:
+            term = here.new_term()
+            self.claims.add(root, term, node)
+        return self.adopt(root, term)
+
+    def keep_or_remove(self, tree: Tree) -> None:
+        """Begin to remove a tree under which nobody has got a lock."""
+        if not tree.resources and not tree.removing:
+            self._begin_idling(tree.root)
 
     def tick(self) -> None:
         """Give up the trees that nobody has locked for long enough."""
@@ -206,8 +208,130 @@ class Mastery:
             if due_s > self._here.now_s:
                 self._here.wake(due_s)
                 return
+            if self.claims.is_pending(root):
+                self.idle[root] = self.idle.pop(root) + _PATIENCE_S
+                self._here.wake(due_s + _PATIENCE_S)
+                continue
             del self.idle[root]
             self._begin_removal(self.trees[root])
+
+    def verify(self, sender: int, message: Verify) -> None:
+        """Ask the directory node to remove what we do not master."""
+        for root, term in ((reign.root, reign.term) for reign in message.reigns):
+            if root not in self.trees and not self.is_elsewhere(root):
+                self.disown(sender, root, term)
+
+    def disown(self, node: int, root: bytes, term: int) -> None:
+        """Tell the directory node that we do not master the root, unless it comes by forward."""
+        here = self._here
+        seen = self._seen.get((node, here.members[node]), 0)
+        here.send(node, Remove(here.epoch, root, term, seen))
+
+    def is_elsewhere(self, root: bytes) -> bool:
+        """Tell whether the root is on its way to or from us."""
+        del root
+        return False
+
+    def seats_elsewhere(self) -> list[Seat]:
+        """Return who masters the roots that are on their way to or from us."""
+        return []
+
+    # -- changes of members ----------------------------------------------------------------------
+
+    def enter(self, *, skipped: bool) -> None:
+        """Take away from members that are gone or leaving what they wait for."""
+        here = self._here
+        self._seen = {start: count for start, count in self._seen.items() if here.alive(*start)}
+        for root in self.claims.enter(skipped=skipped):  # in our own share now
+            self._directory.claimed_here(root, self.trees[root].term)
+        for tree in map(self.trees.__getitem__, self.claims.pending_roots()):
+            node = here.directory_of(tree.root)
+            tree.directory, tree.told = (node, here.members[node]), here.epoch
+        for start in tuple(self._last):
+            if here.gone(*start):
+                self._dead.extend(self._last.pop(start))
+
+    def left(self, starts: dict[int, int]) -> None:
+        """These starts of nodes are no members any more, or are leaving."""
+        here = self._here
+        for key, copy in tuple(self.copies.items()):
+            if copy.node not in starts:
+                continue
+            del self.copies[key]
+            start = (copy.node, starts[copy.node])
+            copy.node = -copy.node  # nobody is told anything, and no later start is taken for it
+            if copy.requested is not None:
+                copy.resource.stop_waiting(copy)
+                self._freed.append(copy.resource)
+            if copy.granted is None:
+                continue
+            if here.gone(*start):
+                self._dead.append(copy)
+            else:
+                self._last.setdefault(start, []).append(copy)
+
+    def bury(self) -> Iterator[None]:
+        """Drop what the dead held, step by step, and let those go on who waited for it."""
+        while self._freed:
+            self._look_at(self._freed.popleft())
+            yield
+        while self._dead:
+            copy = self._dead.popleft()
+            copy.resource.bury(copy)
+            self._look_at(copy.resource)
+            yield
+
+    def install(self, tree: Tree) -> None:
+        """Take in a tree that has been rebuilt; `thaw` lets it go."""
+        assert tree.root not in self.trees or not self.trees[tree.root].resources
+        self.trees[tree.root] = tree
+        self.idle.pop(tree.root, None)
+        tree.thawing = True
+        for resource in tree.resources.values():
+            for copy in resource.copies():
+                self.copies[copy.node, copy.lock] = copy
+
+    def thaw(self, tree: Tree) -> Iterator[None]:
+        """Grant what can be, step by step."""
+        for leaf, resource in tuple(tree.resources.items()):
+            if tree.resources.get(leaf) is resource:
+                resource.settle(self._here.send, recover=True)
+            yield
+        tree.thawing = False
+
+    def tell(self, tree: Tree) -> bool:
+        """Prepare to tell the present directory node of the tree; False: it shall not know.
+
+        An empty tree may have been forgotten by its former directory node already, and somebody
+        else may have become its master: it is just forgotten.
+        """
+        here = self._here
+        node = here.directory_of(tree.root)
+        start = (node, here.members[node])
+        if self.claims.is_pending(tree.root):
+            return False  # it is claimed there
+        if tree.removing and tree.directory != start:
+            del self.trees[tree.root]
+            return False
+        if tree.removing:
+            self.disown(node, tree.root, tree.term)
+            return False
+        tree.directory, tree.told, tree.moving = start, here.epoch, 0
+        return True
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.trees.clear()
+        self.idle.clear()
+        self.copies.clear()
+        self._last.clear()
+        self._dead.clear()
+        self._freed.clear()
+
+    @property
+    def burying(self) -> bool:
+        """Some copies of members that are gone have not been dropped yet."""
+        return bool(self._dead or self._freed)
 
     def validate(self) -> None:
         """Assert the invariants of everything mastered here."""
@@ -217,31 +341,20 @@ class Mastery:
             assert tree.removing + (root in self.idle) == (not tree.resources), root
             for leaf, resource in tree.resources.items():
                 assert resource.name == (root, leaf)
+                assert resource.term == tree.term
                 assert not resource.empty
-                resource.validate()
+                resource.validate(settled=not tree.thawing and not self.burying)
                 for copy in resource.copies():
-                    seen += 1
-                    assert self.copies[copy.node, copy.lock] is copy
+                    if copy.node > 0:
+                        seen += 1
+                        assert self.copies[copy.node, copy.lock] is copy
         assert seen == len(self.copies)
 
-    def _find_master(self, request: Request) -> None:
-        """As directory node: let the requester master a new root, forward for a known one."""
-        here, root = self._here, request.root
-        entry = self.directory.get(root)
-        if entry is None:
-            self.directory[root] = Entry(request.origin)
-            here.send(request.origin, Mastered(here.epoch, request.lock))
-            return
-        entry.forwards += 1
-        here.send(entry.master, _routed(request, Route.FORWARDED))
-
-    def _ask_directory(self, request: Request) -> None:
-        here = self._here
-        here.send(here.directory_of(request.root), _routed(request, Route.ASK))
-
-    def _copy(self, sender: int, lock: int) -> Copy | None:
+    def _copy(self, sender: int, lock: int, term: int) -> Copy | None:
         copy = self.copies.get((sender, lock))
-        if copy is None or copy.granted is None or copy.requested is not None:
+        if copy is None or copy.resource.term != term:
+            return None  # of an earlier reign: the owner tells the new master
+        if copy.granted is None or copy.requested is not None:
             self._here.misdirected += 1
             return None
         return copy
@@ -250,6 +363,16 @@ class Mastery:
         del self.copies[sender, copy.lock]
         if copy.resource.empty:
             self._forget(copy.resource)
+
+    def _look_at(self, resource: Resource) -> None:
+        """Settle the resource, if it is still there; forget it if it has become empty."""
+        tree = self.trees.get(resource.name.root)
+        if tree is None or tree.resources.get(resource.name.leaf) is not resource:
+            return
+        if resource.empty:
+            self._forget(resource)
+        else:
+            resource.settle(self._here.send)
 
     def _forget(self, resource: Resource) -> None:
         tree = self.trees[resource.name.root]
@@ -268,23 +391,7 @@ class Mastery:
     def _begin_removal(self, tree: Tree) -> None:
         here = self._here
         tree.removing = True
-        here.send(here.directory_of(tree.root), Remove(here.epoch, tree.root, tree.forwards))
-
-
-def loses_lvb(copy: Copy) -> bool:
-    """Tell whether the LVB is doubtful if this holder vanished without a word."""
-    return copy.granted is not None and copy.granted >= Mode.PW and copy.uses_lvb
-
-
-def _routed(request: Request, route: Route) -> Request:
-    return Request(
-        request.epoch,
-        request.origin,
-        request.lock,
-        request.root,
-        request.leaf,
-        request.mode,
-        request.flags,
-        request.owner,
-        route,
-    )
+        node = here.directory_of(tree.root)
+        if tree.directory == (node, here.members[node]):
+            self.disown(node, tree.root, tree.term)
+        # else the directory has moved, and `tell` is about to be called

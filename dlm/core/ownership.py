@@ -6,13 +6,19 @@ its user said so, a stronger one from the moment the master's word arrived here.
 A first request goes to the master if another lock of the same root already knows it; else to whom
 we remember as the master, who passes it to the directory node if that is no longer so; else to the
 directory node. The answer tells who the master is. Until then nothing else is sent for that lock.
-While locks are frozen (a recovery is running), requests and conversions wait here; releases and
-demotions take effect at once and are passed on as described at `_tell_master`.
+
+A root without a master (it is gone, or hands the root over) is frozen, and no other one is:
+requests and conversions wait; releases and demotions take effect at once. We tell our locks to
+whoever may become the new master. When one says that it has, as of what we told it then, we tell it
+what we have weakened or released since, and ask for what is still open. What a master says in
+another term than that of the root is void; if the term is to come, it waits.
 """
 
-import msgspec
+from collections.abc import Callable
+from typing import Any
 
 from dlm.core.mastery import Mastery
+from dlm.core.own_lock import Answer, Root, merged, note_written, settled, writes
 from dlm.core.situation import Situation
 from dlm.core.waits import LOCK
 from dlm.effects import Complete, Notify
@@ -28,17 +34,14 @@ from dlm.messages import (
     Granted,
     Mastered,
     Queued,
-    Record,
     Request,
     Route,
     Status,
     Unlock,
 )
 from dlm.modes import (
-    LVB_TRANSFER,
     Flags,
     Mode,
-    Transfer,
     floor,
     is_down,
     may_queue_conversion,
@@ -53,20 +56,6 @@ _CONVDEADLK = int(Flags.CONVDEADLK)
 _EXPEDITE = int(Flags.EXPEDITE)
 _REMEMBERED = 10_000
 _WRITERS = (Mode.CW, Mode.PW, Mode.EX)
-
-
-class Root:
-    """A root under which we have locks, and who masters it."""
-
-    __slots__ = ("as_of", "incarnation", "locks", "master", "next_incarnation", "next_master")
-
-    def __init__(self, master: int, incarnation: int, as_of: int) -> None:
-        self.master = master
-        self.incarnation = incarnation
-        self.as_of = as_of  # the epoch in which we knew that and locks moved
-        self.next_master = master  # whom our records went to last; the next thaw confirms it
-        self.next_incarnation = incarnation
-        self.locks: dict[int, Lock] = {}  # those the master knows: held or queued there
 
 
 class Ownership:
@@ -101,12 +90,12 @@ class Ownership:
         if event.new and root not in self._mastery.trees:
             self._mastery.serve(self._mastery.make(root), self._request(lock, Route.DIRECT))
         else:
-            self._ask(lock)
+            self.ask(lock)
 
     def change(self, event: Change) -> None:
         """Convert a held lock. Weakening completes here and now."""
         lock, mode, flags = event.lock, event.mode, event.flags
-        held = _settled(lock)
+        held = settled(lock)
         if self.must_wait(lock, mode, flags):
             raise LockBusy(repr(lock))
         assert not flags & _EXPEDITE
@@ -126,13 +115,12 @@ class Ownership:
         lock.mode = floor(held, mode, flags)
         self.pending[lock.id] = lock
         self._here.waits.begin_lock(lock, self._here.now_s)
-        if not self._here.frozen:
-            self._convert(lock)
+        self.convert(lock)
 
     def release(self, event: Release) -> None:
         """Drop a held lock."""
         lock = event.lock
-        _settled(lock)
+        settled(lock)
         lock.mode = None
         if not self._parts(lock, event):
             self._drop(event)
@@ -144,8 +132,8 @@ class Ownership:
             return
         lock.cancelling = True
         self._here.waits.end(LOCK, lock.id)
-        if not self._here.frozen and (lock.sequence or lock.granted is not None):
-            self._cancel(lock)
+        if lock.sequence or lock.granted is not None:
+            self.cancel(lock)
 
     def must_wait(self, lock: Lock, mode: Mode, flags: int) -> bool:
         """Tell whether this conversion is refused because names made here are not known yet.
@@ -164,13 +152,17 @@ class Ownership:
 
     def granted(self, sender: int, message: Granted) -> None:
         """Take a grant."""
-        lock = self._pending(message.lock)
+        lock = self.pending.get(message.lock)
         if lock is None:
+            if message.lock not in self.locks:  # asked for twice: we have had it, or gave it up
+                self._here.send(sender, Unlock(message.term, message.lock, 0, None))
             return
-        self._attach(lock, sender)
+        if not self._is_of_present_term(lock, sender, message):
+            return
+        self._attach(lock, sender, message.term)
         if message.lvb is not None:
             lock.lvb, lock.lvb_sequence = message.lvb, message.lvb_sequence
-        elif lock.offered is not None and _writes(lock, message.mode):
+        elif lock.offered is not None and writes(lock, message.mode):
             lock.lvb, lock.lvb_sequence = lock.offered, message.lvb_sequence
         lock.mode = lock.granted = message.mode
         lock.demoted = lock.demoted or message.demoted
@@ -179,20 +171,24 @@ class Ownership:
 
     def queued(self, sender: int, message: Queued) -> None:
         """Learn our place in the queue, and the master."""
-        lock = self._pending(message.lock)
+        lock = self.pending.get(message.lock)
         if lock is None:
+            if message.lock not in self.locks:
+                self._here.send(sender, Cancel(message.term, message.lock))
             return
-        self._attach(lock, sender)
+        if not self._is_of_present_term(lock, sender, message):
+            return
+        self._attach(lock, sender, message.term)
         lock.sequence = message.sequence
         if lock.granted is not None:
             lock.granted = message.granted
         if lock.cancelling:
-            self._cancel(lock)
+            self.cancel(lock)
 
-    def denied(self, _sender: int, message: Denied) -> None:
+    def denied(self, sender: int, message: Denied) -> None:
         """Take a no: a new lock is gone, a held one is as before."""
-        lock = self._pending(message.lock)
-        if lock is None:
+        lock = self.pending.get(message.lock)
+        if lock is None or not self._is_of_present_term(lock, sender, message):
             return
         if lock.granted is not None:
             lock.mode = lock.granted = message.granted
@@ -205,11 +201,11 @@ class Ownership:
         if lock.granted is None:
             self._forget(lock)
 
-    def blocking(self, _sender: int, message: Blocking) -> None:
+    def blocking(self, sender: int, message: Blocking) -> None:
         """Pass on that we block somebody, unless we have meanwhile made way."""
         lock = self.locks.get(message.lock)
         self._mastery.claims.flush()  # whatever is given up soon will wait for these
-        if lock is None or lock.granted is None:
+        if lock is None or not self._is_of_present_term(lock, sender, message):
             return
         held = lock.granted if lock.parting is None else lock.mode
         if held is None or held.compatible(message.mode):
@@ -218,19 +214,27 @@ class Ownership:
             lock.blocked_for = message.mode
         self._here.effects.append(Notify(lock, message.mode))
 
-    def mastered(self, _sender: int, message: Mastered) -> None:
+    def mastered(self, sender: int, message: Mastered) -> None:
         """Become the master of the root of our own first request, and serve that."""
-        lock = self._pending(message.lock)
+        here, root = self._here, message.root
+        lock = self.pending.get(message.lock)
+        if message.epoch != here.epoch or sender != here.directory_of(root):
+            if here.directory_of(root) == sender:
+                self._mastery.disown(sender, root, message.term)
+            if lock is not None:
+                self.ask(lock)  # the directory has moved: only its present word counts
+            return
+        tree = self._mastery.adopt(root, message.term)
         if lock is not None:
-            tree = self._mastery.adopt(lock.name.root)
             self._mastery.serve(tree, self._request(lock, Route.DIRECT))
+        self._mastery.keep_or_remove(tree)
 
     def claimed(self, sender: int, message: Claimed) -> None:
         """Learn that the directory knows names made here: what waited for that may go."""
         self._mastery.claims.acknowledged(sender, message)
-        self._part()
+        self.part()
 
-    # -- recovery --------------------------------------------------------------------------------
+    # -- a new master ----------------------------------------------------------------------------
 
     def lose(self) -> None:
         """Void everything."""
@@ -242,29 +246,25 @@ class Ownership:
         self.roots.clear()
         self.parting.clear()
 
-    def records(self, root: bytes) -> list[Record]:
-        """Return our locks under `root` for its master: what it cannot know otherwise.
-
-        What the master has not acknowledged is asked again after the recovery, except that a
-        conversion that may have changed the mode at the master is told with sequence 0.
-        """
-        return [_record(lock) for lock in self.roots[root].locks.values()]
-
-    def resume(self) -> None:
-        """Locks move again: under their new masters, ask for everything not yet acknowledged."""
-        here = self._here
-        for root in self.roots.values():
-            root.master, root.as_of = root.next_master, here.epoch
-            root.incarnation = root.next_incarnation
-        self._part()
+    def ask_again(self, root: bytes | None = None) -> None:
+        """Ask for what nobody has been asked for, or members that are lost may have taken along."""
         for lock in tuple(self.pending.values()):
+            if root is not None and lock.name.root != root:
+                continue
             if lock.granted is None and not lock.sequence:
-                self._ask(lock)
-            elif not lock.sequence:
-                lock.demoted = bool(lock.flags & _CONVDEADLK)  # perhaps, and nobody knows
-                self._convert(lock)
-            if lock.cancelling and (lock.sequence or lock.granted is not None):
-                self._cancel(lock)
+                self.ask(lock)
+
+    def hear(self, early: list[tuple[int, Answer]]) -> None:
+        """Take what came before its term had begun here."""
+        hear: dict[type, Callable[[int, Any], None]] = {
+            Granted: self.granted,
+            Queued: self.queued,
+            Denied: self.denied,
+            Blocking: self.blocking,
+        }
+        for sender, message in early:
+            if sender in self._here.members:
+                hear[type(message)](sender, message)
 
     def validate(self) -> None:
         """Assert the invariants of this node's own locks."""
@@ -279,7 +279,8 @@ class Ownership:
                 assert lock.mode is lock.granted
             assert lock.requested is not None or (LOCK, number) not in self._here.waits.by_key
         for root in self.roots.values():
-            assert root.locks
+            assert root.locks or root.marks
+            assert root.marks or not root.log
 
     # -- below -----------------------------------------------------------------------------------
 
@@ -294,13 +295,13 @@ class Ownership:
         """Tell whether the master hears of this later; until then we hold what we held."""
         if lock.parting is None and not self._reveals(lock):
             return False
-        lock.parting = event if lock.parting is None else _merged(lock.parting, event)
+        lock.parting = event if lock.parting is None else merged(lock.parting, event)
         self.parting.pop(lock.id, None)
         self.parting[lock.id] = self._mastery.claims.last
         self._mastery.claims.flush()
         return True
 
-    def _part(self) -> None:
+    def part(self) -> None:
         """Do what was put off, as far as the names made before it are known."""
         claims = self._mastery.claims
         while self.parting:
@@ -318,8 +319,8 @@ class Ownership:
 
     def _weaken(self, event: Change) -> None:
         lock, mode = event.lock, event.mode
-        if _writes(lock, mode):
-            _note_written(lock, event.flags, event.lvb)
+        if writes(lock, mode):
+            note_written(lock, event.flags, event.lvb)
         lock.granted = mode
         self._tell_master(lock, event.flags, event.lvb, mode)
 
@@ -327,15 +328,19 @@ class Ownership:
         self._tell_master(event.lock, event.flags, event.lvb, None)
         self._forget(event.lock)
 
-    def _ask(self, lock: Lock) -> None:
+    def ask(self, lock: Lock) -> None:
+        """Send the first request, unless its root is frozen."""
         name, here = lock.name, self._here
+        if here.frozen:
+            return
         if self._mastery.masters(name.root):
             tree = self._mastery.trees[name.root]
             self._mastery.serve(tree, self._request(lock, Route.DIRECT))
             return
         root = self.roots.get(name.root)
         if root is not None:
-            here.send(root.master, self._request(lock, Route.DIRECT))
+            if not self._is_frozen(root):
+                here.send(root.master, self._request(lock, Route.DIRECT))
             return
         master = self._remembered.get(name.root)
         if master in here.members:
@@ -356,45 +361,56 @@ class Ownership:
             lock.flags,
             lock.owner,
             route,
+            here.incarnation,
         )
 
-    def _convert(self, lock: Lock) -> None:
-        here = self._here
+    def convert(self, lock: Lock) -> None:
+        """Send the conversion, unless its root is frozen."""
+        root = self.roots[lock.name.root]
         assert lock.requested is not None
-        master = self.roots[lock.name.root].master
-        here.send(master, Convert(here.epoch, lock.id, lock.requested, lock.flags, lock.offered))
+        if not self._is_frozen(root):
+            message = Convert(root.term, lock.id, lock.requested, lock.flags, lock.offered)
+            self._here.send(root.master, message)
 
-    def _cancel(self, lock: Lock) -> None:
-        here = self._here
-        here.send(self.roots[lock.name.root].master, Cancel(here.epoch, lock.id))
+    def cancel(self, lock: Lock) -> None:
+        """Send the cancellation, unless its root is frozen."""
+        root = self.roots[lock.name.root]
+        if not self._is_frozen(root):
+            self._here.send(root.master, Cancel(root.term, lock.id))
 
     def _tell_master(self, lock: Lock, flags: int, lvb: bytes | None, mode: Mode | None) -> None:
         """Send a demotion (or, without a mode, a release) that has just taken effect.
 
-        It goes to the master whom our records went to last, in that epoch. If another recovery has
-        begun since, it arrives before our next records, which show the new state; then the master
-        needs it for the LVB only. If that master is gone, the new one will doubt the LVB.
+        If the root is frozen it waits for the new master; if nobody has been told of the lock
+        either, there is nothing to take back.
         """
-        here, root = self._here, self.roots[lock.name.root]
-        epoch, master = here.told_epoch, root.next_master
-        if not here.alive(master, root.next_incarnation):
-            return
-        if mode is None:
-            here.send(master, Unlock(epoch, lock.id, flags, lvb))
-        else:
-            here.send(master, Demote(epoch, lock.id, mode, flags, lvb))
+        root = self.roots[lock.name.root]
+        message = (
+            Unlock(root.term, lock.id, flags, lvb)
+            if mode is None
+            else Demote(root.term, lock.id, mode, flags, lvb)
+        )
+        if not self._is_frozen(root):
+            self._here.send(root.master, message)
+        elif root.marks:
+            root.log.append(message)
 
-    def _pending(self, number: int) -> Lock | None:
-        lock = self.pending.get(number)
-        if lock is None:
-            self._here.misdirected += 1
-        return lock
+    def _is_frozen(self, root: Root) -> bool:
+        return root.moving != 0 or not self._here.alive(root.master, root.incarnation)
 
-    def _attach(self, lock: Lock, master: int) -> None:
+    def _is_of_present_term(self, lock: Lock, sender: int, message: Answer) -> bool:
+        """Tell whether the master's word counts; one of a term to come is kept for it."""
+        root = self.roots.get(lock.name.root)
+        if root is None or (root.term == message.term and not root.moving):
+            return True
+        if message.term > root.term:
+            root.early.append((sender, message))
+        return False
+
+    def _attach(self, lock: Lock, master: int, term: int) -> None:
         root = self.roots.get(lock.name.root)
         if root is None:
-            here = self._here
-            root = Root(master, here.members[master], here.epoch)
+            root = Root(master, self._here.members[master], term)
             self.roots[lock.name.root] = root
         assert root.master == master, (lock, root.master, master)
         root.locks[lock.id] = lock
@@ -415,65 +431,18 @@ class Ownership:
         del self.locks[lock.id]
         lock.mode = lock.granted = None
         root = self.roots.get(lock.name.root)
-        if root is not None and root.locks.pop(lock.id, None) is not None and not root.locks:
+        if root is None or root.locks.pop(lock.id, None) is None:
+            return
+        if not root.locks and not root.marks:
             del self.roots[lock.name.root]
-            if root.master != self._here.me:
+            if self._is_frozen(root):
+                self.ask_again(lock.name.root)
+            elif root.master != self._here.me:
                 self._remember(lock.name.root, root.master)
+            self.hear(root.early)
 
     def _remember(self, root: bytes, master: int) -> None:
         self._remembered.pop(root, None)
         if len(self._remembered) >= _REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[root] = master
-
-
-def _settled(lock: Lock) -> Mode:
-    """Return the mode of a lock that is held and not changing; raises LockBusy if it is."""
-    assert lock.granted is not None or lock.requested is not None, "the lock is not held"
-    if lock.requested is not None or lock.granted is None:
-        raise LockBusy(repr(lock))
-    assert lock.mode is not None, "the lock was released"
-    return lock.mode
-
-
-def _merged(before: Change | Release, event: Change | Release) -> Change | Release:
-    """Return one weakening in place of two; the later one writes the value if it can and wants."""
-    assert isinstance(before, Change)
-    if before.mode < Mode.PW or not event.flags & _LVB:
-        return msgspec.structs.replace(event, flags=before.flags, lvb=before.lvb)
-    return event
-
-
-def _writes(lock: Lock, mode: Mode) -> bool:
-    """Tell whether a grant of `mode` moves the LVB from the holder to the resource."""
-    return lock.granted is not None and LVB_TRANSFER[lock.granted][mode] is Transfer.WRITE
-
-
-def _note_written(lock: Lock, flags: int, lvb: bytes | None) -> None:
-    """Do with our LVB what the master will do with the resource's."""
-    if flags & _IVVALBLK:
-        lock.lvb_valid = False
-    elif flags & _VALBLK and lvb is not None:
-        lock.lvb, lock.lvb_valid = lvb, True
-        lock.known_sequence += 1
-        lock.lvb_sequence = lock.known_sequence
-
-
-def _record(lock: Lock) -> Record:
-    undecided = lock.granted is not None and lock.requested is not None
-    told = lock.sequence != 0 or (undecided and lock.mode is not lock.granted)
-    return Record(
-        lock.id,
-        lock.name.root,
-        lock.name.leaf,
-        lock.granted,
-        lock.requested if told else None,
-        lock.sequence,
-        lock.flags,
-        lock.owner,
-        lock.uses_lvb,
-        lock.lvb if lock.lvb_sequence else None,
-        lock.lvb_sequence,
-        lock.known_sequence,
-        lock.lvb_valid,
-    )

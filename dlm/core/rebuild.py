@@ -14,8 +14,7 @@ as doubtful. (The rules of fs/dlm's recover_lvb.)
 
 from collections.abc import Sequence
 
-from dlm.core.master_copy import Copy
-from dlm.core.mastery import loses_lvb
+from dlm.core.master_copy import Copy, loses_lvb
 from dlm.core.resource import Resource
 from dlm.events import Name
 from dlm.messages import Record
@@ -28,14 +27,14 @@ _CONVDEADLK = int(Flags.CONVDEADLK)
 
 def rebuild(
     name: Name,
-    epoch: int,
+    term: int,
     records: Reported,
     old: Resource | None,
     now_s: float,
     rules: type[Resource] = Resource,
 ) -> Resource:
     """Return the resource; `old` is what we had of it if we mastered it before."""
-    resource = rules(name, epoch)
+    resource = rules(name, term)
     copies = [_copy(node, record, resource) for node, record in records]
     _decide_modes(copies, [record for _, record in records])
     _keep_waiting_times(copies, old, now_s)

@@ -1,189 +1,290 @@
-"""A member left or joined: freeze, find the masters, tell them the locks, thaw. PURE.
+"""The members changed: tell the directory, rebuild the trees of lost masters, bury the dead. PURE.
 
-Each change of the members is a new lock epoch; every lock message belongs to one, and nothing of an
-older epoch counts. So what was in flight is void, and each lock's owner, whose word is the truth,
-tells it anew. Three rounds, each from all to all, each ended by a page marked `last`:
+A tree whose master lives goes on as if nothing had happened. On entering an epoch each node tells
+each other one, in pages,
+  * Seats: the trees that it masters whose directory node has changed;
+  * Locks: what it holds under roots whose master is gone, for the root's directory node.
+With the `last` pages of all members a directory node knows its whole share, and masters the roots
+without a master itself, which spreads them evenly: it rebuilds each tree from what its owners told,
+says so to them (Reigns), and grants. That is one round, and no tree waits for another's.
 
-  Names    owner to directory node: the roots I have locks under, and who mastered them;
-  Masters  directory node to owner: who masters them now. The newest belief counts, for a survivor
-           may have missed the thaw of an epoch that another one saw. If that master is gone, the
-           directory node itself takes over, which spreads the roots of a dead master evenly;
-  Locks    owner to master: every lock, with its place in the queue.
+While somebody is leaving, what it holds is unknown: then no tree is rebuilt, and the names in the
+parts of the directory that have moved wait. All else goes on.
 
-Whoever has all last pages of Locks has all it needs and thaws at once; messages of the new epoch
-that reach a node still frozen wait there. Another change restarts everything; trees, copies and the
-owners' beliefs stay those of the last thaw until the next one.
+The work of a large recovery is cut into slices, one a Tick; a change of members begins it anew,
+except that trees already rebuilt stay.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections import deque
+from collections.abc import Iterator
 
-from dlm.core.master_copy import Copy
-from dlm.core.mastery import Entry, Mastery, Tree
+from dlm.core.directory import Directory
+from dlm.core.mastery import Mastery, Tree
 from dlm.core.ownership import Ownership
 from dlm.core.rebuild import rebuild
-from dlm.core.resource import Resource
 from dlm.core.situation import Situation
+from dlm.core.succession import Succession
 from dlm.events import Name
-from dlm.messages import Belief, Locks, Masters, Names, Record
+from dlm.messages import TERM_BITS, Locks, Record, Reign, Reigns, Seat, Seats
 
-PAGE = 500  # entries in one message
+PAGE = 200  # entries in one message
+SLICE = 400  # steps of work in one transition, a few microseconds each
 
-_Entry = TypeVar("_Entry")
+Job = Iterator[None]
+
+
+class Orphan:
+    """A root whose master is gone, as its owners tell it."""
+
+    __slots__ = ("records", "reporters", "term")
+
+    def __init__(self) -> None:
+        self.term = 0
+        self.records: dict[bytes, list[tuple[int, Record]]] = {}  # by leaf
+        self.reporters: dict[int, None] = {}
 
 
 class Recovery:
-    """The way from one epoch to the next."""
+    """The way from one set of members to the next."""
 
-    def __init__(self, here: Situation, mastery: Mastery, ownership: Ownership) -> None:
+    def __init__(
+        self,
+        here: Situation,
+        directory: Directory,
+        mastery: Mastery,
+        ownership: Ownership,
+        succession: Succession,
+    ) -> None:
         self._here = here
+        self._directory = directory
         self._mastery = mastery
         self._ownership = ownership
-        self._asked: dict[int, list[bytes]] = {}  # by directory node
-        self._named: dict[int, list[Belief]] = {}  # by owner
-        self._answers: dict[int, list[int]] = {}  # by directory node
-        self._reports: dict[int, list[Locks]] = {}  # by owner
-        self._missing_names: set[int] = set()
-        self._missing_masters: set[int] = set()
-        self._missing_locks: set[int] = set()
-        self._directory: dict[bytes, Entry] = {}  # as decided for the epoch to come
+        self._succession = succession
+        self._orphans: dict[bytes, Orphan] = {}
+        self._missing: set[int] = set()  # whose last page has not come yet
+        self._jobs: deque[Job] = deque()  # of this epoch only
+        self._chores: deque[Job] = deque()  # to be finished whatever happens
 
-    def enter(self, epoch: int, members: dict[int, int]) -> None:
-        """Freeze, and begin the first round."""
+    def enter(self, *, skipped: bool) -> None:
+        """Begin to tell what others must know."""
         here = self._here
-        here.epoch, here.members = epoch, dict(sorted(members.items()))
-        here.frozen = True
-        self._mastery.claims.enter()
-        self._named = {node: [] for node in here.members}
-        self._answers = {node: [] for node in here.members}
-        self._reports = {node: [] for node in here.members}
-        self._missing_names = set(here.members)
-        self._missing_masters = set(here.members)
-        self._missing_locks = set(here.members)
-        self._asked = {node: [] for node in here.members}
-        for root in self._ownership.roots:
-            self._asked[here.directory_of(root)].append(root)
-        for node, roots in self._asked.items():
-            beliefs = [self._belief(root) for root in roots]
-            for page, last in _pages(beliefs):
-                here.send(node, Names(epoch, page, last))
+        self._orphans = {}
+        self._directory.orphans = self._orphans
+        self._missing = set(here.members)
+        self._jobs.clear()
+        self._jobs.append(self._tell(everything=skipped))
+        self._chores.append(self._mastery.bury())
+        self.tick()
 
-    def names(self, sender: int, message: Names) -> None:
-        """As directory node: collect beliefs; answer when all owners have spoken."""
-        self._named[sender].extend(message.names)
-        if message.last:
-            self._missing_names.remove(sender)
-            if not self._missing_names:
-                self._decide()
+    def add_chore(self, job: Job) -> None:
+        """Take on work to be done in slices."""
+        self._chores.append(job)
+        self._here.wake(self._here.now_s)
 
-    def masters(self, sender: int, message: Masters) -> None:
-        """As owner: collect the masters; report our locks when all are known."""
-        self._answers[sender].extend(message.masters)
-        if message.last:
-            self._missing_masters.remove(sender)
-            if not self._missing_masters:
-                self._report()
+    def tick(self) -> None:
+        """Do a slice of the work, or two."""
+        for jobs in (self._jobs, self._chores):
+            left = SLICE
+            while jobs and left > 0:
+                for _ in jobs[0]:
+                    left -= 1
+                    if left <= 0:
+                        break
+                else:
+                    jobs.popleft()
+        if self._chores or self._jobs:
+            self._here.wake(self._here.now_s)
+
+    def seats(self, sender: int, message: Seats) -> None:
+        """As directory node: learn what the sender masters, and perhaps that this was all."""
+        for seat in message.seats:
+            self._directory.told(seat)
+        if message.last and message.epoch == self._here.epoch:
+            self._missing.discard(sender)
+            if not self._missing and not self._here.leaving:
+                self._complete()
 
     def locks(self, sender: int, message: Locks) -> None:
-        """As master: collect the locks; thaw when all owners have reported."""
-        self._reports[sender].append(message)
-        if message.last:
-            self._missing_locks.remove(sender)
-            if not self._missing_locks:
-                self._thaw()
+        """As directory node: learn what the sender holds under roots without a master."""
+        if message.tag != self._here.epoch:
+            return  # of an older view: it tells them again
+        for reign in message.roots:
+            orphan = self._orphans.setdefault(reign.root, Orphan())
+            orphan.term = max(orphan.term, reign.term)
+            orphan.reporters[sender] = None
+        for record in message.records:
+            orphan = self._orphans.setdefault(record.root, Orphan())
+            orphan.records.setdefault(record.leaf, []).append((sender, record))
 
     def awaited(self) -> dict[str, list[int]]:
-        """Return whose pages are still missing, by round; for dumps."""
-        return {
-            "names": sorted(self._missing_names),
-            "masters": sorted(self._missing_masters),
-            "locks": sorted(self._missing_locks),
-        }
+        """Return who has not told us all yet; for dumps."""
+        return {"pages": sorted(self._missing), "leaving": sorted(self._here.leaving)}
 
-    def _belief(self, root: bytes) -> Belief:
-        known = self._ownership.roots[root]
-        return Belief(root, known.master, known.incarnation, known.as_of)
+    @property
+    def busy(self) -> bool:
+        """Something of the last change of members is still to be done here."""
+        return bool(self._missing or self._jobs or self._chores or self._orphans)
 
-    def _decide(self) -> None:
+    def lose(self) -> None:
+        """Forget all."""
+        self._jobs.clear()
+        self._chores.clear()
+        self._orphans.clear()
+        self._missing.clear()
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def _tell(self, *, everything: bool) -> Job:
         here = self._here
-        newest: dict[bytes, Belief] = {}
-        for beliefs in self._named.values():
-            for belief in beliefs:
-                known = newest.get(belief.root)
-                if known is None or belief.as_of > known.as_of:
-                    newest[belief.root] = belief
-        self._directory = {
-            root: Entry(b.master if here.alive(b.master, b.incarnation) else here.me)
-            for root, b in newest.items()
-        }
-        for node, beliefs in self._named.items():
-            answers = [self._directory[belief.root].master for belief in beliefs]
-            for page, last in _pages(answers):
-                here.send(node, Masters(here.epoch, page, last))
-
-    def _report(self) -> None:
-        here, owned = self._here, self._ownership
-        records: dict[int, list[Record]] = {node: [] for node in here.members}
-        unused: dict[int, list[bytes]] = {node: [] for node in here.members}
-        for node, roots in self._asked.items():
-            for root, master in zip(roots, self._answers[node], strict=True):
-                if root in owned.roots:
-                    owned.roots[root].next_master = master
-                    owned.roots[root].next_incarnation = here.members[master]
-                    records[master].extend(owned.records(root))
-                else:
-                    unused[master].append(root)
+        yield from self._tell_seats(everything=everything)
+        if not here.leaving:
+            yield from self._tell_locks()
         for node in here.members:
-            if unused[node]:
-                here.send(node, Locks(here.epoch, (), tuple(unused[node]), last=False))
-            for page, last in _pages(records[node]):
-                here.send(node, Locks(here.epoch, page, (), last))
-        here.told_epoch = here.epoch
+            here.send(node, Seats(here.epoch, (), last=True))
 
-    def _thaw(self) -> None:
+    def _tell_seats(self, *, everything: bool) -> Job:
+        here = self._here
+        pages: dict[int, list[tuple[Seat, Tree | None]]] = {node: [] for node in here.members}
+        for tree in tuple(self._mastery.trees.values()):
+            yield
+            node = here.directory_of(tree.root)
+            start = (node, here.members[node])
+            if self._mastery.trees.get(tree.root) is not tree:
+                continue
+            if tree.directory != start or everything:
+                seat = Seat(tree.root, tree.term, here.me, here.incarnation, 0, 0)
+                pages[node].append((seat, tree))
+                if len(pages[node]) >= PAGE:
+                    self._send_seats(node, pages[node])
+        for seat in self._mastery.seats_elsewhere():
+            pages[here.directory_of(seat.root)].append((seat, None))
+        for node, page in pages.items():
+            self._send_seats(node, page)
+
+    def _send_seats(self, node: int, page: list[tuple[Seat, Tree | None]]) -> None:
         here, mastery = self._here, self._mastery
-        assert here.told_epoch == here.epoch
-        resources = self._rebuilt()
-        trees: dict[bytes, Tree] = {}
-        copies: dict[tuple[int, int], Copy] = {}
-        for resource in resources:
-            root, leaf = resource.name
-            trees.setdefault(root, Tree(root)).resources[leaf] = resource
-            copies.update({(copy.node, copy.lock): copy for copy in resource.copies()})
-        mastery.trees, mastery.copies, mastery.directory = trees, copies, self._directory
-        here.frozen = False
-        mastery.claims.thaw()
-        mastery.idle.clear()
-        self._directory = {}
-        unused = [root for pages in self._reports.values() for p in pages for root in p.unused]
-        self._reports = {}
-        for resource in resources:
-            resource.settle(here.send, recover=True)
-        for root in unused:
-            mastery.unused(root)
-        self._ownership.resume()
+        seats: list[Seat] = []
+        for seat, tree in page:
+            if tree is None or (mastery.trees.get(seat.root) is tree and mastery.tell(tree)):
+                seats.append(seat)
+        page.clear()
+        if seats:
+            here.send(node, Seats(here.epoch, tuple(seats), last=False))
 
-    def _rebuilt(self) -> list[Resource]:
-        """Return the resources that we master from now on, made of what the owners reported."""
-        here, old_trees = self._here, self._mastery.trees
-        reported: dict[Name, list[tuple[int, Record]]] = {}
-        for node, pages in self._reports.items():
-            for page in pages:
-                for record in page.records:
-                    name = Name(record.root, record.leaf)
-                    reported.setdefault(name, []).append((node, record))
-        resources = []
-        for name, records in reported.items():
-            old_tree = old_trees.get(name.root)
-            old = None if old_tree is None else old_tree.resources.get(name.leaf)
-            resources.append(rebuild(name, here.epoch, records, old, here.now_s, here.rules))
-        return resources
+    def _tell_locks(self) -> Job:
+        here, owned = self._here, self._ownership
+        pages = {node: _Page(here, node, here.epoch) for node in here.members}
+        for root, known in tuple(owned.roots.items()):
+            yield
+            if owned.roots.get(root) is not known:
+                continue
+            if not here.gone(known.master, known.incarnation):
+                continue
+            page = pages[here.directory_of(root)]
+            self._succession.mark(root, here.epoch)
+            page.add_root(Reign(root, known.term))
+            for record in self._succession.records(root):
+                page.add(record)
+                yield
+        for page in pages.values():
+            page.flush()
+
+    # -- rebuilding ------------------------------------------------------------------------------
+
+    def _complete(self) -> None:
+        self._directory.completed()
+        self._jobs.append(self._adopt())
+        self.tick()
+        self._directory.retry_all()
+
+    def _adopt(self) -> Job:
+        """Master the roots that nobody masters any more."""
+        here = self._here
+        confirmed: dict[int, list[Reign]] = {}
+        ready: list[Tree] = []
+        count = 0
+        for root, orphan in tuple(self._orphans.items()):
+            if self._directory.adopted(root, orphan.reporters):
+                del self._orphans[root]
+                self._directory.retry(root)
+                continue
+            tree = Tree(root, 0)
+            for leaf, records in orphan.records.items():
+                tree.resources[leaf] = rebuild(
+                    Name(root, leaf), 0, records, None, here.now_s, here.rules
+                )
+                for _ in records:
+                    count += 1
+                    yield
+            self._seat(tree, orphan)
+            for node in orphan.reporters:
+                confirmed.setdefault(node, []).append(Reign(root, tree.term))
+            ready.append(tree)
+            count += 1
+            if count >= PAGE:
+                self._confirm(confirmed, ready)
+                count = 0
+        self._confirm(confirmed, ready)
+        yield from self._directory.sweep()
+
+    def _seat(self, tree: Tree, orphan: Orphan) -> None:
+        here = self._here
+        if tree.resources:
+            tree.reign(self._directory.seat_here(tree.root, orphan.term))
+            tree.directory, tree.told = (here.me, here.incarnation), here.epoch
+            self._mastery.install(tree)
+        else:
+            self._directory.entries.pop(tree.root, None)
+        del self._orphans[tree.root]
+
+    def _confirm(self, confirmed: dict[int, list[Reign]], ready: list[Tree]) -> None:
+        """Say who masters the trees now, then let them go: the grants come after the word."""
+        here = self._here
+        for node, reigns in confirmed.items():
+            here.send(node, Reigns(here.epoch, here.epoch, tuple(reigns)))
+        confirmed.clear()
+        for tree in ready:
+            if tree.resources:
+                self.add_chore(self._mastery.thaw(tree))
+            self._directory.retry(tree.root)
+        ready.clear()
 
 
-def _pages(entries: Sequence[_Entry]) -> Iterator[tuple[tuple[_Entry, ...], bool]]:
-    """Yield the entries in pages, at least one, and whether it is the last."""
-    first = 0
-    while first + PAGE < len(entries):
-        yield tuple(entries[first : first + PAGE]), False
-        first += PAGE
-    yield tuple(entries[first:]), True
+class _Page:
+    """Locks on their way to one node, sent whenever enough have come together."""
+
+    def __init__(self, here: Situation, node: int, tag: int) -> None:
+        self._here = here
+        self._node = node
+        self._tag = tag
+        self._roots: list[Reign] = []
+        self._current: Reign | None = None
+        self._records: list[Record] = []
+
+    def add_root(self, reign: Reign) -> None:
+        """Begin with the locks of another root."""
+        if len(self._roots) + len(self._records) >= PAGE:
+            self.flush()
+        self._current = reign
+        self._roots.append(reign)
+
+    def add(self, record: Record) -> None:
+        """Add a lock of the root last begun."""
+        self._records.append(record)
+        if len(self._roots) + len(self._records) >= PAGE:
+            self.flush()
+            assert self._current is not None
+            self._roots.append(self._current)
+
+    def flush(self, *, last: bool = False) -> None:
+        """Send what there is."""
+        if self._roots or last:
+            self._here.send(
+                self._node, Locks(self._tag, tuple(self._roots), tuple(self._records), last)
+            )
+        self._roots, self._records = [], []
+
+
+def is_recovery(tag: int) -> bool:
+    """Tell whether the tag of Locks or Reigns is an epoch; otherwise it is a term."""
+    return tag < 1 << TERM_BITS

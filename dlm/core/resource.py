@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 
 from dlm.core import conversion_deadlock
-from dlm.core.master_copy import LVB_FLAGS, Copy, must_be_told, place
+from dlm.core.master_copy import LVB_FLAGS, Copy, loses_lvb, must_be_told, place
 from dlm.events import Name
 from dlm.messages import Blocking, Denied, Granted, Message, Queued, Status
 from dlm.modes import INCOMPATIBLE, LVB_TRANSFER, Flags, Mode, Transfer, alternate, is_down
@@ -44,18 +44,18 @@ class Resource:
         "_held",
         "_tail",
         "converting",
-        "epoch",
         "granted",
         "lvb",
         "lvb_sequence",
         "lvb_valid",
         "name",
+        "term",
         "waiting",
     )
 
-    def __init__(self, name: Name, epoch: int) -> None:
+    def __init__(self, name: Name, term: int) -> None:
         self.name = name
-        self.epoch = epoch  # a resource does not outlive its epoch; recovery builds it anew
+        self.term = term  # the term of its tree
         self.granted: dict[Copy, None] = {}
         self.converting: list[Copy] = []
         self.waiting: list[Copy] = []
@@ -72,7 +72,7 @@ class Resource:
             self._grant(copy, send)
             self.settle(send)  # it may have overtaken some, and has to hear of them
         elif copy.flags & _NOQUEUE:
-            send(copy.node, Denied(self.epoch, copy.lock, Status.WOULD_BLOCK, None))
+            send(copy.node, Denied(self.term, copy.lock, Status.WOULD_BLOCK, None))
             self._tell_blockers_of_refused(copy, send)
         else:
             self._enqueue(self.waiting, copy, send)
@@ -130,15 +130,28 @@ class Resource:
         """Take back what the lock waits for, if it waits; tell whether the lock is thereby gone."""
         if copy.requested is None:
             return False
+        self.stop_waiting(copy)
+        send(copy.node, Denied(self.term, copy.lock, Status.CANCELLED, copy.granted))
+        self.settle(send)
+        return copy.granted is None
+
+    def stop_waiting(self, copy: Copy) -> None:
+        """Forget what the lock waits for, without a word; what it holds stays."""
+        assert copy.requested is not None
         if copy.granted is None:
             self.waiting.remove(copy)
         else:
             self.converting.remove(copy)
             self.granted[copy] = None
         copy.requested = None
-        send(copy.node, Denied(self.epoch, copy.lock, Status.CANCELLED, copy.granted))
-        self.settle(send)
-        return copy.granted is None
+
+    def bury(self, copy: Copy) -> None:
+        """Forget a granted lock whose holder is gone without a word; call `settle` then."""
+        assert copy.granted is not None
+        if loses_lvb(copy):
+            self.lvb_valid = False
+        self._held[copy.granted] -= 1
+        del self.granted[copy]
 
     def settle(self, send: Send, *, recover: bool = False) -> None:
         """Grant what has become grantable, then tell the holders whom they still block.
@@ -205,8 +218,8 @@ class Resource:
         self._head = min(places, default=0)
         self._tail, self._head = max(self._tail, 0), min(self._head, 0)
 
-    def validate(self) -> None:
-        """Assert the invariants; for tests, as its cost grows with the square of the holders."""
+    def validate(self, *, settled: bool = True) -> None:
+        """Assert the invariants (slow); unless `settled`, somebody may wait without need."""
         holders = [c.granted for c in (*self.granted, *self.converting) if c.granted is not None]
         assert all(a.compatible(b) for a, b in combinations(holders, 2)), self
         assert self._held == [holders.count(mode) for mode in Mode], self
@@ -216,9 +229,10 @@ class Resource:
         for queue in (self.converting, self.waiting):
             places = [copy.sequence for copy in queue]
             assert places == sorted(set(places)), places
-            if queue:
+            if settled and queue:
                 assert not self._grantable(queue[0], now=False), self
-        self._validate_told()
+        if settled:
+            self._validate_told()
 
     def _validate_told(self) -> None:
         """Whoever keeps a waiter from its mode has been told of a mode at least as strong.
@@ -230,7 +244,7 @@ class Resource:
             assert blocked.requested is not None
             for holder in self.granted:
                 assert holder.granted is not None
-                if not holder.granted.compatible(blocked.requested):
+                if holder.node > 0 and not holder.granted.compatible(blocked.requested):
                     assert not holder.granted.compatible(holder.highbast), (holder, blocked)
 
     def __repr__(self) -> str:
@@ -313,7 +327,7 @@ class Resource:
         send(
             copy.node,
             Granted(
-                self.epoch, copy.lock, mode, copy.demoted, self.lvb_valid, self.lvb_sequence, lvb
+                self.term, copy.lock, mode, copy.demoted, self.lvb_valid, self.lvb_sequence, lvb
             ),
         )
 
@@ -347,11 +361,11 @@ class Resource:
             self._tail += 1
             copy.sequence = self._tail
             queue.append(copy)
-        send(copy.node, Queued(self.epoch, copy.lock, copy.sequence, copy.granted))
+        send(copy.node, Queued(self.term, copy.lock, copy.sequence, copy.granted))
 
     def _queue_conversion(self, copy: Copy, send: Send) -> None:
         if copy.flags & _NOQUEUE:
-            send(copy.node, Denied(self.epoch, copy.lock, Status.WOULD_BLOCK, copy.granted))
+            send(copy.node, Denied(self.term, copy.lock, Status.WOULD_BLOCK, copy.granted))
             self._tell_blockers_of_refused(copy, send)
             copy.requested = None
             return
@@ -381,7 +395,7 @@ class Resource:
     def _refuse_in_deadlock(self, copy: Copy, other: Copy, send: Send) -> None:
         story = conversion_deadlock.tell(copy, other)
         copy.requested = None
-        send(copy.node, Denied(self.epoch, copy.lock, Status.DEADLOCK, copy.granted, story))
+        send(copy.node, Denied(self.term, copy.lock, Status.DEADLOCK, copy.granted, story))
 
     def _break_pending_deadlock(self, copy: Copy, send: Send) -> bool:
         """Tell whether the waiting conversion gave up what it held."""
@@ -393,7 +407,7 @@ class Resource:
             return True
         if copy.flags & _NODLCKWT and copy.highbast < copy.requested:
             copy.highbast = copy.requested
-            send(copy.node, Blocking(self.epoch, copy.lock, copy.requested))
+            send(copy.node, Blocking(self.term, copy.lock, copy.requested))
         return False
 
     def _demote_to_null(self, copy: Copy) -> None:
@@ -415,7 +429,7 @@ class Resource:
         for holder in holders:
             if holder is not blocked and must_be_told(holder, wanted):
                 holder.highbast = wanted
-                send(holder.node, Blocking(self.epoch, holder.lock, wanted))
+                send(holder.node, Blocking(self.term, holder.lock, wanted))
 
     def _tell_blockers_of_refused(self, copy: Copy, send: Send) -> None:
         if copy.flags & _NOQUEUEBAST:
@@ -432,7 +446,7 @@ class Resource:
             if not told:
                 wanted = Mode.CW if cw and blocked is Mode.PR is holder.granted else blocked
                 holder.highbast = wanted
-                send(holder.node, Blocking(self.epoch, holder.lock, wanted))
+                send(holder.node, Blocking(self.term, holder.lock, wanted))
 
     # -- value block -----------------------------------------------------------------------------
 

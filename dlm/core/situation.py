@@ -5,13 +5,14 @@ effects.
 """
 
 from collections import deque
+from collections.abc import Iterable
 
 from xxhash import xxh3_64_intdigest
 
 from dlm.core.resource import Resource
 from dlm.core.waits import Waits
 from dlm.effects import Effect, Send
-from dlm.messages import Message
+from dlm.messages import TERM_BITS, Message
 
 NEVER = float("inf")
 
@@ -25,13 +26,14 @@ class Situation:
         "epoch",
         "frozen",
         "incarnation",
+        "leaving",
         "local",
         "me",
         "members",
         "misdirected",
         "now_s",
         "rules",
-        "told_epoch",
+        "term",
         "waits",
     )
 
@@ -40,9 +42,10 @@ class Situation:
         self.rules: type[Resource] = Resource  # of those mastered here
         self.incarnation = incarnation
         self.epoch = 0  # as last entered
-        self.told_epoch = 0  # in which our records last went out
-        self.members: dict[int, int] = {}  # node to incarnation
-        self.frozen = True
+        self.members: dict[int, int] = {}  # node to incarnation, without those that are leaving
+        self.leaving: dict[int, int] = {}  # refused by all, but what they hold is still theirs
+        self.frozen = True  # not entered yet, or lost
+        self.term = 0  # the highest that we have handed out
         self.now_s = 0.0
         self.deadline_s = NEVER  # when the next Tick is due
         self.effects: list[Effect] = []
@@ -51,10 +54,10 @@ class Situation:
         self.misdirected = 0  # messages that no correct peer would have sent us
 
     def send(self, node: int, message: Message) -> None:
-        """Pass on `message`, after everything sent to that node before."""
+        """Pass on `message`, after everything sent to that node before; nobody else gets it."""
         if node == self.me:
             self.local.append(message)
-        else:
+        elif node in self.members:
             self.effects.append(Send(node, message))
 
     def wake(self, at_s: float) -> None:
@@ -63,13 +66,27 @@ class Situation:
 
     def directory_of(self, root: bytes) -> int:
         """Return the directory node of `root`: rendezvous hash, so a join moves 1/n of them."""
-        best, best_weight = 0, -1
-        for node in self.members:
-            weight = xxh3_64_intdigest(root, node)
-            if weight > best_weight:
-                best, best_weight = node, weight
-        return best
+        return directory_among(self.members, root)
 
     def alive(self, node: int, incarnation: int) -> bool:
-        """Tell whether that very start of the node is a member."""
+        """Tell whether that very start of the node is a member that is not leaving."""
         return self.members.get(node) == incarnation
+
+    def gone(self, node: int, incarnation: int) -> bool:
+        """Tell whether that start of the node is over for sure, and what it held is free."""
+        return self.members.get(node) != incarnation and self.leaving.get(node) != incarnation
+
+    def new_term(self, above: int = 0) -> int:
+        """Return a term above the one given, and above all that we have handed out."""
+        self.term = max(self.term, above, self.epoch << TERM_BITS) + 1
+        return self.term
+
+
+def directory_among(nodes: Iterable[int], root: bytes) -> int:
+    """Return the node with the highest weight for `root`."""
+    best, best_weight = 0, -1
+    for node in nodes:
+        weight = xxh3_64_intdigest(root, node)
+        if weight > best_weight:
+            best, best_weight = node, weight
+    return best

@@ -34,8 +34,12 @@ class Checker:
         """Check what holds when every message has arrived and nobody does anything."""
         for machine in machines:
             core = machine.core
-            _require(not core.here.frozen, "a recovery never ended", machine.node)
-            _require(not core.ownership.pending, "never answered", core.ownership.pending)
+            _require(not core.here.frozen, "never entered a view", machine.node)
+            _require(not core.recovery.busy, "a recovery never ended", core.recovery.awaited())
+            _require(not core.directory.held, "a request never found its master", machine.node)
+            _require(
+                not core.ownership.pending, "never answered", machine.node, core.ownership.pending
+            )
         self._check_copies(machines)
         self._check_directory(machines)
 
@@ -76,7 +80,7 @@ class Checker:
             for root, tree in machine.core.mastery.trees.items():
                 if not tree.resources:
                     continue
-                other = masters.setdefault((here.epoch, root), machine.node)
+                other = masters.setdefault((tree.term, root), machine.node)
                 _require(other == machine.node, "two masters", root, other, machine.node)
 
     def _check_copies(self, machines: "list[Machine]") -> None:
@@ -95,7 +99,9 @@ class Checker:
     def _check_directory(self, machines: "list[Machine]") -> None:
         trees = {root: m.node for m in machines for root in m.core.mastery.trees}
         entries = {
-            root: entry.master for m in machines for root, entry in m.core.mastery.directory.items()
+            root: entry.master[0]
+            for m in machines
+            for root, entry in m.core.directory.entries.items()
         }
         _require(trees == entries, "directory and trees disagree", trees, entries)
         for machine in machines:

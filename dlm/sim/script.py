@@ -41,7 +41,6 @@ from dlm.events import (
     Withdraw,
 )
 from dlm.messages import (
-    Belief,
     Cancel,
     Chase,
     Confirm,
@@ -50,13 +49,28 @@ from dlm.messages import (
     Message,
     Probe,
     Record,
+    Reign,
+    Seat,
     Status,
     Unlock,
 )
 from dlm.modes import Flags, Mode
 
 INDENT = "  "
-_HIDDEN = frozenset({"epoch", "lock", "flags", "owner", "lvb_sequence", "root", "leaf"})
+_HIDDEN = frozenset(
+    {
+        "epoch",
+        "term",
+        "tag",
+        "incarnation",
+        "lock",
+        "flags",
+        "owner",
+        "lvb_sequence",
+        "root",
+        "leaf",
+    }
+)
 _DULL = {"story": "", "demoted": False, "lvb_valid": True, "last": True}
 _FROM_OWNER = (Convert, Demote, Unlock, Cancel)
 
@@ -165,7 +179,7 @@ class Script:
         self._epoch += 1
         members = {node: core.here.incarnation for node, core in sorted(self.cores.items())}
         for node in members:
-            self._act(node, Enter(self._epoch, members))
+            self._act(node, Enter(self._epoch, members, {}, self._epoch - 1))
 
     def _wait(self, words: list[str]) -> None:
         self._now_s += float(words[0])
@@ -175,8 +189,8 @@ class Script:
 
     def _show(self, _words: list[str]) -> None:
         for node, core in sorted(self.cores.items()):
-            for root, entry in core.mastery.directory.items():
-                self._say(f"n{node} directory: {root.decode()} is mastered by n{entry.master}")
+            for root, entry in core.directory.entries.items():
+                self._say(f"n{node} directory: {root.decode()} is mastered by n{entry.master[0]}")
             for tree in core.mastery.trees.values():
                 for resource in tree.resources.values():
                     name = "/".join(part.decode() for part in resource.name if part)
@@ -242,18 +256,25 @@ class Script:
             return value.decode()
         if isinstance(value, tuple):
             return "[" + ", ".join(map(self._plain, value)) + "]"
-        if isinstance(value, Belief):
-            return f"{value.root.decode()} n{value.master} since {value.as_of}"
-        if isinstance(value, Record):
-            held = "nothing" if value.granted is None else value.granted.name
-            wanted = "" if value.requested is None else f" wants {value.requested.name}"
-            place = f" at {value.sequence}" if value.sequence else ""
-            name = "/".join(part.decode() for part in (value.root, value.leaf) if part)
-            return f"{name} {held}{wanted}{place}"
-        return repr(value)
+        return _entry(value)
 
     def _say(self, text: str) -> None:
         self._output.append(text)
+
+
+def _entry(value: object) -> str:
+    """Return one entry of a page in a few words."""
+    if isinstance(value, Seat):
+        return f"{value.root.decode()} n{value.master}"
+    if isinstance(value, Reign):
+        return value.root.decode() if value.term else f"{value.root.decode()} nobody"
+    if isinstance(value, Record):
+        held = "nothing" if value.granted is None else value.granted.name
+        wanted = "" if value.requested is None else f" wants {value.requested.name}"
+        place = f" at {value.sequence}" if value.sequence else ""
+        name = "/".join(part.decode() for part in (value.root, value.leaf) if part)
+        return f"{name} {held}{wanted}{place}"
+    return repr(value)
 
 
 def _on_the_way(message: Probe | Chase | Confirm) -> str:

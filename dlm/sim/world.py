@@ -3,8 +3,10 @@
 One `random.Random(seed)` takes every decision, so a seed and a commit are a complete bug report:
 `python -m dlm.sim --seed 7 --nodes 5` replays the run message by message.
 
-Links are ordered and lossless while both starts of the two nodes live; a crash loses what was still
-under way from some point on. Each member learns of a view in its own time and may skip some.
+Links are ordered and lossless while both starts of the two nodes are members; a crash loses what
+was still under way from some point on. A node that is cut off goes on with what it holds until its
+lease ends; the others see it leaving first, and gone only after that. Each member learns of a view
+in its own time and may skip some; a node may also be deaf for a while, and catch up.
 """
 
 import heapq
@@ -22,7 +24,7 @@ from dlm.events import Enter, Event, Lose, Received, Tick
 from dlm.messages import Epoch, decode, encode
 from dlm.sim.checkers import Checker
 
-TRACE_LINES = 3000
+TRACE_LINES = 30000
 
 
 class Faults(msgspec.Struct, frozen=True):
@@ -32,6 +34,10 @@ class Faults(msgspec.Struct, frozen=True):
     view_delay_s: float = 0.005
     detection_s: float = 0.02
     absence_s: float = 0.05
+    lease_s: float = 0.02  # from being seen leaving to being gone
+    cut_probability: float = 0.3  # of being cut off instead of crashing
+    pause_interval_s: float = float("inf")
+    pause_s: float = 0.02
     crash_interval_s: float = 0.1  # between two crashes or removals; infinite: none
     second_crash_probability: float = 0.3  # soon after another one, so during its recovery
     removal_probability: float = 0.3  # of being removed alive instead of crashing
@@ -45,6 +51,9 @@ class Machine:
         self.incarnation = incarnation
         self.core = LockspaceCore(node, incarnation)
         self.alive = True
+        self.cut = False  # nobody hears it, and it hears nobody
+        self.deaf_until_s = 0.0
+        self.early: list[tuple[Machine, int, bytes]] = []  # of views that it has not entered yet
         self.alarm_s = float("inf")  # when it will look at the clock
         self.removed_epoch: Epoch | None = None  # the view in which it is no longer a member
 
@@ -72,6 +81,8 @@ class World:
         self.epoch = 0
         self._view: dict[int, int] = {}  # its members
         self._members: dict[int, int] = {}
+        self._leaving: dict[int, int] = {}
+        self._view_leaving: dict[int, int] = {}
         self._starts: dict[int, Machine] = {}  # every start ever, by incarnation
         self._link_free_s: dict[tuple[int, int], float] = {}
         self._incarnation = 0
@@ -85,6 +96,8 @@ class World:
             self._start(node)
         self._propose()
         self._schedule_fault()
+        if self.faults.pause_interval_s != float("inf"):
+            self.after(self.around(self.faults.pause_interval_s), self._pause)
 
     def run(self, until_s: float) -> None:
         """Run events in time order until none is left or `until_s` is reached."""
@@ -128,7 +141,7 @@ class World:
         """Let a Tick come at the machine's deadline, or a little later."""
         deadline_s = machine.core.deadline_s
         if deadline_s < machine.alarm_s:
-            machine.alarm_s = deadline_s + self.around(self.faults.delay_s)
+            machine.alarm_s = max(deadline_s, self.now_s) + self.around(self.faults.delay_s / 10)
             self.after(max(0.0, machine.alarm_s - self.now_s), lambda: self._ring(machine))
 
     def _ring(self, machine: Machine) -> None:
@@ -152,18 +165,39 @@ class World:
 
     def _transmit(self, source: Machine, target: int, body: bytes) -> None:
         """Deliver after a random delay, never overtaking earlier messages on the same link."""
-        link = source.incarnation, target
+        link, epoch = (source.incarnation, target), source.core.here.epoch
+        if source.cut or self._starts[target].cut:
+            return  # and nothing comes after it: the one that is cut off will be removed
         at_s = max(self.now_s + self.around(self.faults.delay_s), self._link_free_s.get(link, 0.0))
         self._link_free_s[link] = at_s
-        self.after(at_s - self.now_s, lambda: self._arrive(source, self._starts[target], body))
+        self.after(
+            at_s - self.now_s, lambda: self._arrive(source, self._starts[target], epoch, body)
+        )
 
-    def _arrive(self, source: Machine, target: Machine, body: bytes) -> None:
+    def _arrive(self, source: Machine, target: Machine, epoch: int, body: bytes) -> None:
+        if self.now_s < target.deaf_until_s:
+            again = target.deaf_until_s - self.now_s
+            self.after(again, lambda: self._arrive(source, target, epoch, body))
+            return
         if not source.alive and self._is_lost_in_crash(source, target):
             return
+        if source.cut or target.cut or not target.alive:
+            return
+        if epoch > target.core.here.epoch or target.early:
+            target.early.append((source, epoch, body))
+        else:
+            self._receive(source, target, body)
+
+    def _receive(self, source: Machine, target: Machine, body: bytes) -> None:
         gone = source.removed_epoch
-        if target.alive and (gone is None or target.core.here.epoch < gone):
-            message = decode(body)
-            self.act(target, Received(source.node, message))
+        if gone is None or target.core.here.epoch < gone:
+            self.act(target, Received(source.node, decode(body)))
+
+    def _drain(self, target: Machine) -> None:
+        """Let arrive what has waited for the view that the node has just entered."""
+        while target.early and target.early[0][1] <= target.core.here.epoch:
+            source, _, body = target.early.pop(0)
+            self._receive(source, target, body)
 
     def _is_lost_in_crash(self, source: Machine, target: Machine) -> bool:
         """Let a crash cut the link at a random message: after one lost, all are lost."""
@@ -187,24 +221,37 @@ class World:
     def _propose(self) -> None:
         """Make the present members the next view; each learns of it in its own time."""
         self.epoch += 1
-        epoch, members = self.epoch, dict(self._members)
-        self._view = members
+        epoch, members, leaving = self.epoch, dict(self._members), dict(self._leaving)
+        self._view, self._view_leaving = members, leaving
         for machine in self._starts.values():
             if members.get(machine.node) != machine.incarnation and machine.removed_epoch is None:
                 machine.removed_epoch = epoch
-        self._note(f"view {epoch}: {members}")
+        self._note(f"view {epoch}: {members}, leaving {leaving}")
         for incarnation in members.values():
-            self._announce(self._starts[incarnation], epoch, members)
+            self._announce(self._starts[incarnation], Enter(epoch, members, leaving, epoch - 1))
 
-    def _announce(self, machine: Machine, epoch: int, members: dict[int, int]) -> None:
-        def enter() -> None:
-            newest, who = epoch, members
+    def _announce(self, machine: Machine, enter: Enter) -> None:
+        def act() -> None:
+            newest = enter
+            if self.now_s < machine.deaf_until_s:
+                self.after(machine.deaf_until_s - self.now_s, act)
+                return
             if self.likely(0.5) and self._view.get(machine.node) == machine.incarnation:
-                newest, who = self.epoch, self._view
-            if machine.alive and machine.core.here.epoch < newest:
-                self.act(machine, Enter(newest, who))
+                newest = Enter(self.epoch, self._view, self._view_leaving, self.epoch - 1)
+            if machine.alive and not machine.cut and machine.core.here.epoch < newest.epoch:
+                self.act(machine, newest)
+                self._drain(machine)
 
-        self.after(self.around(self.faults.view_delay_s), enter)
+        self.after(self.around(self.faults.view_delay_s), act)
+
+    def _pause(self) -> None:
+        """Let a node be deaf for a while."""
+        if self.quiet:
+            return
+        if self.machines:
+            machine = self.machines[self.random.choice(sorted(self.machines))]
+            machine.deaf_until_s = self.now_s + self.around(self.faults.pause_s)
+        self.after(self.around(self.faults.pause_interval_s), self._pause)
 
     def _schedule_fault(self) -> None:
         if self.faults.crash_interval_s != float("inf"):
@@ -213,36 +260,60 @@ class World:
     def _fault(self) -> None:
         if self.quiet:
             return
-        if len(self.machines) > 1:
-            machine = self.machines[self.random.choice(sorted(self.machines))]
-            self._take_down(machine)
+        self._take_one_down()
         self._schedule_fault()
         if self.random.random() < self.faults.second_crash_probability:
+            self.after(self.around(self.faults.view_delay_s), self._again)
             self.after(self.faults.detection_s + self.around(self.faults.view_delay_s), self._again)
 
     def _again(self) -> None:
-        if not self.quiet and len(self.machines) > 1:
-            self._take_down(self.machines[self.random.choice(sorted(self.machines))])
+        if not self.quiet:
+            self._take_one_down()
+
+    def _take_one_down(self) -> None:
+        well = sorted(node for node, machine in self.machines.items() if not machine.cut)
+        if len(well) > 1:
+            self._take_down(self.machines[self.random.choice(well)])
 
     def _take_down(self, machine: Machine) -> None:
-        if self.random.random() < self.faults.removal_probability:
-            self.act(machine, Lose())
-            self._note(f"n{machine.node} removed")
+        dice = self.random.random()
+        if dice < self.faults.cut_probability:
+            self._note(f"n{machine.node} is cut off")
+            machine.cut = True
+        elif dice < self.faults.cut_probability + self.faults.removal_probability:
+            self._note(f"n{machine.node} gives up")
+            self._end(machine)
         else:
             self._note(f"n{machine.node} crashes")
+            machine.alive = False
+            del self.machines[machine.node]
+        self.after(self.around(self.faults.detection_s), lambda: self._suspect(machine))
+
+    def _end(self, machine: Machine) -> None:
+        """Let the node notice that it is a member no more."""
+        self.act(machine, Lose())
         machine.alive = False
         del self.machines[machine.node]
-        self.after(self.around(self.faults.detection_s), lambda: self._bury(machine))
 
-    def _bury(self, machine: Machine) -> None:
+    def _suspect(self, machine: Machine) -> None:
+        """Refuse the node; what it holds stays its own until its lease has ended."""
         if self._members.get(machine.node) == machine.incarnation:
             del self._members[machine.node]
+            self._leaving[machine.node] = machine.incarnation
             if self._members:
                 self._propose()
+        self.after(self.around(self.faults.lease_s), lambda: self._bury(machine))
+
+    def _bury(self, machine: Machine) -> None:
+        if machine.alive:
+            self._end(machine)
+        del self._leaving[machine.node]
+        if self._members:
+            self._propose()
         self.after(self.around(self.faults.absence_s), lambda: self._rejoin(machine.node))
 
     def _rejoin(self, node: int) -> None:
-        if node not in self.machines:
+        if node not in self.machines and node not in self._leaving:
             self._start(node)
             self._propose()
 

@@ -132,7 +132,7 @@ class LockCluster(RuleBasedStateMachine):
         members = {node: core.here.incarnation for node, core in sorted(self.cores.items())}
         for node in nodes:
             if node in self.cores:
-                self.act(node, Enter(self.epoch, members))
+                self.act(node, Enter(self.epoch, members, {}, self.epoch - 1))
 
     def settle(self) -> None:
         while any(self.links.values()):

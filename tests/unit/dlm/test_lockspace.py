@@ -6,7 +6,7 @@ from dlm.core.recovery import PAGE
 from dlm.effects import Complete, Effect, Send
 from dlm.errors import LockBusy, LockLost
 from dlm.events import Acquire, Change, Enter, Lock, Lose, Name, Received, Release, Tick, Withdraw
-from dlm.messages import Locks, Message, Names, Removed, Request, Route, Status
+from dlm.messages import Locks, Message, Reigns, Removed, Request, Route, Seats, Status
 from dlm.modes import Flags, Mode
 
 NL, CR, CW, PR, PW, EX = Mode
@@ -33,7 +33,7 @@ class Wire:
     def enter(self, epoch: int, *nodes: int) -> None:
         members = {node: self.cores[node].here.incarnation for node in sorted(self.cores)}
         for node in nodes or tuple(members):
-            self.act(node, Enter(epoch, members))
+            self.act(node, Enter(epoch, members, {}, epoch - 1))
 
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
@@ -104,7 +104,7 @@ def test_a_forgotten_root_leaves_no_trace(wire: Wire) -> None:
         wire.settle()
         for core in wire.cores.values():
             assert root not in core.mastery.trees
-            assert root not in core.mastery.directory
+            assert root not in core.directory.entries
             assert root not in core.ownership.roots
 
 
@@ -245,19 +245,81 @@ def test_a_value_written_by_an_unlock_in_flight_survives_a_view_change(wire: Wir
     assert (reader.lvb, reader.lvb_valid, anchor.mode) == (b"precious", True, NL)
 
 
-def test_what_happens_while_frozen_counts_at_once_and_arrives_later(wire: Wire) -> None:
+def test_what_happens_to_a_tree_without_a_master_counts_at_once_and_arrives_later(
+    wire: Wire,
+) -> None:
     name = Name(root_with_directory(wire, 2))
     wire.lock(1, name, NL)
     writer = wire.lock(3, name, EX)
     wire.act(2, Acquire(waiter := Lock(name), PR, int(Flags.VALBLK)))
     wire.settle()
-    wire.enter(2)
+    del wire.cores[1]
+    wire.links.clear()
+    wire.enter(2)  # node 3 has told what it holds, and nobody has heard it yet
     wire.act(3, Change(writer, NL, int(Flags.VALBLK), b"frozen!!"))
     assert writer.mode is NL
     assert waiter.mode is None
     wire.settle()
     assert wire.completed[-1] == (waiter, Status.GRANTED)
     assert (waiter.lvb, waiter.lvb_valid) == (b"frozen!!", True)
+
+
+def test_a_view_change_stops_nothing_that_it_does_not_concern(wire: Wire) -> None:
+    """The master is cut off from all pages of the recovery, and grants all the same."""
+    for directory in (1, 2):
+        name = Name(root_with_directory(wire, directory))
+        wire.lock(1, name, NL)
+        del wire.cores[3]
+        wire.enter(2)
+        wire.links.clear()
+        wire.act(2, Acquire(lock := Lock(name), PR))
+        while any(wire.links.values()):
+            for (source, target), link in tuple(wire.links.items()):
+                while link:
+                    wire.act(target, Received(source, link.pop(0)))
+        assert lock.mode is PR
+        wire.__init__(1, 2, 3)  # type: ignore[misc]
+        wire.enter(1)
+        wire.settle()
+
+
+def test_while_a_member_is_leaving_only_its_own_trees_wait(wire: Wire) -> None:
+    lost, kept = Name(root_with_directory(wire, 1)), Name(root_with_directory(wire, 2))
+    wire.lock(3, lost, NL)
+    wire.lock(1, kept, NL)
+    wire.act(2, Acquire(theirs := Lock(lost, "at hand"), PR))
+    wire.settle()
+    del wire.cores[3]
+    wire.links.clear()
+    for node in (1, 2):
+        wire.act(node, Enter(2, {1: 1, 2: 2}, {3: 3}, 1))
+    wire.settle()
+    assert wire.lock(2, kept, PR).mode is PR
+    wire.act(1, Acquire(waiter := Lock(lost), EX))
+    wire.act(2, Release(theirs))
+    wire.settle()
+    assert waiter.mode is None
+    for node in (1, 2):
+        wire.act(node, Enter(3, {1: 1, 2: 2}, {}, 2))
+    wire.settle()
+    assert waiter.mode is EX
+
+
+def test_what_one_that_is_leaving_holds_is_still_its_own(wire: Wire) -> None:
+    name = Name(root_with_directory(wire, 2))
+    wire.lock(1, name, NL)
+    wire.lock(3, name, EX)
+    del wire.cores[3]
+    wire.links.clear()
+    for node in (1, 2):
+        wire.act(node, Enter(2, {1: 1, 2: 2}, {3: 3}, 1))
+    wire.act(2, Acquire(waiter := Lock(name), PR, int(Flags.VALBLK)))
+    wire.settle()
+    assert waiter.mode is None
+    for node in (1, 2):
+        wire.act(node, Enter(3, {1: 1, 2: 2}, {}, 2))
+    wire.settle()
+    assert (waiter.mode, waiter.lvb_valid) == (PR, False)
 
 
 def test_a_second_failure_restarts_the_recovery(wire: Wire) -> None:
@@ -276,34 +338,40 @@ def test_a_second_failure_restarts_the_recovery(wire: Wire) -> None:
     assert held.mode is EX  # the dead do not know
 
 
-def test_large_states_are_told_in_pages(wire: Wire) -> None:
-    names = [Name(b"root", b"%d" % n) for n in range(2 * PAGE + 1)]
-    wire.lock(1, Name(b"root"), NL)
-    locks = [wire.cores[3].handle(Acquire(Lock(name), PR), 0.0) for name in names]
-    for effects in locks:
-        for effect in effects:
-            if isinstance(effect, Send):
-                wire.links.setdefault((3, effect.node), []).append(effect.message)
+def test_large_states_are_told_in_pages_and_slices(wire: Wire) -> None:
+    root = root_with_directory(wire, 2)
+    names = [Name(root, b"%d" % n) for n in range(4 * PAGE)]
+    wire.lock(1, Name(root), NL)
+    locks = [Lock(name) for name in names]
+    for lock in locks:
+        wire.act(3, Acquire(lock, PR))
     wire.settle()
+    del wire.cores[1]
     wire.enter(2)
     pages = []
-    while any(wire.links.values()):
+    while any(wire.links.values()) or any(c.deadline_s <= 0.0 for c in wire.cores.values()):
+        wire.wait(0.0)
         for (source, target), link in tuple(wire.links.items()):
-            if link:
+            if link and target in wire.cores:
                 message = link.pop(0)
-                if isinstance(message, Locks) and source == 3 and message.records:
+                if isinstance(message, Locks) and message.records:
                     pages.append(len(message.records))
                 wire.act(target, Received(source, message))
-    assert pages == [PAGE, PAGE, 1]
-    assert len(wire.cores[1].mastery.copies) == 2 * PAGE + 2
+            else:
+                link.clear()
+    assert len(pages) > 3
+    assert sum(pages) == len(locks)
+    assert max(pages) <= PAGE
+    assert len(wire.cores[2].mastery.copies) == len(locks)
+    wire.settle()
 
 
 def test_messages_of_the_epoch_to_come_wait_for_it(wire: Wire) -> None:
     members = dict(wire.cores[1].here.members)
-    early = Names(2, (), last=True)
-    assert wire.act(1, Received(2, early)) == []
+    assert wire.act(1, Received(2, Seats(2, (), last=True))) == []
+    assert wire.act(1, Received(2, Reigns(2, 2, ()))) == []
     wire.act(1, Enter(2, members))
-    assert wire.cores[1].recovery.awaited()["names"] == [3]
+    assert wire.cores[1].recovery.awaited()["pages"] == [3]
 
 
 def test_losing_everything_ends_every_wait_once(wire: Wire) -> None:
@@ -328,7 +396,7 @@ def test_a_direct_request_to_a_node_that_gave_the_root_up_finds_its_way(wire: Wi
     wire.settle()
     wire.act(1, Release(other))
     assert lock.id
-    stray = Request(1, 3, 99, root, b"leaf", NL, 0, "", Route.DIRECT)
+    stray = Request(1, 3, 99, root, b"leaf", NL, 0, "", Route.DIRECT, 3)
     wire.settle()
     wire.act(3, Release(lock))
     wire.settle()

@@ -12,7 +12,7 @@ class Bench:
     """One resource, and what it said since last asked."""
 
     def __init__(self) -> None:
-        self.resource = Resource(Name(b"r"), epoch=1)
+        self.resource = Resource(Name(b"r"), term=1)
         self.said: list[Message] = []
         self._locks = 0
 

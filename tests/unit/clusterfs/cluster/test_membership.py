@@ -50,7 +50,8 @@ def test_leaving_frees_the_writers_but_keeps_the_locks() -> None:
     assert after is not None
     assert after.in_sync == (0b1010,) * GROUPS
     assert not after.has(2, 12)
-    assert after.lock_epoch == before.lock_epoch
+    assert after.lock_epoch == after.epoch
+    assert after.lock_epoch_before == before.lock_epoch
     down = membership.removed(after, {12})
     assert down is not None
     assert down.lock_epoch == down.epoch
@@ -185,10 +186,9 @@ class AnyHistory(RuleBasedStateMachine):
                 for field in ("in_sync", "syncing", "stopped")
             )
             assert not changed or view.generation[group] == view.epoch
-        who = {(m.node, m.incarnation) for m in view.members}
-        assert (who != {(m.node, m.incarnation) for m in old.members}) == (
-            view.lock_epoch == view.epoch
-        )
+        moved = view.members != old.members
+        assert moved == (view.lock_epoch == view.epoch)
+        assert view.lock_epoch_before == (old.lock_epoch if moved else old.lock_epoch_before)
         self.view = view
 
     @rule(node=st.sampled_from(NODES), store=st.sampled_from([True, True, True, False]))
