@@ -77,8 +77,8 @@ async def test_a_descriptor_that_became_another_file_is_not_written_to(tmp_path:
     receiving, sending = os.pipe()
     kernel = SessionKernel()
     kernel.use(sending)
-    os.close(sending)  # as the session does at its end, while locks are still given up
     with (tmp_path / "segment").open("wb") as file:
+        # The session has closed its own, while locks are still given up, and the number is reused.
         os.dup2(file.fileno(), sending)
         await kernel.invalidate_attributes(7)
         await kernel.drop_dentries()
