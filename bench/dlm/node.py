@@ -44,12 +44,15 @@ class Worker:
         self._me = me
         self._space = space
         self._kept: list[Lock] = []
+        self._owner: Owner
+        self._first: Lock
         self.commands: dict[str, Callable[..., Awaitable[Any]]] = {
             "keep": self.keep,
             "one": self.one,
             "many": self.many,
             "storm": self.storm,
-            "cycle": self.cycle,
+            "hold": self.hold,
+            "want": self.want,
             "messages": self.messages,
         }
 
@@ -107,22 +110,22 @@ class Worker:
             space.unlock_nowait(lock)
         return {"per_s": count / elapsed_s, "waited_for": waited, "batches": said}
 
-    async def cycle(self, prefix: str, around: int, turn: int) -> dict[str, Any]:
-        """Hold one name, then want the next node's: a deadlock; return who gave way, when."""
-        space, owner = self._space, Owner(f"transaction of node {self._me}")
-        first = await space.lock(Name(f"{prefix}{turn}".encode()), Mode.EX, owner=owner)
-        await trio.sleep(0.2)  # let the others hold theirs
+    async def hold(self, name: str) -> None:
+        """Begin a transaction: hold one name."""
+        self._owner = Owner(f"transaction of node {self._me}")
+        self._first = await self._space.lock(Name(name.encode()), Mode.EX, owner=self._owner)
+
+    async def want(self, name: str) -> dict[str, Any]:
+        """Let the transaction want another name, then end; return whether it gave way, when."""
+        space, victim = self._space, False
         start_s = time.perf_counter()
-        following = Name(f"{prefix}{(turn + 1) % around}".encode())
         try:
-            second = await space.lock(following, Mode.EX, owner=owner)
+            space.unlock_nowait(await space.lock(Name(name.encode()), Mode.EX, owner=self._owner))
         except DeadlockVictim:
-            result = {"victim": True, "us": (time.perf_counter() - start_s) * 1e6}
-        else:
-            result = {"victim": False, "us": (time.perf_counter() - start_s) * 1e6}
-            space.unlock_nowait(second)
-        space.unlock_nowait(first)
-        return result
+            victim = True
+        us = (time.perf_counter() - start_s) * 1e6
+        space.unlock_nowait(self._first)
+        return {"victim": victim, "us": us}
 
     async def messages(self) -> dict[str, int]:
         """Return what was sent so far, by type."""

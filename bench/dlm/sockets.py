@@ -122,9 +122,10 @@ def measure(nodes: Nodes, seconds: float) -> Samples:
 
 
 def _cycle(nodes: Nodes, count: int) -> dict[str, Any]:
-    members = list(range(1, count + 1))
-    prefix = nodes.name(1)
-    found = nodes.together(members, "cycle", prefix=prefix, around=count, turn=lambda turn: turn)
+    """Let nodes hold a name each, then want the next one's."""
+    members, prefix = list(range(1, count + 1)), nodes.name(1)
+    nodes.together(members, "hold", name=lambda turn: f"{prefix}.{turn}")
+    found = nodes.together(members, "want", name=lambda turn: f"{prefix}.{(turn + 1) % count}")
     victims = [result["us"] for result in found if result["victim"]]
     return {"found_us": min(victims, default=float("nan")), "victims": len(victims)}
 
