@@ -317,6 +317,11 @@ class SimulatedTable:
                 return
             yield keys[index], snapshot[keys[index]]
 
+    def keys(self, first: bytes, end: bytes) -> Iterator[bytes]:
+        """Yield keys of the snapshot."""
+        for key, _ in self.items(first, end):
+            yield key
+
     def commit(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take all changes as one event."""
         total, taken = Total(self._content.get(TOTAL)), dict(changes)

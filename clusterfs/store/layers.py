@@ -47,8 +47,7 @@ class Values:
 
     def keys(self, first: bytes, end: bytes) -> Iterator[bytes]:
         """Yield the snapshot's keys with first <= key < end, in order; no value is looked at."""
-        for key, _ in self._table.items(first, end):
-            yield key
+        return self._table.keys(first, end)
 
     def _opened(self, key: bytes, sealed: bytes) -> bytes:
         value = open_value(key, sealed)

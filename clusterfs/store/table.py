@@ -49,6 +49,9 @@ class Table(Protocol):
     def items(self, first: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the snapshot's pairs with first <= key < end, in order."""
 
+    def keys(self, first: bytes, end: bytes) -> Iterator[bytes]:
+        """Yield the snapshot's keys with first <= key < end, in order, without their values."""
+
     def commit(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Put (or, with None, remove) all of them, durably, or raise OSError and change nothing."""
 
@@ -141,6 +144,16 @@ class LmdbTable:
             if key >= end:
                 return
             yield key, value
+
+    def keys(self, first: bytes, end: bytes) -> Iterator[bytes]:
+        """Yield keys; the pages of large values are not touched."""
+        cursor = self._reader.cursor()
+        if not cursor.set_range(first):
+            return
+        for key in cursor.iternext(keys=True, values=False):
+            if key >= end:
+                return
+            yield key
 
     def commit(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Write one LMDB transaction; LMDB syncs data, then the meta page."""

@@ -109,6 +109,8 @@ def test_a_table_shows_a_snapshot_until_it_is_refreshed(tmp_path: Path) -> None:
     table.refresh()
     assert list(table.items(b"a", b"c")) == [a, b]
     assert list(table.items(b"d", b"e")) == []
+    assert list(table.keys(b"b", b"c")) == [b"b"]
+    assert list(table.keys(b"d", b"e")) == []
     other = sealed(b"b", b"22")
     table.commit([(b"a", None), (b"absent", None), other])
     assert (table.get(b"a"), table.get(b"b")) == (a[1], b[1])
