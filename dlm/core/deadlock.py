@@ -16,6 +16,7 @@ What goes first in a queue is not followed as a wait of its own: whoever holds w
 for is in the way of all behind it, and the queue's node says so at once.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple, Protocol
 
@@ -27,6 +28,7 @@ from dlm.events import Key, Owner, Wait
 from dlm.messages import Blocker, Chase, Confirm, Hop, Probe
 
 LONGEST: Final = 64  # waits on a path; a longer cycle is not found
+STORIES: Final = 10
 SEEN_S: Final = 5.0  # how long a search is remembered
 
 
@@ -74,10 +76,11 @@ class Detector:
         self._here = here
         self._sources = dict(sources)
         self._seen: dict[tuple[int, int], tuple[float, set[Key]]] = {}  # by home and search
-        self._searches = 0
+        self.searches = 0
         self.victims = 0  # waits of this node that gave way
+        self.stories: deque[str] = deque(maxlen=STORIES)  # of the last victims
         self.on_close: Callable[[Wait], None] | None = None  # a second round begins from this wait
-        self.on_victim: Callable[[Wait], None] | None = None
+        self.on_victim: Callable[[Wait, tuple[Hop, ...]], None] | None = None
 
     def register(self, kind: int, source: Source) -> None:
         """Search also through things of another kind."""
@@ -92,8 +95,8 @@ class Detector:
         for wait in tuple(here.waits.by_key.values()):
             if wait.search_s <= here.now_s:
                 wait.search_s = here.now_s + SEARCH_EVERY_S
-                self._searches += 1
-                self._ask(self._searches, (), wait)
+                self.searches += 1
+                self._ask(self.searches, (), wait)
         waits = here.waits
         waits.due_s = min((wait.search_s for wait in waits.by_key.values()), default=NEVER)
 
@@ -102,6 +105,8 @@ class Detector:
     def probe(self, _sender: int, message: Probe) -> None:
         """As the queue's node: pass the search on to the homes of what is in the way."""
         here, last = self._here, message.path[-1]
+        if message.epoch != here.epoch:
+            return  # a node on the path may be another start of itself by now
         homes: dict[int, list[Blocker]] = {}
         for node, blocker in self._blockers(last):
             homes.setdefault(node, []).append(blocker)
@@ -111,6 +116,8 @@ class Detector:
     def chase(self, _sender: int, message: Chase) -> None:
         """As home of what is in the way: pass the search on through what its users wait for."""
         first = message.path[0]
+        if message.epoch != self._here.epoch:
+            return
         self._here.waits.heard(max(hop.owner for hop in message.path))
         for blocker in message.blockers:
             for owner, stamp in self._holders(blocker):
@@ -125,7 +132,7 @@ class Detector:
     def _ask(self, search: int, path: tuple[Hop, ...], wait: Wait, hop: Hop | None = None) -> None:
         here, (kind, number) = self._here, wait.key
         host = self._sources[kind].host(number)
-        if host is not None:
+        if host in here.members:
             path = (*path, hop or self._hop(wait))
             here.send(host, Probe(here.epoch, search, path))
 
@@ -189,6 +196,8 @@ class Detector:
     def confirm(self, _sender: int, message: Confirm) -> None:
         """Check one hop of a cycle that a search has found."""
         cycle, at = message.cycle, message.at
+        if message.epoch != self._here.epoch:
+            return
         if not message.home:
             self._confirm_in_queue(cycle, at)
         elif at:
@@ -199,7 +208,7 @@ class Detector:
     def _confirm_at_home(self, cycle: tuple[Hop, ...], at: int) -> None:
         here, hop = self._here, cycle[at]
         host = self._sources[hop.kind].host(hop.number)
-        if host is not None and self._still(hop):
+        if host in here.members and self._still(hop):
             here.send(host, Confirm(here.epoch, cycle, at, home=False))
 
     def _confirm_in_queue(self, cycle: tuple[Hop, ...], at: int) -> None:
@@ -221,9 +230,10 @@ class Detector:
         victim = cycle[0]
         self.victims += 1
         if self.on_victim is not None:
-            self.on_victim(self._here.waits.by_key[victim.kind, victim.number])
+            self.on_victim(self._here.waits.by_key[victim.kind, victim.number], cycle)
         self._here.waits.end(victim.kind, victim.number)
-        self._sources[victim.kind].give_up(victim.number, tell(cycle))
+        self.stories.append(tell(cycle))
+        self._sources[victim.kind].give_up(victim.number, self.stories[-1])
 
 
 def _rank(hop: Hop) -> _Rank:

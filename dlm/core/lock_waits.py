@@ -35,6 +35,8 @@ class LockWaits:
         if copy is None or copy.requested is None:
             return
         for holder, first in copy.resource.blockers(copy):
+            if holder.node < 0:
+                continue  # its holder is gone, and it will be buried
             assert holder.granted is not None
             place, behind = (0, "") if first is None else (first.sequence, _who(first))
             yield holder.node, Blocker(LOCK, holder.lock, int(holder.granted), place, behind)

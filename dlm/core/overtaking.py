@@ -2,20 +2,32 @@
 
 From fs/ocfs2/dlm (dlm_can_grant_new_lock, dlmconvert_master, dlm_shuffle_lists). A request that has
 just arrived looks only at what is granted and at both modes of what converts, so it may overtake
-others that wait. Later only the first of each queue is looked at. No conversion deadlock is refused
-or broken: all in it are told that they are in the way, converting ones too, and one has to cancel.
+others that wait. If it does not fit it is queued, and then the first of each queue is looked at,
+where of what converts only the held mode counts. No conversion deadlock is refused or broken: all
+in it are told that they are in the way, converting ones too, and one has to cancel.
 """
 
 from collections.abc import Iterable, Iterator
 
 from dlm.core.master_copy import Copy
-from dlm.core.resource import Resource
+from dlm.core.resource import Resource, Send
+from dlm.modes import Mode
 
 
 class OvertakingResource(Resource):
     """Queues and value block of one resource, as in o2dlm."""
 
     __slots__ = ()
+
+    def request(self, copy: Copy, send: Send) -> None:
+        """Grant, queue or refuse a new lock; then look at the heads of the queues."""
+        super().request(copy, send)
+        self.settle(send)
+
+    def convert(self, copy: Copy, mode: Mode, flags: int, lvb: bytes | None, send: Send) -> None:
+        """Grant, queue or refuse a change of mode; then look at the heads of the queues."""
+        super().convert(copy, mode, flags, lvb, send)
+        self.settle(send)
 
     def _fits(self, copy: Copy, *, now: bool, recover: bool = False) -> bool:
         if self._conflicts(copy):

@@ -54,6 +54,7 @@ _IVVALBLK = int(Flags.IVVALBLK)
 _LVB = _VALBLK | _IVVALBLK
 _CONVDEADLK = int(Flags.CONVDEADLK)
 _EXPEDITE = int(Flags.EXPEDITE)
+_ALTERNATE = int(Flags.ALTPR | Flags.ALTCW)
 _REMEMBERED = 10_000
 _WRITERS = (Mode.CW, Mode.PW, Mode.EX)
 
@@ -99,6 +100,7 @@ class Ownership:
         if self.must_wait(lock, mode, flags):
             raise LockBusy(repr(lock))
         assert not flags & _EXPEDITE
+        assert not flags & _ALTERNATE or held <= Mode.CR, "the other mode may be weaker"
         assert not flags & _QUECVT or may_queue_conversion(held, mode)
         assert not (flags & _CONVDEADLK and flags & _NOQUEUE)
         lock.flags, lock.demoted = flags, False

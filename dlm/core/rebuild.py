@@ -118,11 +118,13 @@ def _keep_lvb(resource: Resource, records: Reported, old: Resource) -> None:
 
 def _recover_lvb(resource: Resource, records: Reported) -> None:
     known = [record for _, record in records if record.lvb is not None]
+    seen = max(record.known_sequence for _, record in records)
     if not known:
+        resource.lvb_sequence, resource.lvb_valid = seen, not seen
         return
     strong = [record for record in known if _has_current_lvb(record)]
     best = max(strong or known, key=_lvb_sequence)
-    resource.lvb, resource.lvb_sequence = best.lvb, best.lvb_sequence
+    resource.lvb, resource.lvb_sequence = best.lvb, max(best.lvb_sequence, seen)
     resource.lvb_valid = bool(strong) and best.lvb_valid
 
 

@@ -3,8 +3,9 @@
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from dlm.events import Lock, Name
+from dlm.events import Name
 from dlm.modes import Mode
+from dlm.sim.values import Values
 from dlm.sim.waitgraph import WaitGraph
 
 if TYPE_CHECKING:
@@ -19,14 +20,15 @@ class Checker:
     """Looks at all live nodes at once, as no node can."""
 
     def __init__(self) -> None:
-        self._values: dict[Name, set[bytes]] = {}  # what may be read; empty: invalidated
-        self.values_read = 0
+        self.values = Values()
         self.waits = WaitGraph()
 
     def after_event(self, machines: "list[Machine]", now_s: float) -> None:
         """Check what holds at any moment."""
         self.waits.look(now_s)
-        _require(not self.waits.complaints, *self.waits.complaints)
+        self.values.look(machines, now_s)
+        complaints = self.waits.complaints or self.values.complaints
+        _require(not complaints, *complaints)
         self._check_exclusion(machines)
         self._check_mastery(machines)
 
@@ -42,22 +44,6 @@ class Checker:
             )
         self._check_copies(machines)
         self._check_directory(machines)
-
-    def wrote(self, name: Name, value: bytes | None) -> None:
-        """A holder that excludes others wrote the LVB, or (None) invalidated it."""
-        self._values[name] = set() if value is None else {value}
-
-    def may_write(self, name: Name, value: bytes) -> None:
-        """A holder asked for a conversion that writes; a crash may hide whether it was granted."""
-        self._values.setdefault(name, set()).add(value)
-
-    def was_granted(self, lock: Lock) -> None:
-        """A lock that excludes writers has just read the LVB: it is the last one, or doubtful."""
-        if not lock.lvb_valid or not lock.lvb_sequence:
-            return
-        self.values_read += 1
-        allowed = self._values.get(lock.name, set())
-        _require(lock.lvb in allowed, "stale LVB", lock, lock.lvb, allowed)
 
     def _check_exclusion(self, machines: "list[Machine]") -> None:
         held: dict[Name, list[tuple[Mode, int]]] = {}

@@ -5,9 +5,10 @@ import traceback
 
 import msgspec
 
+from dlm.core.resource import Resource
 from dlm.sim.transactions import Transactions
 from dlm.sim.workload import Workload
-from dlm.sim.world import Faults, World
+from dlm.sim.world import Faults, Machine, World
 
 REST_S = 20.0  # far beyond anything that is still to happen in a calm world
 
@@ -32,15 +33,24 @@ def simulate(
     faults: Faults | None = None,
     *,
     transactions: bool = False,
+    rules: type[Resource] = Resource,
 ) -> Outcome:
     """Run the seed; all that goes wrong is in the outcome.
 
-    With `transactions` the users take many locks at once, and get into deadlocks.
+    With `transactions` the users take many locks at once, and get into deadlocks. Other `rules`
+    than those of fs/dlm need that: single users would wait for ever in a conversion deadlock.
     """
     dice = random.Random(seed ^ 0x5EED)
     nodes = nodes or dice.randint(3, 7)
     world = World(seed, nodes, faults or _some_faults(dice))
     load = (Transactions if transactions else Workload)(world, users_per_node=dice.randint(1, 4))
+    populate = load.populate
+
+    def start(machine: Machine) -> None:
+        machine.core.here.rules = rules
+        populate(machine)
+
+    world.started = start
     violation: str | None = None
     try:
         world.boot()
@@ -57,7 +67,7 @@ def simulate(
         world.events_run,
         load.completed,
         world.epoch,
-        world.checker.values_read,
+        world.checker.values.read,
         world.checker.waits.found,
         violation,
         list(world.trace) if violation else [],

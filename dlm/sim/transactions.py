@@ -29,9 +29,9 @@ class Transactions:
         self.committed = 0
         self._users_per_node = users_per_node
         world.listener = self._hear
-        world.started = self._populate
 
-    def _populate(self, machine: Machine) -> None:
+    def populate(self, machine: Machine) -> None:
+        """Let this start of a node have its users."""
         for number in range(self._users_per_node):
             Transaction(self, machine, f"t{machine.incarnation}.{number}").rest()
         Transaction(self, machine, "").rest()
@@ -82,7 +82,7 @@ class Transaction:
             return
         pick = self.world.random
         count = pick.randint(2, 4) if self.label else 1
-        modes = (Mode.EX, Mode.EX, Mode.PR, Mode.PW, Mode.CW)
+        modes = (Mode.EX, Mode.EX, Mode.PR, Mode.PW, Mode.CW, Mode.CR)
         self._plan = [(name, pick.choice(modes)) for name in pick.sample(NAMES, count)]
         if not self._failed and self.label:  # else it is the same one, which has grown older
             self.owner = Owner(self.label, priority=pick.choice((0, 0, 0, 1)))
@@ -101,12 +101,14 @@ class Transaction:
             self._ask()
         if self.world.likely(0.1):
             self.world.after(self.world.around(0.05), self._lose_patience)
+        if self.world.likely(0.2):
+            self.world.after(self.world.around(0.2), self._make_way)
 
     def _ask(self) -> None:
         name, mode = self._plan.pop()
         pick = self.world.random
         held = [lock for lock in self.locks if lock.granted is not None and not lock.requested]
-        weak = [lock for lock in held if lock.granted in (Mode.PR, Mode.CW)]
+        weak = [lock for lock in held if lock.granted in (Mode.CR, Mode.PR, Mode.CW)]
         if weak and self.world.likely(0.4):
             lock = pick.choice(weak)
             self._start(Change(lock, Mode.EX))
@@ -124,6 +126,12 @@ class Transaction:
     def _lose_patience(self) -> None:
         for lock in tuple(self._outstanding):
             self.world.act(self.machine, Withdraw(lock))
+
+    def _make_way(self) -> None:
+        """Give up what one lock allows while waiting for another."""
+        held = [lock for lock in self.locks if lock.granted and not lock.requested]
+        if self.machine.alive and self._outstanding and held:
+            self._start(Change(self.world.random.choice(held), Mode.NL))
 
     def _end(self) -> None:
         assert not self._outstanding

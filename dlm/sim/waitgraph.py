@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dlm.core.master_copy import Copy
+from dlm.core.overtaking import OvertakingResource
 from dlm.core.waits import LOCK
 from dlm.events import Lock, Wait
+from dlm.messages import Hop
 from dlm.modes import Flags
 
 if TYPE_CHECKING:
@@ -42,18 +44,19 @@ class WaitGraph:
         self.longest_s = 0.0
         self.complaints: list[str] = []
         self._confirmed: set[Node] = set()
+        self._broken: set[frozenset[tuple[int, int, int]]] = set()  # had their victim
         self._disturbed_s = 0.0
 
     def watch(self, machine: "Machine") -> None:
         """Be told what this machine's search does."""
         detector = machine.core.detector
         detector.on_close = lambda wait: self._closes(machine, wait)
-        detector.on_victim = lambda wait: self._gives_way(machine, wait)
+        detector.on_victim = lambda wait, cycle: self._gives_way(machine, wait, cycle)
 
     def look(self, now_s: float) -> None:
         """Take note of the cycles there are now."""
         machines = self.machines.values()
-        if any(machine.core.here.frozen for machine in machines):
+        if any(m.core.here.frozen or m.core.recovery.busy for m in machines):
             self._disturbed_s = now_s
         if not self.cycles and not any(machine.core.here.waits.by_key for machine in machines):
             return
@@ -79,11 +82,15 @@ class WaitGraph:
         else:
             self._confirmed.discard(node)
 
-    def _gives_way(self, machine: "Machine", wait: Wait) -> None:
+    def _gives_way(self, machine: "Machine", wait: Wait, hops: tuple[Hop, ...]) -> None:
         node = Node(machine.incarnation, wait.key[1], wait.stamp)
         self.found += 1
         if node not in self._confirmed:
             self.complaints.append(f"a false victim: {node} of {wait.owner}")
+        who = frozenset((hop.node, hop.number, hop.stamp) for hop in hops)
+        if who in self._broken:
+            self.complaints.append(f"two victims of one deadlock: {who}")
+        self._broken.add(who)
         for cycle in [cycle for cycle in self.cycles if node in cycle]:
             del self.cycles[cycle]
 
@@ -110,7 +117,9 @@ class WaitGraph:
         if copy.flags & Flags.NOORDER:
             return
         if copy.granted is None:
-            before = [*resource.converting, *resource.waiting[: resource.waiting.index(copy)]]
+            before = resource.waiting[: resource.waiting.index(copy)]
+            if not isinstance(resource, OvertakingResource):
+                before = [*resource.converting, *before]
         else:
             before = resource.converting[: resource.converting.index(copy)]
         for other in before:

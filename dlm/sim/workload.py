@@ -36,9 +36,9 @@ class Workload:
         self.written_down: dict[Name, list[Name]] = {}  # under which lock, which new names
         self._users_per_node = users_per_node
         world.listener = self._hear
-        world.started = self._populate
 
-    def _populate(self, machine: Machine) -> None:
+    def populate(self, machine: Machine) -> None:
+        """Let this start of a node have its users."""
         for _ in range(self._users_per_node):
             User(self, machine).rest()
 
@@ -164,7 +164,7 @@ class User:
         self._before = lock.mode
         value = self._new_value()
         if LVB_TRANSFER[lock.mode][mode] is Transfer.WRITE:
-            self.world.checker.may_write(lock.name, value)
+            self.world.checker.values.may_write(lock.name, value)
         self._start(Change(lock, mode, flags, value))
         if flags & _NODLCKWT or self.world.likely(0.1):
             self.world.after(self.world.around(0.02), lambda: self._lose_patience(lock))
@@ -226,9 +226,9 @@ class User:
 
     def _wrote(self, lock: Lock, flags: int, value: bytes | None) -> None:
         if flags & _IVVALBLK:
-            self.world.checker.wrote(lock.name, None)
+            self.world.checker.values.wrote(lock.name, None)
         elif flags & _VALBLK:
-            self.world.checker.wrote(lock.name, value)
+            self.world.checker.values.wrote(lock.name, value)
 
     def _new_value(self) -> bytes:
         self.load.values_written += 1
@@ -244,7 +244,7 @@ class User:
         if lock.demoted:
             return
         if transfer is Transfer.READ:
-            self.world.checker.was_granted(lock)
+            self.world.checker.values.was_granted(lock)
         elif transfer is Transfer.WRITE and before is not None and not is_down(before, now):
             assert lock.lvb is not None
-            self.world.checker.wrote(lock.name, lock.lvb)
+            self.world.checker.values.wrote(lock.name, lock.lvb)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dlm.core.overtaking import OvertakingResource
 from dlm.sim.run import simulate
 from dlm.sim.world import Faults
 
@@ -23,6 +24,13 @@ def test_locks_exclude_survive_and_answer_under_any_faults(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 20))
 def test_every_deadlock_is_found_and_nothing_else_under_any_faults(seed: int) -> None:
     outcome = simulate(seed, until_s=0.6, transactions=True)
+    assert outcome.violation is None, (outcome.violation, *outcome.trace)
+    assert outcome.completed
+
+
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 5))
+def test_the_rules_of_o2dlm_hold_under_any_faults(seed: int) -> None:
+    outcome = simulate(seed, until_s=0.6, transactions=True, rules=OvertakingResource)
     assert outcome.violation is None, (outcome.violation, *outcome.trace)
     assert outcome.completed
 

@@ -1,22 +1,30 @@
 """The simulator is worth its keep only if it sees bugs: plant some, and let it find them."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
 import pytest
+from msgspec.structs import replace
 
-from dlm.core import resource
+from dlm.core import conversion_deadlock, deadlock, resource
+from dlm.core.deadlock import Detector
 from dlm.core.directory import Directory
+from dlm.core.master_copy import Copy
+from dlm.core.mastery import Mastery
+from dlm.core.own_lock import Root
 from dlm.core.ownership import Ownership
 from dlm.core.recovery import Recovery
-from dlm.core.resource import Resource
+from dlm.core.resource import Resource, Send
 from dlm.core.situation import Situation
 from dlm.core.succession import Succession
-from dlm.messages import Remove, Removed, Seats
+from dlm.effects import Complete
+from dlm.events import Wait
+from dlm.messages import Chase, Denied, Hop, Record, Remove, Removed, Seats
 from dlm.sim.run import simulate
 from dlm.sim.world import Faults
 
 HOSTILE = Faults(crash_interval_s=0.1, delay_s=0.002)
-SEEDS = range(150)
+SEEDS = range(60)
 
 
 def forget_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,21 +73,171 @@ def show_names_that_the_directory_does_not_know(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Ownership, "_reveals", lambda _self, _lock: False)
 
 
+def skip_the_purge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the dead held stays."""
+    monkeypatch.setattr(Mastery, "left", lambda *_: None)
+
+
+def forget_a_waiter_in_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Succession.records
+
+    def fewer(self: Succession, root: bytes) -> Iterator[Record]:
+        return (record for record in records(self, root) if record.granted is not None)
+
+    monkeypatch.setattr(Succession, "records", fewer)
+
+
+def forget_what_came_after_the_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release between the telling of a lock and the word of its new master is lost."""
+    begin = Succession._begin_reign
+
+    def hasty(self: Succession, known: Root, *arguments: object) -> None:
+        known.log.clear()
+        known.marks = dict.fromkeys(known.marks, 0)
+        begin(self, known, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Succession, "_begin_reign", hasty)
+
+
+def lose_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Resource._write_lvb
+
+    def forgetful(self: Resource, flags: int, lvb: bytes | None) -> None:
+        before = self.lvb
+        write(self, flags, lvb)
+        self.lvb = before or self.lvb
+
+    monkeypatch.setattr(Resource, "_write_lvb", forgetful)
+
+
+def answer_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = Ownership.denied
+
+    def insistent(self: Ownership, sender: int, message: Denied) -> None:
+        lock = self.pending.get(message.lock)
+        denied(self, sender, message)
+        if lock is not None:
+            self._here.effects.append(Complete(lock, message.status))
+
+    monkeypatch.setattr(Ownership, "denied", insistent)
+
+
+def remember_what_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder that has been granted anew is not told again that it is in the way."""
+    grant = Resource._grant
+
+    def grudging(self: Resource, copy: Copy, send: Send) -> None:
+        told = copy.highbast
+        grant(self, copy, send)
+        copy.highbast = told
+
+    monkeypatch.setattr(Resource, "_grant", grudging)
+    monkeypatch.setattr(Resource, "validate", lambda *_arguments, **_words: None)
+
+
+def overlook_conversion_deadlocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion_deadlock, "opponent", lambda *_: None)
+
+
+def leave_those_behind_a_cancelled_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancel, settle = Resource.cancel, Resource.settle
+
+    def lazy(self: Resource, copy: Copy, send: Send) -> bool:
+        monkeypatch.setattr(Resource, "settle", lambda *_args, **_words: None)
+        gone = cancel(self, copy, send)
+        monkeypatch.setattr(Resource, "settle", settle)
+        return gone
+
+    monkeypatch.setattr(Resource, "cancel", lazy)
+
+
+def forget_what_converts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that waits for a stronger mode no longer excludes others by the one it has."""
+    conflicts = Resource._conflicts
+
+    def partial(self: Resource, copy: Copy) -> bool:
+        held, self._held = self._held, list(self._held)
+        for other in self.converting:
+            assert other.granted is not None
+            if other is not copy:
+                self._held[other.granted] -= 1
+        try:
+            return conflicts(self, copy)
+        finally:
+            self._held = held
+
+    monkeypatch.setattr(Resource, "_conflicts", partial)
+
+
+def give_way_without_confirming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phantoms: what the first round saw at different times is taken for one moment."""
+
+    def rash(self: Detector, cycle: tuple[Hop, ...], _at: int) -> None:
+        if (cycle[0].kind, cycle[0].number) in self._here.waits.by_key:
+            self._give_up(cycle)
+
+    monkeypatch.setattr(Detector, "_confirm_at_home", rash)
+
+
+def let_everybody_on_the_cycle_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = Detector._goes_on
+
+    def whoever(self: Detector, message: Chase, wait: Wait) -> bool:
+        first = replace(message.path[0], priority=-(2**31))  # outranked by all
+        return goes_on(self, replace(message, path=(first, *message.path[1:])), wait)
+
+    monkeypatch.setattr(Detector, "_goes_on", whoever)
+
+
+def overlook_who_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missed edge: one that waits behind another also waits for what keeps that one."""
+    monkeypatch.setattr(Resource, "_queued_before", lambda *_: iter(()))
+
+
+def search_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlock, "SEARCH_EVERY_S", 1e6)
+
+
+PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], bool, str]] = [
+    # what is planted, whether among transactions, what the simulator says to it
+    (forget_to_tell, False, "never answered"),
+    (show_names_that_the_directory_does_not_know, False, ""),
+    (remove_in_spite_of_forwards, False, ""),
+    (trust_every_value, False, "its writer died|stale LVB"),
+    (do_not_ask_again, False, "never answered"),
+    (ignore_conflicts, False, "exclusion|validate"),
+    (rebuild_without_the_last_page, False, ""),
+    (rebuild_while_somebody_is_leaving, False, ""),
+    (skip_the_purge, False, ""),
+    (forget_a_waiter_in_recovery, False, ""),
+    (forget_what_came_after_the_telling, False, ""),
+    (lose_a_value, False, "stale LVB"),
+    (answer_twice, False, "completed without a request"),
+    (remember_what_was_told, False, "never answered"),
+    (overlook_conversion_deadlocks, False, "never answered"),
+    (leave_those_behind_a_cancelled_one, False, "validate|never answered"),
+    (forget_what_converts, False, "exclusion|validate"),
+    (give_way_without_confirming, True, "a false victim"),
+    (let_everybody_on_the_cycle_give_way, True, "two victims"),
+    (overlook_who_goes_first, True, "a deadlock was missed|never answered"),
+    (search_only_once, True, "a deadlock was missed|never answered"),
+]
+
+
 @pytest.mark.parametrize(
-    "plant",
-    [
-        show_names_that_the_directory_does_not_know,
-        forget_to_tell,
-        remove_in_spite_of_forwards,
-        trust_every_value,
-        do_not_ask_again,
-        ignore_conflicts,
-        rebuild_without_the_last_page,
-        rebuild_while_somebody_is_leaving,
-    ],
+    ("plant", "transactions", "complaint"), PLANTS, ids=[plant.__name__ for plant, *_ in PLANTS]
 )
 def test_the_simulator_finds_a_planted_bug(
-    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    plant: Callable[[pytest.MonkeyPatch], None],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    transactions: bool,
 ) -> None:
     plant(monkeypatch)
-    assert any(simulate(seed, 5, faults=HOSTILE).violation for seed in SEEDS)
+    for seed in SEEDS:
+        outcome = simulate(seed, 5, 0.6, HOSTILE, transactions=transactions)
+        if outcome.violation is not None:
+            assert re.search(complaint, outcome.violation), outcome.violation
+            return
+    raise AssertionError("it was not found")
