@@ -83,7 +83,8 @@ class Cleaner:
             while (log := await trio.to_thread.run_sync(next, logs, None)) is not None:
                 live = self._living(chunks_in(log))
                 moved = await trio.to_thread.run_sync(self._prepare, log, live)
-                await self._move(moved)
+                if not await self._move(moved):
+                    return
                 await pace(sum(len(chunk.stored) for chunk in moved) // BLOCK_BYTES)
         finally:
             self._segments.unpin(segment)
@@ -115,15 +116,19 @@ class Cleaner:
                 )
         return good
 
-    async def _move(self, chunks: list[Moved]) -> None:
+    async def _move(self, chunks: list[Moved]) -> bool:
+        """Move these; False if the room that was there when the cleaning began is gone."""
         while chunks:
             await self._log.wait_ring_room(sum(len(chunk.stored) for chunk in chunks))
             count = self._fitting(chunks)
+            if not self._log.has_cold_room():
+                return False
             if count:
                 self._relocate(chunks[:count])
                 chunks = chunks[count:]
             else:
                 self._log.seal_cold()
+        return True
 
     def _fitting(self, chunks: list[Moved]) -> int:
         """Return how many of the first chunks fit into the cleaner's log."""

@@ -237,6 +237,10 @@ class Log:
         log.payload_blocks += blocks
         return log.segment, first
 
+    def has_cold_room(self) -> bool:
+        """Tell whether the cleaner has an open log, or room for a new one."""
+        return self._cold is not None or self.cleaning_room_blocks() >= SMALL_TAIL_BLOCKS
+
     def fits_cold(self, body_bytes: int, blocks: int) -> bool:
         """Tell whether a relocation like this fits into the cleaner's open log, or a new one."""
         log, limit, records = self._cold, self._log_blocks, FRAGMENT_BYTES + body_bytes

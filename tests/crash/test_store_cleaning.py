@@ -153,6 +153,9 @@ async def test_cuts_while_a_long_transaction_is_cleaned_and_another_one_is_writt
 
 async def clean_all(trial: Trial, victims: list[int]) -> None:
     for segment in victims:
+        while len(trial.store._segments.ready) < 3:
+            trial.store._upkeep.poke()
+            await trio.sleep(0.001)
         await trial.store._cleaner.clean(segment, no_pace)
 
 
