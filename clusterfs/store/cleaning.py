@@ -25,7 +25,7 @@ from clusterfs.store.location import (
     place_of,
     segment_of,
 )
-from clusterfs.store.log import Log
+from clusterfs.store.log import SMALL_TAIL_BLOCKS, Log
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.packing import Codec, chunk_of, pack
 from clusterfs.store.records import Relocate, decode, encode
@@ -121,7 +121,7 @@ class Cleaner:
         while chunks:
             await self._log.wait_ring_room(sum(len(chunk.stored) for chunk in chunks))
             count = self._fitting(chunks)
-            if not self._log.has_cold_room():
+            if self._log.cleaning_room_blocks() < SMALL_TAIL_BLOCKS:
                 return False
             if count:
                 self._relocate(chunks[:count])

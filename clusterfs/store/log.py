@@ -113,7 +113,11 @@ class Log:
 
     def cleaning_room_blocks(self) -> int:
         """Return how many blocks the cleaner's and the ready segments still take."""
-        rest = 0 if self._cold is not None else self._rest(CLEANER)
+        rest, log = self._rest(CLEANER), self._cold
+        if log is not None:
+            rest -= layout.blocks_needed(len(log.records), log.payload_blocks)
+        if rest < SMALL_TAIL_BLOCKS:
+            rest = 0
         return rest + len(self._segments.ready) * self._segments.size_blocks
 
     def _rest(self, stream: int) -> int:
@@ -236,10 +240,6 @@ class Log:
         first = log.block + 1 + log.payload_blocks
         log.payload_blocks += blocks
         return log.segment, first
-
-    def has_cold_room(self) -> bool:
-        """Tell whether the cleaner has an open log, or room for a new one."""
-        return self._cold is not None or self.cleaning_room_blocks() >= SMALL_TAIL_BLOCKS
 
     def fits_cold(self, body_bytes: int, blocks: int) -> bool:
         """Tell whether a relocation like this fits into the cleaner's open log, or a new one."""
