@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 
 from dlm.core.lockspace import LockspaceCore
+from dlm.effects import Send
 from dlm.events import Acquire, Change, Enter, Event, Lock, Name, Received, Release
-from dlm.messages import Request, Route, Unlock, decode, encode
+from dlm.messages import Granted, Request, Route, Unlock, decode, encode
 from dlm.modes import Mode
 
 ROUNDS = 5_000
@@ -44,10 +45,11 @@ def remote_lock_and_unlock() -> float:
     """Return us per transition on the master of somebody else's lock."""
     core = alone()
     core.here.members[2] = 2
+    term = core.mastery.trees[NAME.root].term
     events: list[tuple[Event, Event]] = [
         (
-            Received(2, Request(1, 2, n, *NAME, Mode.EX, 0, "", Route.DIRECT)),
-            Received(2, Unlock(1, n, 0, None)),
+            Received(2, Request(1, 2, n, *NAME, Mode.EX, 0, "", Route.DIRECT, 2)),
+            Received(2, Unlock(term, n, 0, None)),
         )
         for n in range(1, ROUNDS + 1)
     ]
@@ -58,6 +60,12 @@ def remote_lock_and_unlock() -> float:
         core.handle(ask, 0.0)
         core.handle(drop, 0.0)
 
+    first, again = events[0]
+    [sent] = core.handle(first, 0.0)
+    assert isinstance(sent, Send), sent
+    assert isinstance(sent.message, Granted), sent
+    core.handle(again, 0.0)
+    assert len(core.mastery.copies) == 1, "only the lock that keeps the root is left"
     return _us_each(pair) / 2
 
 
