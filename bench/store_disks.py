@@ -1,4 +1,4 @@
-"""Disks to measure the store on: in RAM, and slow."""
+"""Disks to measure the store on: in RAM, slow, and forgetful."""
 
 import time
 from collections.abc import Iterable
@@ -44,3 +44,20 @@ class SlowDisk(DirectoryDisk):
         """Sync, slowly."""
         time.sleep(self._delay_s)
         super().sync(segments)
+
+
+class ForgetfulDisk(DirectoryDisk):
+    """Keeps the checkpoint but nothing of the log: for more data than there is room for."""
+
+    def write(self, segment: int, offset: int, content: memoryview) -> None:
+        """Do nothing."""
+
+    def sync(self, segments: Iterable[int]) -> None:
+        """Do nothing."""
+
+    def create_segment(self, segment: int, size_bytes: int) -> None:
+        """Do nothing."""
+
+    def free_bytes(self) -> int:
+        """Return plenty."""
+        return 1 << 43
