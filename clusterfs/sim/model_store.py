@@ -226,7 +226,7 @@ class ModelStore:
     async def checkpoint(self) -> None:
         """Nothing rots here but blocks."""
 
-    def digest(self, object_id: ObjectId) -> bytes:
+    async def digest(self, object_id: ObjectId) -> bytes:
         """Return a digest of an object's contents."""
         found = self._objects[object_id]
         return _hash(repr((sorted(found.keys.items()), self.blocks(object_id))).encode())

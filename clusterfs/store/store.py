@@ -19,7 +19,7 @@ from functools import partial
 import trio
 from blake3 import blake3
 
-from clusterfs.errors import BrickFailed, ChunkCorrupted, InvalidArgument
+from clusterfs.errors import BrickFailed, ChunkCorrupted, InvalidArgument, VersionMismatch
 from clusterfs.store.cache import ChunkCache
 from clusterfs.store.cleaning import Cleaner
 from clusterfs.store.disk import Disk
@@ -41,6 +41,7 @@ from clusterfs.store.upkeep import Upkeep
 # What `blocks` says of a block whose chunk does not exist.
 LOST_IDENTITY = b"\xff" * 16
 
+_DIGEST_KEYS = 4096
 _HINT_PAGES = 16  # 1 ms of work, then a pause
 _HINT_PAUSE_S = 0.004
 
@@ -247,13 +248,21 @@ class Store(Transactions):
         self._verified.add(cid)
         return self._hints.find(identity) == cid
 
-    def digest(self, object_id: ObjectId) -> bytes:
-        """Return 16 bytes that are equal for objects with equal keys, values and blocks."""
-        state = blake3(key=self._key)
-        for key, value in self._state.scan(object_id, b"", b"", 1 << 60):
-            state.update(b"%d,%d:" % (len(key), len(value)) + key + value)
+    async def digest(self, object_id: ObjectId) -> bytes:
+        """Return 16 bytes that are equal for objects with equal keys, values and blocks.
+
+        Made in steps. Raises VersionMismatch if the object changes meanwhile.
+        """
+        version, state, after = self.version(object_id), blake3(key=self._key), b""
+        while page := self._state.scan(object_id, b"", after, _DIGEST_KEYS):
+            for key, value in page:
+                state.update(b"%d,%d:" % (len(key), len(value)) + key + value)
+            after = page[-1][0]
+            await trio.lowlevel.checkpoint()
+            if self.version(object_id) != version:
+                raise VersionMismatch("the object changed while its digest was made")
         state.update(b";")
-        for block, identity in self.blocks(object_id, 0, 1 << 32):
+        for block, identity in self.blocks(object_id):
             state.update(block.to_bytes(8, "little") + identity)
         return state.digest(16)
 

@@ -10,10 +10,11 @@ must not keep the rest of the object, or all groups, waiting for ever.
 Invariant: a block is taken only with the hash that the description names.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import structlog
+import trio
 
 from clusterfs.errors import FilesystemError, NoSuchChunk, WouldBlock
 from clusterfs.store.objects import (
@@ -43,7 +44,9 @@ _log = structlog.get_logger("clusterfs.volume")
 
 SLICE_BYTES = 4 << 20
 BLOCKS_PER_CALL = 256
+STEP_KEYS = 4096  # some milliseconds
 _ALL_KEYS = 1 << 30
+_TRIES = 20
 _OPERATIONS = 1024
 _KEPT_DESCRIPTIONS = 16
 
@@ -73,16 +76,35 @@ class Exporter:
         self._store = store
         self._described: dict[tuple[int, int], bytes] = {}
 
-    def describe(self, sender: int, request: Describe) -> tuple[bytes, bytes]:
-        """Answer Describe, from one instant."""
+    def describe(
+        self, sender: int, request: Describe
+    ) -> tuple[bytes, bytes] | Awaitable[tuple[bytes, bytes]]:
+        """Answer Describe, from one instant; an object with many keys is gone through in steps."""
+        if self._store.version(request.object_id) == ABSENT:
+            return encode(Described(ABSENT, 0, 0)), b""
+        keys = self._store.scan(request.object_id, b"", b"", STEP_KEYS)
+        if len(keys) < STEP_KEYS:
+            return self._answer(sender, request, keys)
+        return self._describe_large(sender, request)
+
+    async def _describe_large(self, sender: int, request: Describe) -> tuple[bytes, bytes]:
+        """Read the keys in steps, again if the object changed meanwhile, but not for ever."""
+        store, object_id = self._store, request.object_id
+        for _ in range(_TRIES):
+            version = store.version(object_id)
+            keys = await _all_keys(store, object_id)
+            if store.version(object_id) == version != ABSENT:
+                return self._answer(sender, request, keys)
+        if store.version(object_id) == ABSENT:
+            return encode(Described(ABSENT, 0, 0)), b""
+        return self._answer(sender, request, store.scan(object_id, b"", b"", _ALL_KEYS))
+
+    def _answer(
+        self, sender: int, request: Describe, keys: Sequence[tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes]:
         store, object_id = self._store, request.object_id
         version = store.version(object_id)
-        if version == ABSENT:
-            return encode(Described(ABSENT, 0, 0)), b""
-        contents = Contents(
-            tuple(store.scan(object_id, b"", b"", _ALL_KEYS)), tuple(store.blocks(object_id))
-        )
-        packed = encode(contents)
+        packed = encode(Contents(tuple(keys), tuple(store.blocks(object_id))))
         if len(packed) > SLICE_BYTES:
             while len(self._described) >= _KEPT_DESCRIPTIONS:
                 del self._described[next(iter(self._described))]
@@ -221,8 +243,8 @@ async def replace(store: LocalStore, object_id: ObjectId, copy: Copy, fetch: "Bl
 
     Raises what `fetch` and the store raise.
     """
+    keys, blocks = await _local(store, object_id)
     expected = store.version(object_id)
-    keys, blocks = _local(store, object_id)
     theirs = dict(copy.blocks)
     operations: list[Operation] = [Remove(key) for key in keys if key not in copy.keys]
     operations += [Put(k, v) for k, v in copy.keys.items() if keys.get(k) != v]
@@ -281,18 +303,33 @@ async def _replace(
             return
 
 
-def _local(store: LocalStore, object_id: ObjectId) -> tuple[dict[bytes, bytes], dict[int, bytes]]:
+async def _all_keys(store: LocalStore, object_id: ObjectId) -> list[tuple[bytes, bytes]]:
+    """Return all keys with values, read in steps with others in between."""
+    keys: list[tuple[bytes, bytes]] = []
+    while page := store.scan(object_id, b"", keys[-1][0] if keys else b"", STEP_KEYS):
+        keys += page
+        if len(page) < STEP_KEYS:
+            break
+        await trio.lowlevel.checkpoint()
+    return keys
+
+
+async def _local(
+    store: LocalStore, object_id: ObjectId
+) -> tuple[dict[bytes, bytes], dict[int, bytes]]:
+    """Return keys and blocks of the local copy, which nobody else changes meanwhile."""
     if store.version(object_id) == ABSENT:
         return {}, {}
-    return dict(store.scan(object_id, b"", b"", _ALL_KEYS)), dict(store.blocks(object_id))
+    keys = await _all_keys(store, object_id)
+    return dict(keys), dict(store.blocks(object_id))
 
 
 async def difference(
     store: LocalStore, object_id: ObjectId, copy: Copy, fetch: Blockwise
 ) -> tuple[Change, bytes]:
     """Return the change, with its payload, that makes the local object equal to the copy."""
+    keys, blocks = await _local(store, object_id)
     expected = store.version(object_id)
-    keys, blocks = _local(store, object_id)
     operations: list[Operation] = [Remove(key) for key in keys if key not in copy.keys]
     operations += [Put(k, v) for k, v in copy.keys.items() if keys.get(k) != v]
     theirs = dict(copy.blocks)

@@ -168,7 +168,7 @@ class LocalStore(Protocol):
         """Need no log any more that was written before. Raises BrickFailed."""
         ...
 
-    def digest(self, object_id: ObjectId) -> bytes:
+    async def digest(self, object_id: ObjectId) -> bytes:
         """Return a digest over keys and block identities."""
         ...
 

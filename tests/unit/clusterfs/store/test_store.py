@@ -67,7 +67,7 @@ async def test_everything_survives_a_restart(tmp_path: Path) -> None:
     )
     store.set_fact("epoch", 12)
     store.set_fact("cluster", b"abc")
-    digests = store.digest(INODE), store.digest(STRIPE)
+    digests = (await store.digest(INODE), await store.digest(STRIPE))
     store.validate()
     await store.close()
     store = await opened(tmp_path)
@@ -81,7 +81,7 @@ async def test_everything_survives_a_restart(tmp_path: Path) -> None:
     assert store.objects() == [(INODE, ONE), (STRIPE, ONE)]
     assert store.objects(9) == [(INODE, ONE)]
     assert store.objects(None, INODE, 5) == [(STRIPE, ONE)]
-    assert (store.digest(INODE), store.digest(STRIPE)) == digests
+    assert (await store.digest(INODE), await store.digest(STRIPE)) == digests
     assert (store.fact("epoch"), store.fact("cluster"), store.fact("x")) == (12, b"abc", None)
     assert store.applied(1, 1)
     assert not store.applied(1, 2)
@@ -211,13 +211,13 @@ async def test_equal_objects_have_equal_digests(tmp_path: Path) -> None:
         store.apply(
             transaction(number, change(target, ABSENT, ONE, Write(3, 1), Put(b"k", b"v"))), block
         )
-    assert store.digest(STRIPE) == store.digest(OTHER)
-    seen = {store.digest(OTHER)}
+    assert await store.digest(STRIPE) == await store.digest(OTHER)
+    seen = {await store.digest(OTHER)}
     operations: list[Operation] = [Put(b"kv", b""), Remove(b"k"), Discard(3, 1)]
     for number, operation in enumerate(operations, 3):
         version = store.version(OTHER)
         store.apply(transaction(number, change(OTHER, version, version.after(1), operation)))
-        seen.add(store.digest(OTHER))
+        seen.add(await store.digest(OTHER))
     assert len(seen) == 4
     await store.close()
 

@@ -3,12 +3,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from clusterfs.errors import ChunkCorrupted, OutOfSpace, VersionMismatch, WouldBlock
+from clusterfs.sim.model_store import ModelStore
 from clusterfs.sim.volume_world import Node, World
 from clusterfs.store.objects import (
     ABSENT,
@@ -23,6 +25,7 @@ from clusterfs.store.objects import (
     inode_object,
     stripe_object,
 )
+from clusterfs.volume.copies import STEP_KEYS
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
 
@@ -442,3 +445,35 @@ def differing_groups(masks: tuple[int, ...]) -> tuple[int, int]:
         if mask != masks[0]:
             return 0, group
     raise AssertionError("all groups have the same replicas")
+
+
+async def test_a_huge_directory_is_described_and_copied_in_steps(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster() as world:
+        limits: set[int] = set()
+        scan = ModelStore.scan
+
+        def noted(self: ModelStore, o: ObjectId, prefix: bytes, after: bytes, limit: int) -> Any:
+            limits.add(limit)
+            return scan(self, o, prefix, after, limit)
+
+        volume, name = world.nodes[1].volume, inode_object(7)
+        monkeypatch.setattr(ModelStore, "scan", noted)
+        world.network.cut(1, 3)
+        world.network.cut(2, 3)
+        version = ABSENT
+        for first in range(0, 10_000, 2500):
+            puts = tuple(Put(b"e%05d" % n, b"v") for n in range(first, first + 2500))
+            following = version.after(volume.epoch)
+            await volume.commit([Change(name, 0, version, following, puts)])
+            version = following
+        world.network.heal(1, 3)
+        world.network.heal(2, 3)
+        await world.settled()
+        assert world.stores[3].version(name) == ABSENT, "it left the set"
+        assert world.nodes[3].volume._resync is not None
+        await world.nodes[3].volume._resync.pull(1, name)
+        assert world.stores[3].contents() == world.stores[1].contents()
+        assert limits
+        assert max(limits) <= STEP_KEYS
