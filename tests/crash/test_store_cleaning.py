@@ -20,7 +20,7 @@ from clusterfs.sim.disk import (
 )
 from clusterfs.store.format import parse_header
 from clusterfs.store.location import is_packed
-from clusterfs.store.objects import BLOCK_BYTES
+from clusterfs.store.objects import BLOCK_BYTES, stripe_object
 from clusterfs.store.packing import Codec
 from clusterfs.store.tail import CLEANER, USER
 
@@ -148,6 +148,28 @@ async def test_cuts_while_a_long_transaction_is_cleaned_and_another_one_is_writt
         trial.check_cold(cut, dropped)
         trial.check_cold(cut, seeded(cut))
     await trial.check_live()
+    await trial.store.close()
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["page cache", "disk"])
+async def test_packed_chunks_read_right_alone_and_in_rows_from_cache_and_disk(cached: bool) -> None:  # noqa: FBT001
+    options = msgspec.structs.replace(SMALL, compression="zstd", cache_bytes=0)
+    trial = await open_trial(9, options)
+    payload = await trial.write_all(BLOCKS)
+    await trial.checkpoint()
+    await clean_all(trial, list(trial.store._segments.used))
+    await trial.sync()
+    await until_written(trial)
+    assert trial.store.statistics()["packed_blocks"]
+    trial.disk.cached = cached
+    for number in range(5):
+        object_id = stripe_object(7, number)
+        wanted = payload[number * BLOCKS * BLOCK_BYTES : (number + 1) * BLOCKS * BLOCK_BYTES]
+        assert await trial.store.read(object_id, 0, BLOCKS) == wanted
+        for first in range(BLOCKS):
+            end = min(BLOCKS, first + 1 + first % 3)
+            found = await trial.store.read(object_id, first, end - first)
+            assert found == wanted[first * BLOCK_BYTES : end * BLOCK_BYTES]
     await trial.store.close()
 
 
