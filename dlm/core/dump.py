@@ -21,7 +21,8 @@ def summary(core: LockspaceCore) -> Description:
     """Return what is short, however many locks there are.
 
     Keys: node, incarnation, epoch, frozen, lost, members {node: incarnation}, awaited (whose pages
-    a recovery waits for), counts (of trees, locks and names in the directory), misdirected.
+    a recovery waits for), counts (of trees, locks and names in the directory), deadlocks (searches
+    begun here, waits of ours that gave way, the last of their stories), misdirected.
     """
     here, mastery = core.here, core.mastery
     return {
@@ -36,6 +37,11 @@ def summary(core: LockspaceCore) -> Description:
             "trees": len(mastery.trees),
             "locks": len(core.ownership.locks),
             "directory": len(core.directory.entries),
+        },
+        "deadlocks": {
+            "searches": core.detector.searches,
+            "victims": core.detector.victims,
+            "stories": list(core.detector.stories),
         },
         "misdirected": here.misdirected,
     }

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator
 
 from dlm.core.master_copy import Copy
 from dlm.core.resource import Resource, Send
-from dlm.modes import Mode
+from dlm.modes import Flags, Mode
+
+# The other flags count for nothing.
+_KNOWN = int(Flags.NOQUEUE | Flags.VALBLK | Flags.IVVALBLK | Flags.NODLCKWT | Flags.NODLCKBLK)
 
 
 class OvertakingResource(Resource):
@@ -21,13 +24,21 @@ class OvertakingResource(Resource):
 
     def request(self, copy: Copy, send: Send) -> None:
         """Grant, queue or refuse a new lock; then look at the heads of the queues."""
+        copy.flags &= _KNOWN
         super().request(copy, send)
         self.settle(send)
 
     def convert(self, copy: Copy, mode: Mode, flags: int, lvb: bytes | None, send: Send) -> None:
         """Grant, queue or refuse a change of mode; then look at the heads of the queues."""
-        super().convert(copy, mode, flags, lvb, send)
+        super().convert(copy, mode, flags & _KNOWN, lvb, send)
         self.settle(send)
+
+    def restore(self, copies: Iterable[Copy]) -> None:
+        """Fill the empty queues with copies that other nodes reported; then call `settle`."""
+        copies = tuple(copies)
+        for copy in copies:
+            copy.flags &= _KNOWN
+        super().restore(copies)
 
     def _fits(self, copy: Copy, *, now: bool, recover: bool = False) -> bool:
         if self._conflicts(copy):

@@ -16,7 +16,8 @@ from dlm.sim.checkers import Violation
 from dlm.sim.world import Machine, World
 
 NAMES: Final = tuple(Name(root, leaf) for root in (b"a", b"b", b"c") for leaf in (b"", b"x"))
-_NOQUEUE, _HEADQUE = int(Flags.NOQUEUE), int(Flags.HEADQUE)
+_NOQUEUE, _HEADQUE, _NOORDER = int(Flags.NOQUEUE), int(Flags.HEADQUE), int(Flags.NOORDER)
+_ALTPR, _ALTCW = int(Flags.ALTPR), int(Flags.ALTCW)
 
 
 class Transactions:
@@ -113,7 +114,7 @@ class Transaction:
             lock = pick.choice(weak)
             self._start(Change(lock, Mode.EX))
             return
-        flags = pick.choice((0, 0, 0, 0, 0, _HEADQUE, _NOQUEUE))
+        flags = pick.choice((0, 0, 0, 0, 0, _HEADQUE, _NOQUEUE, _NOORDER, _ALTPR, _ALTCW))
         lock = Lock(name, self.owner, self)
         self.locks.append(lock)
         self._start(Acquire(lock, mode, flags))

@@ -15,7 +15,7 @@ from dlm.core.overtaking import OvertakingResource
 from dlm.core.waits import LOCK
 from dlm.events import Lock, Wait
 from dlm.messages import Hop
-from dlm.modes import Flags
+from dlm.modes import Flags, Mode
 
 if TYPE_CHECKING:
     from dlm.sim.world import Machine
@@ -110,9 +110,10 @@ class WaitGraph:
             return
         wanted, resource = copy.requested, copy.resource
         assert wanted is not None
+        contents = _contents(copy.flags, wanted)
         for other in (*resource.granted, *resource.converting):
             assert other.granted is not None
-            if other is not copy and not other.granted.compatible(wanted):
+            if other is not copy and not any(map(other.granted.compatible, contents)):
                 yield from self._waits_of_holders(other)
         if copy.flags & Flags.NOORDER:
             return
@@ -155,6 +156,12 @@ class WaitGraph:
 def _node(machine: "Machine", lock: Lock) -> Node:
     wait = machine.core.here.waits.by_key.get((LOCK, lock.id))
     return Node(machine.incarnation, lock.id, lock.turn if wait is None else wait.stamp)
+
+
+def _contents(flags: int, wanted: Mode) -> list[Mode]:
+    """Return the modes with any of which a waiting lock would go on."""
+    others = {Flags.ALTPR: Mode.PR, Flags.ALTCW: Mode.CW}
+    return [wanted, *(mode for flag, mode in others.items() if flags & flag)]
 
 
 def _waits_for_good(lock: Lock) -> bool:

@@ -21,7 +21,8 @@ _NOQUEUE, _VALBLK, _IVVALBLK = int(Flags.NOQUEUE), int(Flags.VALBLK), int(Flags.
 _NODLCKWT, _CONVDEADLK, _QUECVT = int(Flags.NODLCKWT), int(Flags.CONVDEADLK), int(Flags.QUECVT)
 _NOQUEUEBAST, _HEADQUE = int(Flags.NOQUEUEBAST), int(Flags.HEADQUE)
 _NAMES_IN_MIND = 3
-_EXPEDITE = int(Flags.EXPEDITE)
+_EXPEDITE, _NOORDER = int(Flags.EXPEDITE), int(Flags.NOORDER)
+_ALTPR, _ALTCW = int(Flags.ALTPR), int(Flags.ALTCW)
 
 
 class Workload:
@@ -143,7 +144,8 @@ class User:
         if mode is Mode.NL and self.world.likely(0.3):
             flags |= _EXPEDITE
         else:
-            flags |= pick.choice((0, 0, 0, _NOQUEUE, _NOQUEUE | _NOQUEUEBAST, _HEADQUE))
+            flags |= pick.choice((0, 0, 0, _NOQUEUE, _NOQUEUE | _NOQUEUEBAST, _HEADQUE, _NOORDER))
+            flags |= pick.choice((0, 0, 0, 0, _ALTPR, _ALTCW))
         self.lock = Lock(pick.choice(NAMES), "user", self)
         self._before = None
         self._start(Acquire(self.lock, mode, flags))
