@@ -154,7 +154,11 @@ def mount(source: Path, directory: Path, options: Options, *, foreground: bool) 
 
 def _mount(  # noqa: PLR0913  (mount(8) decides what there is)
     source: Annotated[Path, typer.Argument(help="The node's config file.")],
-    directory: Annotated[Path, typer.Argument(help="Where to mount it.")],
+    directory: Annotated[
+        # A parser of our own: the usual one asks for the path, and a mount may not answer.
+        Path,
+        typer.Argument(help="Where to mount it.", parser=Path, metavar="DIRECTORY"),
+    ],
     option: Annotated[
         list[str] | None, typer.Option("-o", help="Mount options, separated by commas.")
     ] = None,

@@ -8,7 +8,8 @@ import ctypes
 import errno
 import os
 import select
-import threading
+import signal
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,12 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FUSECTL = "/sys/fs/fuse/connections"
 _ANSWER_S = 5.0
+_ASK = """import os, sys
+try:
+    os.statvfs(sys.argv[1])  # unlike a stat it is never answered from a cache
+except OSError as failure:
+    sys.exit(failure.errno)
+"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,20 +82,23 @@ def clear_dead(mountpoint: str, kind: str) -> None:
 
 
 def _is_dead(mountpoint: str) -> bool:
-    """Tell whether nobody will ever answer at the mount point."""
-    dead = False
+    """Tell whether nobody will ever answer at the mount point.
 
-    def ask() -> None:
-        nonlocal dead
-        try:
-            os.statvfs(mountpoint)  # unlike a stat it is never answered from a cache
-        except OSError as failure:
-            dead = failure.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_ANSWER_S)
-    return dead
+    Another process asks: whoever asks a daemon that stands still cannot even be killed before it
+    goes on, and would keep open what it inherited.
+    """
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+    command = [sys.executable, "-I", "-S", "-c", _ASK, mountpoint]
+    asking = os.posix_spawn(sys.executable, command, os.environ, file_actions=null)
+    pidfd = os.pidfd_open(asking)
+    try:
+        if not select.select([pidfd], [], [], _ANSWER_S)[0]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            return False
+    finally:
+        os.close(pidfd)
+    _, status = os.waitpid(asking, 0)
+    return os.waitstatus_to_exitcode(status) in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def unmount(mountpoint: str) -> bool:

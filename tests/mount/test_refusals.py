@@ -148,6 +148,15 @@ def test_a_mount_point_in_use(cluster: Cluster) -> None:
     assert node.mount.is_dir()
 
 
+def test_a_mount_point_whose_daemon_stands_still(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    cluster.pause(node.name)
+    try:
+        assert "mounted there already" in refused(node.config, node.mount)
+    finally:
+        cluster.resume(node.name)
+
+
 def test_a_node_that_runs_already(cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.nodes[0]
     (node.mount / "still").write_text("here")
