@@ -5,18 +5,33 @@ that names the file and the key. Relative paths are taken from the folder of the
 configuration and its brick can move together.
 """
 
+import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from clusterfs.errors import SetupError
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Address = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$")]
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """This node's certificate, and whom it trusts. Needed unless nodes talk over loopback only."""
+
+    ca: str | None = None  # PEM: the cluster's own authority
+    certificate: str | None = None  # PEM: this node's, in its name
+    key: str | None = None
+    crl: str | None = None  # PEM: certificates that are not to be trusted any more
+    off: bool = False  # let nodes talk in the clear, whoever may listen
+
+
 _URL = r"https?://[^\s,/]+"
 Provider = Annotated[str, msgspec.Meta(pattern=rf"^(local:.+|etcd:{_URL}(,{_URL})*)$")]
 
@@ -41,6 +56,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     brick: Annotated[str, msgspec.Meta(min_length=1)]
     provider: Provider = "local:/var/lib/clusterfs/cluster.db"
     etcd: Etcd = Etcd()
+    tls: Tls = Tls()
     listen: Address = "127.0.0.1:7400"
     advertise: Address | None = None  # what peers connect to; None: `listen`
     replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3  # for a new volume only
@@ -95,6 +111,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
         raise SetupError(f"{path}: {_explain(str(failure))}") from failure
     _check_port(path, "listen", config.listen)
     _check_port(path, "advertise", config.public_address)
+    _check_tls(path, config)
     return _absolute(config, path.absolute().parent)
 
 
@@ -105,17 +122,44 @@ def _check_port(path: Path, key: str, address: str) -> None:
 
 def _absolute(config: Config, folder: Path) -> Config:
     provider, path = config.provider, config.provider_path
-    files = {
-        name: str(folder / value)
-        for name in ("password_file", "ca", "certificate", "key")
-        if (value := getattr(config.etcd, name)) is not None
-    }
     return msgspec.structs.replace(
         config,
         brick=str(folder / config.brick),
         provider=provider if path is None else f"local:{folder / path}",
-        etcd=msgspec.structs.replace(config.etcd, **files),
+        etcd=_with_files(config.etcd, folder, "password_file", "ca", "certificate", "key"),
+        tls=_with_files(config.tls, folder, "ca", "certificate", "key", "crl"),
     )
+
+
+def _with_files(part: T, folder: Path, *names: str) -> T:
+    """Return the part with its files' paths taken from the config's folder."""
+    files = {
+        name: str(folder / value) for name in names if (value := getattr(part, name)) is not None
+    }
+    return msgspec.structs.replace(part, **files)
+
+
+def _check_tls(path: Path, config: Config) -> None:
+    tls = config.tls
+    given = [name for name in ("ca", "certificate", "key") if getattr(tls, name) is not None]
+    if given and len(given) < len(("ca", "certificate", "key")):
+        raise SetupError(f"{path}: tls: ca, certificate and key must be given together")
+    if given and tls.off:
+        raise SetupError(f"{path}: tls.off: there is a certificate; leave one of them out")
+    host = config.listen.rpartition(":")[0]
+    if not given and not tls.off and not _is_loopback(host):
+        raise SetupError(
+            f"{path}: listen: {host} can be reached from other machines, so nodes need "
+            "certificates: `clusterfs tls authority` and `clusterfs tls certificate` make them, "
+            "the keys tls.ca, tls.certificate and tls.key name them (or set tls.off = true)"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _explain(message: str) -> str:

@@ -52,6 +52,7 @@ from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.opening import Options, Tuning
 from clusterfs.store.store import Store
+from clusterfs.transport import mesh_tls
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
 from dlm.net import Mesh, Peer
@@ -186,6 +187,7 @@ class Daemon:
             self._heard_epoch,
             structlog.get_logger(package="net"),
             on_lost=self._accuse,
+            tls=mesh_tls(self._config, self._name_of),
         )
         self.mesh.register(LOCKS, self._lock_channel)
         host, _, port = self._config.listen.rpartition(":")
@@ -197,6 +199,10 @@ class Daemon:
                 "choose another address with the key 'listen'"
             ) from failure
         return address
+
+    def _name_of(self, node: int) -> str | None:
+        member = self.membership.view.member(node) if hasattr(self, "membership") else None
+        return member.name if member else None
 
     def _heard_epoch(self) -> int:
         """Return what messages carry: the highest epoch that this node has heard of."""

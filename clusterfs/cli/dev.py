@@ -11,6 +11,7 @@ Invariants:
 
 import contextlib
 import ctypes
+import datetime as dt
 import fcntl
 import functools
 import os
@@ -27,7 +28,7 @@ from typing import Any
 
 import msgspec
 
-from clusterfs import config, control
+from clusterfs import certificates, config, control
 from clusterfs.cli import processes
 from clusterfs.cli.control import mount_at
 from clusterfs.errors import NotAnswering, SetupError
@@ -38,6 +39,12 @@ OTHERS_TIMEOUT_S = 150.0  # longer than any verb takes, so that verbs queue
 MOST_NODES = 62
 
 _LOCAL = "local:../cluster.db"
+_TLS = """
+[tls]
+ca = "../tls/ca.pem"
+certificate = "../tls/{name}.pem"
+key = "../tls/{name}.key"
+"""
 _MNT_DETACH = 2
 _POLL_S = 0.05
 _FIRST_PORT, _LAST_PORT = 20000, 30000  # below what the kernel gives to outgoing connections
@@ -122,11 +129,16 @@ class Cluster:
         raise SetupError(f"{self.folder} has no node {name!r}; there are: {known}")
 
     def up(
-        self, nodes: int | None = None, replicas: int | None = None, provider: str | None = None
+        self,
+        nodes: int | None = None,
+        replicas: int | None = None,
+        provider: str | None = None,
+        *,
+        tls: bool = False,
     ) -> None:
         """Start what does not run, mount it, and wait until every node is in sync."""
         with self._locked(create=True):
-            self.configure(nodes, replicas, provider)
+            self.configure(nodes, replicas, provider, tls=tls)
             self._start([node for node in self.nodes if not self._serving(node)])
             self._wait_synced(self.nodes)
 
@@ -200,7 +212,12 @@ class Cluster:
             yield
 
     def configure(
-        self, nodes: int | None, replicas: int | None, provider: str | None = None
+        self,
+        nodes: int | None,
+        replicas: int | None,
+        provider: str | None = None,
+        *,
+        tls: bool = False,
     ) -> None:
         """Write what is missing: folders, and a configuration for each new node."""
         existing = {node.number for node in self.nodes}
@@ -213,9 +230,18 @@ class Cluster:
             _make_folder(self.folder / name)
         missing = sorted(set(range(1, wanted + 1)) - existing)
         for number, port in zip(missing, free_ports(len(missing), self._ports()), strict=True):
-            _write_config(Node(number, self.folder), port, replicas or 3, provider or _LOCAL)
+            node = Node(number, self.folder)
+            if tls:
+                self._certify(node)
+            _write_config(node, port, replicas or 3, provider or _LOCAL, tls=tls)
         for node in self.nodes:
             _make_folder(node.brick)
+
+    def _certify(self, node: Node) -> None:
+        now = dt.datetime.now(dt.UTC)
+        if not (self.folder / "tls" / "ca.key").exists():
+            certificates.make_authority(self.folder / "tls", now)
+        certificates.issue(self.folder / "tls", node.name, self.folder / "tls", now)
 
     def _ports(self) -> set[int]:
         return {int(config.load(node.config).listen.rpartition(":")[2]) for node in self.nodes}
@@ -333,14 +359,14 @@ def _describe(node: Node) -> dict[str, Any]:
     return described
 
 
-def _write_config(node: Node, port: int, replicas: int, provider: str) -> None:
+def _write_config(node: Node, port: int, replicas: int, provider: str, *, tls: bool) -> None:
     staged = node.config.with_suffix(".new")
     staged.write_text(
         f'name = "{node.name}"\n'
         f'brick = "../bricks/{node.name}"\n'
         f'provider = "{provider}"\n'
         f'listen = "127.0.0.1:{port}"\n'
-        f"replicas = {replicas}\n"
+        f"replicas = {replicas}\n" + (_TLS.format(name=node.name) if tls else "")
     )
     staged.replace(node.config)
 

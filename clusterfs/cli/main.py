@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from clusterfs import control
-from clusterfs.cli import brick, tables
+from clusterfs.cli import brick, tables, tls
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
@@ -30,6 +30,7 @@ app = typer.Typer(
 dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
 app.add_typer(dev, name="dev")
 app.add_typer(brick.tune, name="tune")
+app.add_typer(tls.app, name="tls")
 app.command()(brick.df)
 app.command()(fsck)
 app.command()(scrub)
@@ -58,10 +59,14 @@ def up(
         str | None, typer.Option(help="Who orders the views of new nodes; an SQLite file in DIR.")
     ] = None,
     folder: Folder = HERE,
+    *,
+    encrypt: Annotated[
+        bool, typer.Option("--tls", help="Let new nodes talk inside TLS; makes an authority.")
+    ] = False,
 ) -> None:
     """Start N daemons, mount DIR/n1 ... DIR/nN, wait until all are in sync."""
     cluster = Cluster(folder)
-    cluster.up(nodes, replicas, provider)
+    cluster.up(nodes, replicas, provider, tls=encrypt)
     points = ", ".join(str(node.mount) for node in cluster.nodes)
     Console().print(f"mounted and in sync: {points}", highlight=False, soft_wrap=True)
 

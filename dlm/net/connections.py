@@ -16,6 +16,7 @@ to each, the one of its dialer's latest attempt.
 import secrets
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -27,6 +28,7 @@ from dlm.net.greeting import Greeting, accept, connect, handshake_frame
 from dlm.net.handshake import NONCE_BYTES, Dialer, Hello, Listener, Peer, reject
 from dlm.net.link import Link
 from dlm.net.remote import Limits, Remote
+from dlm.net.tls import Channel, Tls
 
 _BACKOFF_S = (0.02, 0.5)
 _STABLE_TICKS = 4  # a link that lived so long lets the next dial start without backoff
@@ -68,6 +70,7 @@ class Connections:
         log: FilteringBoundLogger,
         limits: Limits,
         timing: Timing,
+        tls: Tls | None = None,
     ) -> None:
         self.me = me
         self.remotes: dict[int, Remote] = {}
@@ -82,6 +85,7 @@ class Connections:
         self._log = log
         self._limits = limits
         self._timing = timing
+        self._tls = tls
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._accused_s: dict[int, float] = {}  # do not accuse again before
@@ -156,24 +160,36 @@ class Connections:
                 self._accuse(remote)
             self.complain("cannot connect", remote, why=str(error) or "timeout")
             return False
-        with sock:
-            greeting = Greeting(sock)
+        greeting = None
+        with sock, ExitStack() as closing:
             try:
                 with trio.fail_after(self._timing.handshake_s):
+                    channel = await self._secured(sock, dialling=True)
+                    closing.callback(channel.close)
+                    greeting = Greeting(channel)
                     peer_received = await self._introduce(remote, greeting)
                 link = self._attach(remote, greeting, peer_received, b"")
             except (Rejected, Malformed, SessionLost) as error:
                 remote.refused += 1
                 self.complain("peer refused", remote, why=str(error))
-                await self._say_no(greeting, error)
+                if greeting is not None:
+                    await self._say_no(greeting, error)
             except (OSError, trio.TooSlowError) as error:
                 self.complain("no handshake", remote, why=str(error) or "timeout")
             else:
                 await self._run(remote, link)
         return link is not None and link.age_ticks >= _STABLE_TICKS
 
+    async def _secured(self, sock: socket.socket, *, dialling: bool) -> Channel:
+        """Return the connection inside TLS, if this mesh uses it. Raises OSError."""
+        if self._tls is None:
+            return sock
+        return await (self._tls.connect(sock) if dialling else self._tls.accept(sock))
+
     async def _introduce(self, remote: Remote, greeting: Greeting) -> int:
         """Do the dialer's side of the handshake; return what the peer has received."""
+        if self._tls is not None:
+            self._tls.check(greeting.socket, remote.peer.node)
         remote.attempt += 1
         nonce = secrets.token_bytes(NONCE_BYTES)
         dialer = Dialer(self.me, remote.peer, self._cluster, self._secret, remote.attempt, nonce)
@@ -199,13 +215,16 @@ class Connections:
 
     async def _answer(self, sock: socket.socket) -> None:
         """Do the listener's side of a handshake, then serve the link."""
-        greeting = Greeting(sock)
+        address, greeting = _address_of(sock), None
         listener = Listener(self.me, self._cluster, self._secret, secrets.token_bytes(NONCE_BYTES))
-        with sock:
+        with sock, ExitStack() as closing:
             try:
                 self.strangers += 1
                 try:
                     with trio.fail_after(self._timing.handshake_s):
+                        channel = await self._secured(sock, dialling=False)
+                        closing.callback(channel.close)
+                        greeting = Greeting(channel)
                         remote, peer_received = await self._examine(greeting, listener)
                 finally:
                     self.strangers -= 1
@@ -213,11 +232,12 @@ class Connections:
                 link = self._attach(remote, greeting, peer_received, welcome)
             except (Rejected, Malformed, SessionLost) as error:
                 self.rejected += 1
-                self._complain_stranger(sock, listener.hello, str(error))
-                await self._say_no(greeting, error)
+                self._complain_stranger(address, listener.hello, str(error))
+                if greeting is not None:
+                    await self._say_no(greeting, error)
             except (OSError, trio.TooSlowError) as error:
                 if listener.hello is not None or not isinstance(error, ConnectionResetError):
-                    self._complain_stranger(sock, listener.hello, str(error) or "timeout")
+                    self._complain_stranger(address, listener.hello, str(error) or "timeout")
             else:
                 await self._run(remote, link)
 
@@ -228,6 +248,8 @@ class Connections:
         peer_received = listener.check(await greeting.receive(Kind.PROOF))
         assert listener.hello is not None
         remote = await self._listed(listener.hello)
+        if self._tls is not None:
+            self._tls.check(greeting.socket, remote.peer.node)
         if listener.hello.attempt <= remote.attempt:
             raise Rejected("an older attempt came late")
         remote.attempt = listener.hello.attempt
@@ -347,11 +369,7 @@ class Connections:
             self._accused_s[node] = now_s + _ACCUSE_S
             self._on_lost(node, remote.peer.incarnation)
 
-    def _complain_stranger(self, sock: socket.socket, hello: Hello | None, why: str) -> None:
-        try:
-            address = str(sock.getpeername()[0])
-        except OSError:
-            address = "gone"
+    def _complain_stranger(self, address: str, hello: Hello | None, why: str) -> None:
         node = hello.node if hello else None
         incarnation = hello.incarnation if hello else None
         self.complaints.warn(
@@ -362,3 +380,10 @@ class Connections:
             incarnation=incarnation,
             why=why,
         )
+
+
+def _address_of(sock: socket.socket) -> str:
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:
+        return "gone"

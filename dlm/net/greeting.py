@@ -13,6 +13,7 @@ import trio
 from dlm.net.errors import Malformed
 from dlm.net.framing import HANDSHAKE_LIMIT, Decoder, Kind, encode
 from dlm.net.handshake import rejection
+from dlm.net.tls import Channel
 
 _BACKLOG = 128
 
@@ -20,7 +21,7 @@ _BACKLOG = 128
 class Greeting:
     """One connection during its handshake."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Channel) -> None:
         self.socket: Final = sock
         self.decoder: Final = Decoder(HANDSHAKE_LIMIT)
 
@@ -42,8 +43,11 @@ class Greeting:
             ConnectionResetError: closed.
         """
         while not (frames := self.decoder.frames(1)):
-            await trio.lowlevel.wait_readable(self.socket)
-            count = self.socket.recv_into(self.decoder.room())
+            try:
+                count = self.socket.recv_into(self.decoder.room())
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.socket)
+                continue
             if not count:
                 raise ConnectionResetError(errno.ECONNRESET, "closed during the handshake")
             self.decoder.received(count)

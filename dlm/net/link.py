@@ -10,7 +10,6 @@ Invariants: after `kill` no frame is handed over any more, although tasks may st
 the outbox is only a queue to the socket: its session keeps whatever has to survive this connection.
 """
 
-import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +17,7 @@ import trio
 
 from dlm.net.errors import Malformed
 from dlm.net.framing import Buffer, Decoder, Frame
+from dlm.net.tls import Channel, TlsSocket
 
 _VECTOR = 512  # buffers per sendmsg; the kernel takes 1024
 _READS_IN_A_ROW = 4
@@ -29,7 +29,7 @@ class Link:
     """A connection that is up; `run` serves it until it is dead."""
 
     def __init__(
-        self, sock: socket.socket, decoder: Decoder, deliver: Callable[[list[Frame]], None]
+        self, sock: Channel, decoder: Decoder, deliver: Callable[[list[Frame]], None]
     ) -> None:
         self.alive = True
         self.reason = ""  # why it died
@@ -41,6 +41,7 @@ class Link:
         self.received_bytes = 0
         self.sent_bytes = 0
         self._socket: Final = sock
+        self._pending = sock.pending if isinstance(sock, TlsSocket) else None
         self._decoder = decoder
         self._deliver = deliver
         self._outbox: list[Buffer] = []
@@ -113,7 +114,8 @@ class Link:
         try:
             self._hand_over()  # what came with the end of the handshake
             while self.alive:
-                await trio.lowlevel.wait_readable(self._socket)
+                if self._pending is None or not self._pending():
+                    await trio.lowlevel.wait_readable(self._socket)
                 for _ in range(_READS_IN_A_ROW):
                     if not self.alive or not self._receive():
                         break

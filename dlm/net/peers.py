@@ -32,6 +32,7 @@ from dlm.net.greeting import listen
 from dlm.net.handshake import Peer
 from dlm.net.link import Link
 from dlm.net.remote import Call, Limits, Remote
+from dlm.net.tls import Tls
 
 Answer: TypeAlias = tuple[bytes, Buffer]
 
@@ -66,6 +67,7 @@ class Mesh:
         on_lost: Callable[[int, int], None] | None = None,
         limits: Limits | None = None,
         timing: Timing | None = None,
+        tls: Tls | None = None,
     ) -> None:
         # (node, incarnation): it was connected, and now nobody listens at its address; or its
         # session was given up. Not for a connection that merely broke. At most once a second.
@@ -83,6 +85,7 @@ class Mesh:
             log=log,
             limits=limits or Limits(),
             timing=timing or Timing(),
+            tls=tls,
         )
         self._remotes = self._connections.remotes
         self._dispatch: dict[int, Callable[[Remote, Frame], None]] = {

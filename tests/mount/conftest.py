@@ -55,12 +55,14 @@ def make_cluster() -> Iterator[Callable[..., Cluster]]:
     """Start clusters that end with the module, whatever happens."""
     made: list[Cluster] = []
 
-    def make(nodes: int = 3, replicas: int = 3, provider: str | None = None) -> Cluster:
+    def make(
+        nodes: int = 3, replicas: int = 3, provider: str | None = None, *, tls: bool = False
+    ) -> Cluster:
         cluster = Cluster(Path(tempfile.mkdtemp(prefix="clusterfs-test-")))
         cluster.folder.chmod(0o755)  # some tests act as another user
         made.append(cluster)
         _clusters.append(cluster)
-        cluster.up(nodes, replicas, provider)
+        cluster.up(nodes, replicas, provider, tls=tls)
         return cluster
 
     yield make

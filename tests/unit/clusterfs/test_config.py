@@ -36,6 +36,11 @@ def test_only_name_and_brick_are_needed_and_paths_are_taken_from_the_files_folde
         ('name = "n1"\nbrick = "b"\nlisten = "h:70000"', "listen"),
         ('name = "n1"\nbrick = "b"\nprovider = "paper:x"', "provider"),
         ('name = "n1"\nbrick = "b"\non_lost = "panic"', "on_lost"),
+        ('name = "n1"\nbrick = "b"\nlisten = "0.0.0.0:7400"', "listen"),
+        ('name = "n1"\nbrick = "b"\nlisten = "[::]:7400"', "listen"),
+        ('name = "n1"\nbrick = "b"\n[tls]\nca = "ca.pem"', "tls"),
+        ('name = "n1"\nbrick = "b"\nprovider = "etcd:h:2379"', "provider"),
+        ('name = "n1"\nbrick = "b"\n[etcd]\nvolume = "a/b"', "etcd.volume"),
         ("name = ", "TOML"),
         ("[name]\nx = 1\n", "name"),
     ],
@@ -60,3 +65,28 @@ def test_mount_options_win_and_are_checked(tmp_path: Path) -> None:
     assert config.load(path, {"mmap": "relaxed"}).mmap == "relaxed"
     with pytest.raises(SetupError, match="mmap"):
         config.load(path, {"mmap": "sometimes"})
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "[::1]:1", "localhost:1", "127.9.9.9:1"])
+def test_over_loopback_nodes_need_no_certificates(tmp_path: Path, listen: str) -> None:
+    path = written(tmp_path, f'name = "n1"\nbrick = "b"\nlisten = "{listen}"\n')
+    assert config.load(path).tls.ca is None
+
+
+def test_files_of_etcd_and_tls_are_taken_from_the_configs_folder(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        'name = "n1"\nbrick = "b"\nlisten = "10.0.0.1:7400"\n'
+        'provider = "etcd:https://a:2379,https://b:2379"\n'
+        '[etcd]\nca = "e.pem"\n[tls]\nca = "ca.pem"\ncertificate = "/n1.pem"\nkey = "n1.key"\n',
+    )
+    loaded = config.load(path)
+    assert loaded.etcd_endpoints == ("https://a:2379", "https://b:2379")
+    assert loaded.provider_path is None
+    assert loaded.etcd.ca == str(tmp_path / "e.pem")
+    assert (loaded.tls.ca, loaded.tls.certificate) == (str(tmp_path / "ca.pem"), "/n1.pem")
+
+
+def test_tls_can_be_left_off_but_only_on_purpose(tmp_path: Path) -> None:
+    text = 'name = "n1"\nbrick = "b"\nlisten = "10.0.0.1:7400"\n[tls]\noff = true\n'
+    assert config.load(written(tmp_path, text)).tls.off

@@ -11,6 +11,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from dlm.net import Answer, Limits, Malformed, Mesh, Peer, Refused, Timing
+from dlm.net.tls import Tls
 
 CHANNEL = 2
 
@@ -178,7 +179,7 @@ Start = Callable[..., Awaitable[Node]]
 async def start(nursery: trio.Nursery) -> Start:
     """Return what starts a node on a free port."""
 
-    async def start_node(
+    async def start_node(  # noqa: PLR0913
         number: int,
         incarnation: int = 1,
         *,
@@ -186,11 +187,17 @@ async def start(nursery: trio.Nursery) -> Start:
         secret: bytes = b"secret",
         limits: Limits | None = None,
         timing: Timing | None = None,
+        tls: Tls | None = None,
     ) -> Node:
         log, handler = Log(), Recorder()
         typed: FilteringBoundLogger = log  # type: ignore[assignment]
         me = Peer(number, incarnation, "")
-        mesh = Mesh(me, cluster, secret, lambda: number * 100, typed, limits=limits, timing=timing)
+        mesh = Mesh(
+            *(me, cluster, secret, lambda: number * 100, typed),
+            limits=limits,
+            timing=timing,
+            tls=tls,
+        )
         mesh.register(CHANNEL, handler)
         node = Node(mesh, me, handler, log)
 

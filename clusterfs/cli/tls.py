@@ -1,0 +1,40 @@
+"""`clusterfs tls`: make the cluster's certificate authority, and certificates for its nodes."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clusterfs import certificates
+
+app = typer.Typer(no_args_is_help=True, help="Certificates, so that nodes trust each other.")
+
+Authority = Annotated[Path, typer.Option("--authority", help="The authority's folder.")]
+_AUTHORITY = Path("clusterfs-authority")
+
+
+@app.command()
+def authority(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")] = _AUTHORITY,
+    days: Annotated[int, typer.Option(min=1, help="How long it is valid.")] = (
+        certificates.AUTHORITY_DAYS
+    ),
+) -> None:
+    """Make the authority: ca.pem, and ca.key, which admits nodes: keep it off them."""
+    certificates.make_authority(folder, dt.datetime.now(dt.UTC), days=days)
+    typer.echo(f"made {folder / 'ca.pem'} and {folder / 'ca.key'}")
+
+
+@app.command()
+def certificate(
+    name: Annotated[str, typer.Argument(help="The node's name, as in its config.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write.")] = Path(),
+    source: Authority = _AUTHORITY,
+    days: Annotated[int, typer.Option(min=1, help="How long it is valid.")] = (
+        certificates.NODE_DAYS
+    ),
+) -> None:
+    """Make NAME.pem, NAME.key and a copy of ca.pem for one node."""
+    certificates.issue(source, name, folder, dt.datetime.now(dt.UTC), days=days)
+    typer.echo(f"made {folder / f'{name}.pem'} and {folder / f'{name}.key'}")

@@ -1,0 +1,31 @@
+"""How nodes talk to each other: in the clear over loopback, else inside mutual TLS."""
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from clusterfs.config import Config
+from clusterfs.errors import SetupError
+from dlm.net.tls import Tls
+
+
+def mesh_tls(config: Config, name_of: Callable[[int], str | None]) -> Tls | None:
+    """Return this node's certificate and trust; None: in the clear. Raises SetupError.
+
+    name_of: the name that the view gives a node number, None if it is not in the view.
+    """
+    tls = config.tls
+    if tls.ca is None or tls.certificate is None or tls.key is None:
+        return None
+    key = Path(tls.key)
+    try:
+        mode = key.stat().st_mode & 0o777
+        if mode & 0o077:
+            raise SetupError(f"tls.key: {key} has mode {mode:04o}, others may read it: chmod 600")
+        crl = Path(tls.crl) if tls.crl else None
+        return Tls(Path(tls.ca), Path(tls.certificate), key, name_of, crl)
+    except ssl.SSLError as failure:
+        raise SetupError(f"tls: the files do not fit together: {failure}") from failure
+    except OSError as failure:
+        name = failure.filename or "the files of the section tls"
+        raise SetupError(f"tls: cannot read {name}: {failure.strerror}") from failure
