@@ -222,6 +222,10 @@ class DirectoryDisk:
                 got = os.preadv(fd, [rest], offset + done, os.RWF_NOWAIT)
             except BlockingIOError:
                 return None
+            except OSError as error:  # tmpfs cannot tell what would wait
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                return None
             if not got:
                 return None
             done += got
