@@ -184,4 +184,8 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time has passed: the deadline that the lockspace named is reached, or a later moment."""
 
 
-Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw | Tick
+class Publish(msgspec.Struct, frozen=True, gc=False):
+    """Somebody waits for the directory to know the names made here: tell it now."""
+
+
+Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw | Tick | Publish

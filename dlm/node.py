@@ -30,6 +30,7 @@ from dlm.events import (
     Name,
     Nodes,
     Owner,
+    Publish,
     Received,
     Release,
     Tick,
@@ -243,6 +244,17 @@ class Lockspace:
                 for lock, use in asked:
                     self._abandon(lock, use)
             raise
+
+    async def known(self, root: bytes) -> None:
+        """Return once the directory knows a root made here (`lock_new`); at once for any other.
+
+        Whoever makes a name public in a way that no lock guards waits for this first.
+        """
+        claims = self._core.mastery.claims
+        while claims.awaits(root) and not self._core.lost:
+            self._handle(Publish())
+            self._claimed = self._claimed or trio.Event()
+            await self._claimed.wait()
 
     async def convert(
         self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS, lvb: bytes | None = None

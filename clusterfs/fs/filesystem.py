@@ -32,6 +32,7 @@ from clusterfs.fs.kernel import Kernel
 from clusterfs.fs.keys import ROOT
 from clusterfs.fs.listing import Listing
 from clusterfs.fs.lock_cache import LockCache
+from clusterfs.fs.locks import PR
 from clusterfs.fs.metadata import Metadata
 from clusterfs.fs.namespace import Namespace, Newborn
 from clusterfs.fs.orphans import Orphans
@@ -333,8 +334,12 @@ class Filesystem:
             await self._files.hold_open(child)
             held.append(child)
 
+        async def make_and_hold(child: Inode) -> None:
+            await child.open_lock.make(PR)
+            await hold(child)
+
         try:
-            child, entry = await self._namespace.make(attempt, parent, name, newborn, hold)
+            child, entry = await self._namespace.make(attempt, parent, name, newborn, make_and_hold)
             if not held:  # made by an earlier run of this request
                 await hold(child)
             opened = await self._files.opened(child, flags, newborn.caller)

@@ -170,19 +170,24 @@ class CachedLock:
 
     # -- locks that are not asked for one by one
 
-    async def make(self) -> None:
-        """Hold EX on a name that was made up here just now. Raises LockLost."""
+    async def make(self, level: Mode = EX) -> None:
+        """Hold a lock on a name that was made up here just now. Raises LockLost."""
         assert self.level == NL
         lockspace = self._cache.lockspace
         self.begin_work()
         lock = None
         try:
             lock = await lockspace.lock_new(
-                self.name, EX, flags=self._flags, owner=asking.label(), blocking=self.blocked
+                self.name, level, flags=self._flags, owner=asking.label(), blocking=self.blocked
             )
         finally:
-            self.end_work(lockspace, lock, EX)
-        self.require(EX)
+            self.end_work(lockspace, lock, level)
+        self.require(level)
+
+    async def known(self) -> None:
+        """Wait until others may find a name that `make` made without asking for a lock first."""
+        if not self._cache.lost:
+            await self._cache.lockspace.known(self.name.root)
 
     def begin_work(self) -> None:
         """Let nobody else work on the lock while it is asked for."""

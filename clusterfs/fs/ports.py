@@ -55,6 +55,10 @@ class Lockspace(Protocol):
         """Ask for locks on all names at once; None: NOQUEUE, and it is not free."""
         ...
 
+    async def known(self, root: bytes) -> None:
+        """Wait until other nodes may hear of a name made here by ways that no lock guards."""
+        ...
+
     async def convert(self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS) -> None:
         """Wait for a stronger mode; DeadlockVictim: give the lock up and ask anew."""
         ...

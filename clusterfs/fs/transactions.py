@@ -146,6 +146,7 @@ class Transactions:
         durable: bool = False,
     ) -> None:
         """Commit edits, and changes of stripes, of inodes whose `committing` the caller holds."""
+        await _wait_known(edits)
         for edit in edits:
             if not edit.creates:
                 edit.inode.lock.require(PR)
@@ -196,6 +197,13 @@ class Transactions:
         """Drop what is cached after a failure that should not be."""
         if not inode.needs_flush:
             inode.void()
+
+
+async def _wait_known(edits: Sequence[Edit]) -> None:
+    """Let new inodes be known before they are marked: marks are looked for without any lock."""
+    for edit in edits:
+        if edit.mark is not None and edit.mark != edit.inode.mark:
+            await edit.inode.lock.known()
 
 
 def _number(edit: Edit) -> int:

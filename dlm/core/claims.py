@@ -112,6 +112,10 @@ class Claims:
         """Whether the directory does not know all names made here."""
         return bool(self._numbers)
 
+    def awaits(self, root: bytes) -> bool:
+        """Tell whether the directory does not know this root, made here."""
+        return root in self._numbers
+
     def pending_roots(self) -> list[bytes]:
         """Return the roots of which that is so, the oldest claim first."""
         return list(self._numbers)

@@ -21,7 +21,18 @@ from dlm.core.succession import Succession
 from dlm.core.waits import LOCK
 from dlm.effects import Complete, Effect
 from dlm.errors import LockLost
-from dlm.events import Acquire, Change, Enter, Event, Lose, Received, Release, Tick, Withdraw
+from dlm.events import (
+    Acquire,
+    Change,
+    Enter,
+    Event,
+    Lose,
+    Publish,
+    Received,
+    Release,
+    Tick,
+    Withdraw,
+)
 from dlm.messages import (
     Blocking,
     Cancel,
@@ -87,6 +98,7 @@ class LockspaceCore:
             Release: self._release,
             Withdraw: owned.withdraw,
             Tick: self._tick,
+            Publish: self._publish,
             Enter: self._enter,
             Lose: self._lose,
         }
@@ -208,6 +220,10 @@ class LockspaceCore:
         self.mastery.claims.tick()
         self.mastery.tick()
         self.detector.tick()
+
+    def _publish(self, _event: Publish) -> None:
+        if not self.lost:
+            self.mastery.claims.flush()
 
     def _lose(self, _event: Lose) -> None:
         self.lost = self.here.frozen = True

@@ -364,3 +364,29 @@ async def test_nobody_keeps_locks_that_were_asked_for_together_in_vain(cluster: 
     cluster.spaces[2].unlock_nowait(holder)
     await wait_all_tasks_blocked()
     assert cluster.spaces[1].dump()["locks"] == []
+
+
+async def test_a_name_made_here_is_known_to_the_directory_once_that_was_waited_for(
+    cluster: Cluster,
+) -> None:
+    one = cluster.spaces[1]
+    for number in range(20):
+        root = b"new %d" % number
+        lock = await one.lock_new(Name(root), EX)
+        await one.known(root)
+        with pytest.raises(WouldBlock):
+            await cluster.spaces[2].lock(Name(root), PR, flags=Flags.NOQUEUE)
+        one.unlock_nowait(lock)
+    with trio.testing.assert_no_checkpoints():
+        await one.known(b"new 1")
+        await one.known(b"never heard of")
+
+
+async def test_who_waits_for_a_name_to_be_known_does_not_wait_for_ever(cluster: Cluster) -> None:
+    one = cluster.spaces[1]
+    roots = [b"%d" % number for number in range(20)]
+    for root in roots:
+        await one.lock_new(Name(root), EX)
+    one.lose()
+    for root in roots:
+        await one.known(root)
