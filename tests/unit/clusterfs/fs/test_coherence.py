@@ -38,7 +38,6 @@ async def make(fs: Filesystem, name: bytes = b"f", data: bytes = b"") -> tuple[i
     if data:
         await fs.write(created.opened.handle, 0, data)
     assert created.entry.attributes is not None
-    await fs._locks.lockspace.known(created.entry.attributes.inode.to_bytes(8, "big"))
     return created.entry.attributes.inode, created.opened.handle
 
 
