@@ -57,6 +57,7 @@ class Inode:
 
     __slots__ = (
         "__weakref__",
+        "_locks",
         "_volume",
         "attempted",
         "attributes_until_s",
@@ -104,6 +105,7 @@ class Inode:
         self.open_lock: CachedLock = locks.lock(Name(root, b"o"))
         self.committing = Turns()  # one transaction at a time, in the order of versions
         self._volume = volume
+        self._locks = locks
         # what the lock lets us cache
         self.record: Record | None = None
         self.version = ABSENT
@@ -154,6 +156,10 @@ class Inode:
             or not self.open_lock.idle
             or self.committing.locked()
         )
+
+    async def known(self) -> None:
+        """Wait until others may find a new inode in a way that no lock guards."""
+        await self._locks.lockspace.known(self.lock.name.root)
 
     def stripe(self, number: int) -> Stripe:
         """Return one stripe; its version may not be known yet."""

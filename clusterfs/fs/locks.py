@@ -184,11 +184,6 @@ class CachedLock:
             self.end_work(lockspace, lock, level)
         self.require(level)
 
-    async def known(self) -> None:
-        """Wait until others may find a name that `make` made without asking for a lock first."""
-        if not self._cache.lost:
-            await self._cache.lockspace.known(self.name.root)
-
     def begin_work(self) -> None:
         """Let nobody else work on the lock while it is asked for."""
         assert not self._working

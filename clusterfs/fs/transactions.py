@@ -203,7 +203,7 @@ async def _wait_known(edits: Sequence[Edit]) -> None:
     """Let new inodes be known before they are marked: marks are looked for without any lock."""
     for edit in edits:
         if edit.mark is not None and edit.mark != edit.inode.mark:
-            await edit.inode.lock.known()
+            await edit.inode.known()
 
 
 def _number(edit: Edit) -> int:
