@@ -17,7 +17,7 @@ import trio
 
 from dlm.core.dump import Pages, pages, summary
 from dlm.core.lockspace import LockspaceCore
-from dlm.effects import Complete, Effect, Notify, Send
+from dlm.effects import Complete, Effect, Send
 from dlm.errors import WouldBlock
 from dlm.events import (
     NONE,
@@ -246,10 +246,7 @@ class Lockspace:
             raise
 
     async def known(self, root: bytes) -> None:
-        """Return once the directory knows a root made here (`lock_new`); at once for any other.
-
-        Whoever makes a name public in a way that no lock guards waits for this first.
-        """
+        """Wait before a root made here is made public without a lock: the directory must know it."""
         claims = self._core.mastery.claims
         while claims.awaits(root) and not self._core.lost:
             self._handle(Publish())
@@ -365,12 +362,8 @@ class Lockspace:
         what has changed meanwhile is as it is then.
         """
         core = self._core
-        operations = {
-            "lock": self._asked,
-            "convert": self._converted,
-            "demote": self._demoted,
-            "unlock": self._unlocked,
-        }
+        operations = {"lock": self._asked, "convert": self._converted}
+        operations |= {"demote": self._demoted, "unlock": self._unlocked}
         counters: dict[str, object] = {
             "sent": {kind.__name__: count for kind, count in self._sent.items()},
             "received": {kind.__name__: count for kind, count in self._received.items()},
@@ -469,7 +462,9 @@ class Lockspace:
         elif isinstance(effect, Complete):
             self._complete(effect)
         else:
-            self._notify(effect)
+            use = effect.lock.context
+            assert isinstance(use, Use)
+            use.notify(effect.lock, effect.mode)
 
     def _complete(self, effect: Complete) -> None:
         use = effect.lock.context
@@ -481,11 +476,3 @@ class Lockspace:
             use.done.set()
         if use.abandoned and effect.status is Status.GRANTED and effect.lock.granted is not None:
             self._handle(Release(effect.lock))
-
-    def _notify(self, effect: Notify) -> None:
-        use, lock = effect.lock.context, effect.lock
-        assert isinstance(use, Use)
-        if use.blocking is None or use.abandoned:
-            return
-        if lock.granted is not None and not lock.granted.compatible(effect.mode):
-            use.blocking(lock, effect.mode)

@@ -42,3 +42,10 @@ class Use:
         failure = _FAILURES.get(self.status)
         if failure is not None:
             raise failure(lock.deadlock or repr(lock))
+
+    def notify(self, lock: Lock, mode: Mode) -> None:
+        """Say that the lock keeps somebody from `mode`, if that is so and anybody wants to hear."""
+        if self.blocking is None or self.abandoned:
+            return
+        if lock.granted is not None and not lock.granted.compatible(mode):
+            self.blocking(lock, mode)
