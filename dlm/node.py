@@ -246,7 +246,7 @@ class Lockspace:
             raise
 
     async def known(self, root: bytes) -> None:
-        """Wait before a root made here is made public without a lock: the directory must know it."""
+        """Wait until the directory knows a root made here: before it is public without a lock."""
         claims = self._core.mastery.claims
         while claims.awaits(root) and not self._core.lost:
             self._handle(Publish())
