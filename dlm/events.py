@@ -63,6 +63,7 @@ class Lock:
     """
 
     __slots__ = (
+        "asked_s",
         "blocked_for",
         "cancelling",
         "context",
@@ -70,6 +71,7 @@ class Lock:
         "demoted",
         "flags",
         "granted",
+        "granted_s",
         "id",
         "known_sequence",
         "lvb",
@@ -100,6 +102,8 @@ class Lock:
         self.mode: Mode | None = None
         self.granted: Mode | None = None  # as the master last said; `mode` may be weaker meanwhile
         self.requested: Mode | None = None  # what is being asked for
+        self.asked_s = 0.0  # when the master was asked, until its first answer
+        self.granted_s = 0.0  # when it got its mode
         self.sequence = 0  # our place in the master's queue, once it told us
         self.flags = 0  # of the last operation
         self.cancelling = False

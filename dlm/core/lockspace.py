@@ -218,6 +218,7 @@ class LockspaceCore:
         here.deadline_s = NEVER
         self.recovery.tick()
         self.mastery.claims.tick()
+        self.ownership.holding.tick()
         self.mastery.tick()
         self.detector.tick()
 

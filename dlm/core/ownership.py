@@ -17,6 +17,7 @@ another term than that of the root is void; if the term is to come, it waits.
 from collections.abc import Callable
 from typing import Any
 
+from dlm.core.holding import Holding
 from dlm.core.mastery import Mastery
 from dlm.core.own_lock import Answer, Root, merged, note_written, settled, writes
 from dlm.core.situation import Situation
@@ -70,6 +71,7 @@ class Ownership:
         self.roots: dict[bytes, Root] = {}
         self.parting: dict[int, int] = {}  # by lock: the claim that it waits for
         self._remembered: dict[bytes, int] = {}  # who mastered roots that we had locks under
+        self.holding = Holding(here, self._tell_user)
         self._last_id = 0
 
     # -- what the user does ----------------------------------------------------------------------
@@ -108,6 +110,7 @@ class Ownership:
         lock.uses_lvb = lock.uses_lvb or bool(flags & _LVB)
         if is_down(held, mode):
             self._here.effects.append(Complete(lock, Status.GRANTED))
+            self.holding.made_way(lock)
             lock.mode, lock.blocked_for = mode, None
             if not self._parts(lock, event):
                 self._weaken(event)
@@ -123,6 +126,7 @@ class Ownership:
         """Drop a held lock."""
         lock = event.lock
         settled(lock)
+        self.holding.made_way(lock)
         lock.mode = None
         if not self._parts(lock, event):
             self._drop(event)
@@ -162,6 +166,7 @@ class Ownership:
         if not self._is_of_present_term(lock, sender, message):
             return
         self._attach(lock, sender, message.term)
+        self.holding.answered(lock, sender)
         if message.lvb is not None:
             lock.lvb, lock.lvb_sequence = message.lvb, message.lvb_sequence
         elif lock.offered is not None and writes(lock, message.mode):
@@ -169,6 +174,7 @@ class Ownership:
         lock.mode = lock.granted = message.mode
         lock.demoted = lock.demoted or message.demoted
         lock.known_sequence, lock.lvb_valid = message.lvb_sequence, message.lvb_valid
+        self.holding.granted(lock)
         self._complete(lock, Status.GRANTED)
 
     def queued(self, sender: int, message: Queued) -> None:
@@ -181,6 +187,7 @@ class Ownership:
         if not self._is_of_present_term(lock, sender, message):
             return
         self._attach(lock, sender, message.term)
+        self.holding.answered(lock, sender)
         lock.sequence = message.sequence
         if lock.granted is not None:
             lock.granted = message.granted
@@ -210,11 +217,8 @@ class Ownership:
         if lock is None or not self._is_of_present_term(lock, sender, message):
             return
         held = lock.granted if lock.parting is None else lock.mode
-        if held is None or held.compatible(message.mode):
-            return
-        if lock.blocked_for is None or lock.blocked_for < message.mode:
-            lock.blocked_for = message.mode
-        self._here.effects.append(Notify(lock, message.mode))
+        if held is not None and not held.compatible(message.mode):
+            self.holding.told(lock, message.mode)
 
     def mastered(self, sender: int, message: Mastered) -> None:
         """Become the master of the root of our own first request, and serve that."""
@@ -247,6 +251,7 @@ class Ownership:
         self.locks.clear()
         self.roots.clear()
         self.parting.clear()
+        self.holding.clear()
 
     def ask_again(self, root: bytes | None = None) -> None:
         """Ask for what nobody has been asked for, or members that are lost may have taken along."""
@@ -283,8 +288,14 @@ class Ownership:
         for root in self.roots.values():
             assert root.locks or root.marks
             assert root.marks or not root.log
+        self.holding.validate()
 
     # -- below -----------------------------------------------------------------------------------
+
+    def _tell_user(self, lock: Lock, mode: Mode) -> None:
+        if lock.blocked_for is None or lock.blocked_for < mode:
+            lock.blocked_for = mode
+        self._here.effects.append(Notify(lock, mode))
 
     def _reveals(self, lock: Lock) -> bool:
         """Tell whether others might now learn a name that its directory node does not know.
@@ -332,6 +343,7 @@ class Ownership:
 
     def ask(self, lock: Lock) -> None:
         """Send the first request, unless its root is frozen."""
+        self.holding.asked(lock)
         name, here = lock.name, self._here
         if here.frozen:
             return
@@ -368,6 +380,7 @@ class Ownership:
 
     def convert(self, lock: Lock) -> None:
         """Send the conversion, unless its root is frozen."""
+        self.holding.asked(lock)
         root = self.roots[lock.name.root]
         assert lock.requested is not None
         if not self._is_frozen(root):
