@@ -53,6 +53,7 @@ from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.opening import Options, Tuning
 from clusterfs.store.store import Store
 from clusterfs.transport import mesh_tls
+from clusterfs.volume.placement import incarnation_of_inode
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
 from dlm.net import Mesh, Peer
@@ -258,6 +259,7 @@ class Daemon:
             lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
             lvb_bytes=VALUE_BYTES,
         )
+        locks.set_maker_of(lambda root: incarnation_of_inode(int.from_bytes(root)))
         locks.on_deadlock = lambda story: self._log.debug("deadlock", story=story)
         self._nursery.start_soon(locks.run)
         return locks

@@ -53,6 +53,8 @@ class Route(enum.IntEnum):
     ASK = 0  # requester to directory node: whoever masters it
     DIRECT = 1  # requester to master, which the requester knows
     FORWARDED = 2  # directory node to master
+    MAKER = 3  # directory node to whoever may have made the root up: do you master it?
+    UNMADE = 4  # and back: no
 
 
 class Status(enum.IntEnum):

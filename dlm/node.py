@@ -335,6 +335,14 @@ class Lockspace:
         assert lock.users is not None
         del lock.users[owner]
 
+    def set_maker_of(self, maker_of: Callable[[bytes], int | None]) -> None:
+        """Let roots tell the incarnation that made them up, where they can (None: they do not).
+
+        With that a name that another node learned too early, without a lock, still has one master:
+        a directory node that does not know a root asks its maker first, if that is a member.
+        """
+        self._core.here.maker_of = maker_of
+
     @property
     def settled(self) -> bool:
         """This node is a member, and nothing of the last change of members is still to be done."""

@@ -39,6 +39,11 @@ class Room(msgspec.Struct, frozen=True):
     free: int
 
 
+def incarnation_of_inode(inode: int) -> int | None:
+    """Return the incarnation that made the number up; None: nobody did."""
+    return inode >> 29 & (1 << 24) - 1 or None
+
+
 class Shelf:
     """What all replicas hold."""
 

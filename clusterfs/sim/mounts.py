@@ -18,7 +18,7 @@ from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fs.keys import ENTRY, ROOT, decode_entry
 from clusterfs.fs.results import Attributes, Entry
 from clusterfs.fs.value_block import VALUE_BYTES
-from clusterfs.sim.memory_volume import MemoryVolume, Shelf
+from clusterfs.sim.memory_volume import MemoryVolume, Shelf, incarnation_of_inode
 from clusterfs.store.objects import BLOCK_BYTES, inode_object, split_object_id
 from dlm.node import Lockspace
 
@@ -208,6 +208,7 @@ class World:
             self._post(source, incarnation, target, message)
 
         space = Lockspace(source, incarnation, send, trio.current_time, lvb_bytes=VALUE_BYTES)
+        space.set_maker_of(lambda root: incarnation_of_inode(int.from_bytes(root)))
         self._spaces[source, incarnation] = space
         if self._tasks is not None:
             self._tasks.start_soon(space.run)

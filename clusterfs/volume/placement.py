@@ -1,7 +1,8 @@
 """Where things live: inode numbers, and the group of each object. PURE.
 
 An inode number is group (10 bits) | incarnation (24 bits) | counter (28 bits), below 2**63, so a
-number is never used twice and tells its group without a look-up. The root directory is inode 1.
+number is never used twice and tells its group and its maker without a look-up. The root directory
+is inode 1.
 
 A file's stripes are spread by its placement seed: the number of the inode for which the data was
 first written. Stripe 0 lies in the seed's own group, so that a small file is a single-group affair;
@@ -31,6 +32,11 @@ def inode_number(group: int, incarnation: int, counter: int) -> int:
     assert 0 < incarnation < 1 << _INCARNATION_BITS, incarnation
     assert 0 <= counter <= MAX_COUNTER, counter
     return group << _GROUP_SHIFT | incarnation << _COUNTER_BITS | counter
+
+
+def incarnation_of_inode(inode: int) -> int | None:
+    """Return the incarnation that made the number up; None: the root directory's is given."""
+    return inode >> _COUNTER_BITS & (1 << _INCARNATION_BITS) - 1 or None
 
 
 def group_of_inode(inode: int, groups: int) -> int:

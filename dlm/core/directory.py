@@ -5,6 +5,10 @@ Until all members have told theirs for an epoch, we answer only what we know for
 told in this epoch, and the part of our share that has been ours without a break since we knew all.
 The rest of the requests wait here.
 
+A root that nobody is known to master may have been made up by a member that has not told us yet: it
+is asked first, where the root tells who that was; while it is leaving, requests wait for its end.
+Else the requester becomes the master.
+
 A tree without locks is removed when its master has seen all that we forwarded to it: we count what
 we forward to each start of a node, and the master says how many it has seen. If a forward is still
 on its way we say nothing, for it calls the removal off.
@@ -140,6 +144,8 @@ class Directory:
             else:
                 self.held.setdefault(root, []).append(request)
         elif self._surely_new(root):
+            if self._left_to_the_maker(request):
+                return
             start = (request.origin, request.incarnation)
             entry = self.entries[root] = Entry(start, here.new_term(), here.epoch)
             here.send(request.origin, Mastered(here.epoch, request.lock, root, entry.term))
@@ -272,6 +278,21 @@ class Directory:
             return False
         since = self._all_since
         return self.complete or (since is not None and self._unbroken(root, since, unseen=False))
+
+    def _left_to_the_maker(self, request: Request) -> bool:
+        """Ask whoever may have made the root up, or wait for its end if it is leaving."""
+        here, maker = self._here, self._here.maker_of(request.root)
+        own = (None, here.incarnation, request.incarnation)
+        if maker in own or request.route is Route.UNMADE:
+            return False
+        if maker in here.leaving.values():
+            self.held.setdefault(request.root, []).append(request)
+            return True
+        for node, start in here.members.items():
+            if start == maker:
+                here.send(node, routed(request, Route.MAKER, here.epoch, 0))
+                return True
+        return False
 
     def _is_over(self, root: bytes, entry: Entry) -> bool:
         """Tell whether nobody masters it any more, and nobody holds anything under it."""

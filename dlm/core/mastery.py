@@ -86,10 +86,14 @@ class Mastery:
     def request(self, sender: int, request: Request) -> None:
         """Serve a request, as directory node or as master."""
         here = self._here
-        if request.route is Route.ASK:
+        if request.route is Route.ASK or request.route is Route.UNMADE:
             self._directory.ask(request)
             return
         tree = self.trees.get(request.root)
+        if request.route is Route.MAKER and (tree is None or tree.removing):
+            node = here.directory_of(request.root)
+            here.send(node, routed(request, Route.UNMADE, here.epoch, 0))
+            return
         if request.route is Route.FORWARDED:
             tree = self._forwarded(sender, request, tree)
         if not here.alive(request.origin, request.incarnation):

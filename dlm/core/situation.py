@@ -5,7 +5,7 @@ effects.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from xxhash import xxh3_64_intdigest
 
@@ -15,6 +15,10 @@ from dlm.effects import Effect, Send
 from dlm.messages import TERM_BITS, Message
 
 NEVER = float("inf")
+
+
+def _nobody(_root: bytes) -> int | None:
+    return None
 
 
 class Situation:
@@ -28,6 +32,7 @@ class Situation:
         "incarnation",
         "leaving",
         "local",
+        "maker_of",
         "me",
         "members",
         "misdirected",
@@ -51,6 +56,7 @@ class Situation:
         self.effects: list[Effect] = []
         self.local: deque[Message] = deque()
         self.waits = Waits()
+        self.maker_of: Callable[[bytes], int | None] = _nobody
         self.misdirected = 0  # messages that no correct peer would have sent us
 
     def send(self, node: int, message: Message) -> None:

@@ -118,16 +118,27 @@ class User:
         load = self.load
         if lock.mode in (Mode.CW, Mode.PW, Mode.EX):
             load.names_made += 1
-            name = Name(b"new%d" % load.names_made)
+            name = Name(b"new%d@%d" % (load.names_made, self.machine.incarnation))
             User(load, self.machine).visit(name, new=True)
             load.written_down.setdefault(lock.name, []).append(name)
+            if self.world.names_tell and self.world.likely(0.3):
+                self._gossip(name)
+
+    def _gossip(self, name: Name) -> None:
+        """Let another node hear of a new name although no lock tells it."""
+        machines = self.world.machines
+        machine = machines[self.world.random.choice(sorted(machines))]
+        self.world.after(
+            self.world.around(0.001), lambda: User(self.load, machine).visit(name, new=False)
+        )
 
     def visit(self, name: Name, *, new: bool) -> None:
         """Have one lock, and go away with it."""
         self._guest = True
         self.lock = Lock(name, "guest", self)
         mode = self.world.random.choice((Mode.PR, Mode.EX))
-        self._start(Acquire(self.lock, mode, _VALBLK, new))
+        if self.machine.alive:
+            self._start(Acquire(self.lock, mode, _VALBLK, new))
 
     def _read_names(self, lock: Lock) -> None:
         """Look what was written down here lately, and ask for some of it."""

@@ -58,6 +58,12 @@ class Machine:
         self.removed_epoch: Epoch | None = None  # the view in which it is no longer a member
 
 
+def maker_of(root: bytes) -> int | None:
+    """Return the incarnation at the end of a name that has been made up."""
+    _, _, incarnation = root.partition(b"@")
+    return int(incarnation) if incarnation else None
+
+
 Listener = Callable[[Machine, Effect], None]
 
 
@@ -86,6 +92,7 @@ class World:
         self._starts: dict[int, Machine] = {}  # every start ever, by incarnation
         self._link_free_s: dict[tuple[int, int], float] = {}
         self._incarnation = 0
+        self.names_tell = self.likely(0.5)  # new names tell who made them up
         self._node_count = node_count
 
     # -- running ---------------------------------------------------------------------------------
@@ -211,6 +218,8 @@ class World:
     def _start(self, node: int) -> None:
         self._incarnation += 1
         machine = Machine(node, self._incarnation)
+        if self.names_tell:
+            machine.core.here.maker_of = maker_of
         machine.core.mastery.keep_s = self.random.choice((0.0, 0.002, KEEP_S))
         self.machines[node] = self._starts[machine.incarnation] = machine
         self._members[node] = machine.incarnation

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from dlm.core import conversion_deadlock, deadlock, resource
 from dlm.core.deadlock import Detector
 from dlm.core.directory import Directory
+from dlm.core.holding import Holding
 from dlm.core.master_copy import Copy
 from dlm.core.mastery import Mastery
 from dlm.core.own_lock import Root
@@ -198,10 +199,20 @@ def search_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlock, "SEARCH_EVERY_S", 1e6)
 
 
+def do_not_ask_the_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Directory, "_left_to_the_maker", lambda _self, _request: False)
+
+
+def forget_what_was_postponed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Holding, "tick", Holding.clear)
+
+
 PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], bool, str]] = [
     # what is planted, whether among transactions, what the simulator says to it
     (forget_to_tell, False, "never answered"),
     (show_names_that_the_directory_does_not_know, False, ""),
+    (do_not_ask_the_maker, False, ""),
+    (forget_what_was_postponed, False, "never answered"),
     (remove_in_spite_of_forwards, False, ""),
     (trust_every_value, False, "its writer died|stale LVB"),
     (do_not_ask_again, False, "never answered"),

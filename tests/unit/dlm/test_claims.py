@@ -5,10 +5,21 @@ import pytest
 from dlm.core.claims import BATCH, GATHER_S
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.mastery import KEEP_S
+from dlm.core.situation import directory_among
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import LockBusy
 from dlm.events import Acquire, Change, Enter, Event, Lock, Name, Received, Release, Tick
-from dlm.messages import TERM_BITS, Claim, Claimed, Message, Reign, Unlock
+from dlm.messages import (
+    TERM_BITS,
+    Claim,
+    Claimed,
+    Mastered,
+    Message,
+    Reign,
+    Request,
+    Route,
+    Unlock,
+)
 from dlm.modes import Flags, Mode
 
 NL, CR, CW, PR, PW, EX = Mode
@@ -228,3 +239,56 @@ def test_names_are_made_up_while_a_recovery_is_running(three: Trio) -> None:
         three.act(node, Enter(2, {1: 1, 2: 2, 3: 3}))
     lock = three.lock(1, three.far[0], EX, new=True)
     assert lock.mode is EX
+
+
+def test_a_name_that_leaked_has_one_master_all_the_same(three: Trio) -> None:
+    root = three.far[0]
+    for core in three.cores.values():
+        core.here.maker_of = lambda _root: 1
+    lock = three.lock(1, root, EX, new=True)
+    three.act(3, Acquire(early := Lock(Name(root)), EX))
+    three.settle()
+    assert [early.mode] == [None]  # node 2, who had not heard of it, asked node 1
+    three.act(1, Release(lock))
+    three.settle()
+    assert [early.mode] == [EX]
+
+
+def test_what_its_maker_does_not_master_belongs_to_who_asks(three: Trio) -> None:
+    for core in three.cores.values():
+        core.here.maker_of = lambda _root: 1
+    three.act(3, Acquire(lock := Lock(Name(three.far[0])), EX))
+    assert [m.route for m in three.carry(3, 2) if isinstance(m, Request)] == [Route.ASK]
+    assert [m.route for m in three.carry(2, 1) if isinstance(m, Request)] == [Route.MAKER]
+    assert [m.route for m in three.carry(1, 2) if isinstance(m, Request)] == [Route.UNMADE]
+    three.settle()
+    assert lock.mode is EX
+    assert three.cores[2].directory.entries[three.far[0]].master == (3, 3)
+
+
+def test_a_maker_that_is_leaving_may_still_hold_what_it_made(three: Trio) -> None:
+    root = next(root for root in three.far if directory_among((2, 3), root) == 2)
+    for core in three.cores.values():
+        core.here.maker_of = lambda _root: 1
+    three.lock(1, root, EX, new=True)
+    three.links.clear()
+    for node in (2, 3):
+        three.act(node, Enter(2, {2: 2, 3: 3}, {1: 1}))
+    three.settle()
+    three.act(3, Acquire(early := Lock(Name(root)), EX))
+    three.settle()
+    assert [early.mode] == [None]
+    del three.cores[1]
+    for node in (2, 3):
+        three.act(node, Enter(3, {2: 2, 3: 3}))
+    three.settle()
+    assert [early.mode] == [EX]
+
+
+@pytest.mark.parametrize("maker", [2, 3, 9, None])
+def test_a_maker_that_asks_or_knows_or_is_gone_is_not_asked(three: Trio, maker: int | None) -> None:
+    for core in three.cores.values():
+        core.here.maker_of = lambda _root: maker
+    three.act(3, Acquire(Lock(Name(three.far[0])), EX))
+    three.carry(3, 2)
+    assert [type(message) for message in three.carry(2, 3)] == [Mastered]

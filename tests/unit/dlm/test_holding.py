@@ -88,7 +88,9 @@ def test_a_lock_that_is_wanted_for_the_first_time_is_passed_on_at_once(pair: Pai
     pair.ask(3)
     began_s = pair.now_s
     pair.run(0.1)
-    assert pair.told == [(pytest.approx(began_s + 2 * ONE_WAY_S), lock)]
+    [(told_s, who)] = pair.told
+    assert who is lock
+    assert told_s == pytest.approx(began_s + 2 * ONE_WAY_S)
 
 
 def test_who_is_back_at_once_keeps_it_longer_each_time_up_to_a_limit(pair: Pair) -> None:
