@@ -203,9 +203,8 @@ class Lockspace:
     ) -> Lock:
         """Hold a new lock on a name whose root was made up here just now; see `lock`.
 
-        As no other node has ever heard of the root it is mastered here at once, without a message
-        (unless members are changing just now). The caller tells the name to nobody else but by
-        writing it where others need a lock to read it that this node holds in CW, PW or EX.
+        No other node has heard of the root, so it is mastered here at once, without a message. The
+        caller writes the name only where others need a lock to read it that we hold in CW, PW, EX.
         """
         return await self.acquire(self.prepare(name, owner, blocking), mode, flags=flags, new=True)
 
@@ -229,7 +228,6 @@ class Lockspace:
             LockCancelled: `cancel` was called; none is held.
             LockLost: this node was removed.
         """
-        assert len(blocking) in (0, len(names))
         asked: list[tuple[Lock, Use]] = []
         with self._together():
             for name, callback in zip_longest(names, blocking):
@@ -261,8 +259,7 @@ class Lockspace:
         While a conversion waits, the lock is held in the old mode; but in CR when it goes between
         PR and CW, and in NL with CONVDEADLK. A cancelled wait leaves the conversion withdrawn, or
         done if the grant was faster: look at `lock.mode`; until that is settled, LockBusy is raised
-        for other operations. (Before it asks, it waits until a weakening of this lock that was put
-        off is done; cancelled there, nothing has happened.)
+        for other operations. (First it waits until a weakening that was put off is done.)
 
         Args:
             lock: held, with no operation under way.
@@ -336,11 +333,7 @@ class Lockspace:
         del lock.users[owner]
 
     def set_maker_of(self, maker_of: Callable[[bytes], int | None]) -> None:
-        """Let roots tell the incarnation that made them up, where they can (None: they do not).
-
-        With that a name that another node learned too early, without a lock, still has one master:
-        a directory node that does not know a root asks its maker first, if that is a member.
-        """
+        """Let roots tell the incarnation that made them up (None: unknown): it is asked first."""
         self._core.here.maker_of = maker_of
 
     @property
