@@ -27,7 +27,7 @@ from clusterfs.errors import BrickDamaged, BrickFailed, SetupError
 from clusterfs.store.chunks import PAGE_CIDS, cids_of_page
 from clusterfs.store.disk import Disk
 from clusterfs.store.flush import Sealed
-from clusterfs.store.location import UNIT_BYTES, place_of, segment_of, units_of
+from clusterfs.store.location import BLOCK_UNITS, UNIT_BYTES, place_of, segment_of, units_of
 from clusterfs.store.objects import MARK, ObjectId
 from clusterfs.store.opening import Opening, Options
 from clusterfs.store.reading import wrong_chunks
@@ -36,6 +36,7 @@ from clusterfs.store.superblock import open_superblock
 
 WINDOW_CHUNKS = 32 << 20
 _WINDOW_SEGMENTS = 1024
+_WHOLE = b"\xff" * (BLOCK_UNITS // 8)
 _TEXTS = 1000
 _PAGE = 4096
 _DATA_PAGES = 16
@@ -377,6 +378,10 @@ def _take(units: bytearray, location: int) -> bool:
     start, end = first >> 3, (first + count + 7) >> 3
     if end > len(units):
         return False
+    if count == BLOCK_UNITS and not first & 7:  # a raw chunk: most are
+        free = units.count(0, start, end) == end - start
+        units[start:end] = _WHOLE
+        return free
     mask = ((1 << count) - 1) << (first & 7)
     before = int.from_bytes(units[start:end], "little")
     units[start:end] = (before | mask).to_bytes(end - start, "little")
