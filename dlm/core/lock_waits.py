@@ -46,7 +46,7 @@ class LockWaits:
         lock = self._ownership.locks.get(number)
         if lock is None or lock.granted is None or lock.flags & _NODLCKBLK:
             return
-        if lock.granted != state:
+        if lock.granted != state or lock.parting is not None:
             return  # a release of it is on its way to the master, or the master's grant to us
         if lock.transaction is not None:
             yield lock.transaction, lock.turn

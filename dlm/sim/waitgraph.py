@@ -141,7 +141,7 @@ class WaitGraph:
         home, lock = self._home(copy)
         if home is None or lock is None or lock.granted is not copy.granted:
             return
-        if lock.flags & Flags.NODLCKBLK:
+        if lock.flags & Flags.NODLCKBLK or lock.parting is not None:
             return
         owners = [] if lock.transaction is None else [lock.transaction]
         for owner in (*owners, *(lock.users or ())):

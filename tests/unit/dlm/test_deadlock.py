@@ -172,6 +172,25 @@ def test_a_use_that_ended_but_is_still_known_to_the_master_closes_no_ring() -> N
     assert not any(lock.cancelling for _, lock in play.script.locks.values())
 
 
+def test_a_release_that_waits_for_new_names_to_be_known_closes_no_ring() -> None:
+    play = Play(3)
+    play.run("lock n1 b EX as b1 by A", "lock n2 c EX as c2 by B", "settle")
+    play.run("lock n2 b EX as b-b by B", "settle", "lock n1 e EX new", "unlock b1")
+    assert play.lock("b1").parting is not None
+    while play.script.links.get((1, 2)):
+        play.run("deliver n1 n2")
+    play.run("lock n1 c EX as a-c by A")
+    for source, target in ((1, 2), (2, 1), (1, 2), (2, 1)):
+        while play.script.links.get((source, target)):
+            play.run(f"deliver n{source} n{target}")
+    assert play.lock("a-c").sequence
+    assert play.lock("b1").parting is not None
+    play.run("wait 0.2")
+    while play.deliver_searches():
+        pass
+    assert not any(lock.cancelling for _, lock in play.script.locks.values())
+
+
 def test_what_the_owner_withdrew_itself_is_cancelled_not_deadlocked() -> None:
     play = Play(2)
     ring(play, 2, 2)
