@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from clusterfs import config
+from clusterfs.cli import dev
 from clusterfs.cli.dev import Cluster, Node, free_ports
 from clusterfs.errors import SetupError
 
@@ -42,7 +43,8 @@ def test_the_tenth_node_comes_after_the_ninth(tmp_path: Path) -> None:
     assert [node.number for node in cluster.nodes] == list(range(1, 12))
 
 
-def test_one_command_at_a_time(tmp_path: Path) -> None:
+def test_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev, "OTHERS_TIMEOUT_S", 0.1)
     cluster = Cluster(tmp_path)
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "lock").open("w") as held:
