@@ -1,4 +1,4 @@
-"""A cluster whose nodes talk inside TLS: the same filesystem, and a key that others may read."""
+"""A cluster whose nodes talk inside TLS: the same filesystem, and nothing for strangers."""
 
 import contextlib
 import os
@@ -10,7 +10,6 @@ import pytest
 
 from clusterfs.cli.dev import Cluster
 from clusterfs.config import load
-from clusterfs.errors import SetupError
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +38,3 @@ def test_strangers_get_nothing(folders: list[Path], cluster: Cluster) -> None:
     assert len(answer) < 50, "a TLS alert at most"
     (folders[0] / "file").write_text("still there")
     assert (folders[2] / "file").read_text() == "still there"
-
-
-def test_a_key_that_others_may_read_is_refused(cluster: Cluster) -> None:
-    cluster.down()
-    key = cluster.folder / "tls" / "n1.key"
-    key.chmod(0o644)
-    with pytest.raises(SetupError, match="chmod 600"):
-        cluster.up()
-    key.chmod(0o600)
-    cluster.up()
-    assert cluster.status()["nodes"][0]["state"] == "running"
