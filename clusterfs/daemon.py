@@ -13,6 +13,7 @@ Invariants:
   * the beat tells the supervisor how long what the kernel caches may be believed.
 """
 
+import gc
 import os
 import signal
 import time
@@ -60,6 +61,7 @@ from dlm.net import Mesh, Peer
 from dlm.node import Lockspace
 
 _BEAT_S = 0.1
+_COLLECTED_AFTER = (20_000, 20, 50)  # new objects, and rounds of each generation
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
 
@@ -74,6 +76,8 @@ def run(
     """Run one node until it is unmounted; returns the exit code. Raises SetupError."""
     observe.set_up_logs(None, config.log_level, node=config.name)
     options = MountOptions(fsname=str(source), extra=kernel_options)
+    gc.freeze()  # the modules stay: do not look at them in every collection
+    gc.set_threshold(*_COLLECTED_AFTER)
     try:
         trio.run(Daemon(config, Mount(str(mountpoint), options), beat, ready).main)
     except* SetupError as group:
