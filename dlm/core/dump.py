@@ -21,8 +21,10 @@ def summary(core: LockspaceCore) -> Description:
     """Return what is short, however many locks there are.
 
     Keys: node, incarnation, epoch, frozen, lost, members {node: incarnation}, awaited (whose pages
-    a recovery waits for), counts (of trees, locks and names in the directory), deadlocks (searches
-    begun here, waits of ours that gave way, the last of their stories), misdirected.
+    a recovery waits for), counts (of trees, locks and names in the directory), holding (the
+    smoothed round trip, BASTs that waited for the minimum hold time, claims not acknowledged),
+    deadlocks (searches begun here, waits of ours that gave way, the last of their stories),
+    misdirected.
     """
     here, mastery = core.here, core.mastery
     return {
@@ -37,6 +39,11 @@ def summary(core: LockspaceCore) -> Description:
             "trees": len(mastery.trees),
             "locks": len(core.ownership.locks),
             "directory": len(core.directory.entries),
+        },
+        "holding": {
+            "round_trip_s": round(core.ownership.holding.round_trip_s, 6),
+            "postponed": core.ownership.holding.postponed,
+            "claims_pending": len(mastery.claims.pending_roots()),
         },
         "deadlocks": {
             "searches": core.detector.searches,
