@@ -250,9 +250,9 @@ class Checker:
         """Live counts, and places: each in a segment in use, no two chunks in one place."""
         segments, chunks = self._opening.segments, self.state.chunks
         live: dict[int, int] = {}
-        usable = sorted({*segments.used, *segments.open})
+        usable = {*segments.used, *segments.open}
         for first in range(0, len(usable), _WINDOW_SEGMENTS):
-            window = usable[first : first + _WINDOW_SEGMENTS]
+            window = sorted(usable)[first : first + _WINDOW_SEGMENTS]
             places = {segment: bytearray(segments.size_blocks * 8) for segment in window}
             for cid, location in self._places():
                 segment = segment_of(location)
