@@ -25,7 +25,7 @@ from dlm.sim.run import simulate
 from dlm.sim.world import Faults
 
 HOSTILE = Faults(crash_interval_s=0.1, delay_s=0.002)
-SEEDS = range(60)
+SEEDS = range(200)
 
 
 def forget_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], bool, str]] = [
     (remove_in_spite_of_forwards, False, ""),
     (trust_every_value, False, "its writer died|stale LVB"),
     (do_not_ask_again, False, "never answered"),
-    (ignore_conflicts, False, "exclusion|validate"),
+    (ignore_conflicts, False, "exclusion|validate|never answered"),
     (rebuild_without_the_last_page, False, ""),
     (rebuild_while_somebody_is_leaving, False, ""),
     (skip_the_purge, False, ""),
