@@ -1,9 +1,21 @@
 """`python -m dlm.sim --seed N --nodes K`: run one seed, or many; print the trace of a violation."""
 
 import argparse
+import random
 import sys
+import time
+from collections.abc import Iterator
 
 from dlm.sim.run import simulate
+
+
+def _seeds(first: int, count: int, minutes: float) -> Iterator[int]:
+    """Yield `count` seeds, or random ones until the time is over."""
+    if not minutes:
+        yield from range(first, first + count)
+    began_s, dice = time.perf_counter(), random.SystemRandom()
+    while time.perf_counter() - began_s < 60 * minutes:
+        yield dice.randrange(2**40)
 
 
 def main() -> int:
@@ -11,11 +23,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dlm.sim", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--minutes", type=float, default=0.0, help="new seeds for as long as that")
     parser.add_argument("--nodes", type=int, default=None, help="default: 3 to 7, by the seed")
     parser.add_argument("--seconds", type=float, default=2.0, help="simulated time with faults")
     parser.add_argument("--transactions", action="store_true", help="users of many locks at once")
     options = parser.parse_args()
-    for seed in range(options.seed, options.seed + options.seeds):
+    for seed in _seeds(options.seed, options.seeds, options.minutes):
         outcome = simulate(
             seed, options.nodes, until_s=options.seconds, transactions=options.transactions
         )

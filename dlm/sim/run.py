@@ -2,6 +2,7 @@
 
 import random
 import traceback
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,23 +27,42 @@ class Outcome(msgspec.Struct, frozen=True):
     trace: list[str]
 
 
-def simulate(
+def simulate(  # noqa: PLR0913  all but the seed is for tests of one thing
     seed: int,
     nodes: int | None = None,
     until_s: float = 2.0,
     faults: Faults | None = None,
     *,
+    calm_s: float = 0.5,
     transactions: bool = False,
     rules: type[Resource] = Resource,
 ) -> Outcome:
-    """Run the seed; all that goes wrong is in the outcome.
+    """Run the seed; all that goes wrong is in the outcome, with all that led to it.
 
-    With `transactions` the users take many locks at once, and get into deadlocks. Other `rules`
-    than those of fs/dlm need that: single users would wait for ever in a conversion deadlock.
+    It is traced only when it has failed, in a second run. `calm_s` follows without faults. With
+    `transactions` the users take many locks at once, and get into deadlocks. Other `rules` than
+    those of fs/dlm need that: single users would wait for ever in a conversion deadlock.
     """
+    settings = _Settings(seed, nodes, until_s, calm_s, faults, transactions, rules)
+    outcome = _run(settings, tracing=False)
+    return outcome if outcome.violation is None else _run(settings, tracing=True)
+
+
+class _Settings(NamedTuple):
+    seed: int
+    nodes: int | None
+    until_s: float
+    calm_s: float
+    faults: Faults | None
+    transactions: bool
+    rules: type[Resource]
+
+
+def _run(settings: _Settings, *, tracing: bool) -> Outcome:
+    seed, nodes, until_s, calm_s, faults, transactions, rules = settings
     dice = random.Random(seed ^ 0x5EED)
     nodes = nodes or dice.randint(3, 7)
-    world = World(seed, nodes, faults or _some_faults(dice))
+    world = World(seed, nodes, faults or _some_faults(dice), tracing=tracing)
     load = (Transactions if transactions else Workload)(world, users_per_node=dice.randint(1, 4))
     populate = load.populate
 
@@ -56,7 +76,7 @@ def simulate(
         world.boot()
         world.run(until_s)
         world.quiet = True
-        world.run(until_s + 0.5)
+        world.run(until_s + calm_s)
         load.closing = True
         world.run(until_s + REST_S)
         world.checker.at_rest(list(world.machines.values()))

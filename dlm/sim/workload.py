@@ -128,9 +128,12 @@ class User:
         """Let another node hear of a new name although no lock tells it."""
         machines = self.world.machines
         machine = machines[self.world.random.choice(sorted(machines))]
-        self.world.after(
-            self.world.around(0.001), lambda: User(self.load, machine).visit(name, new=False)
-        )
+
+        def hear() -> None:
+            if not machine.cut and not self.machine.cut:  # nothing goes in or out
+                User(self.load, machine).visit(name, new=False)
+
+        self.world.after(self.world.around(0.001), hear)
 
     def visit(self, name: Name, *, new: bool) -> None:
         """Have one lock, and go away with it."""

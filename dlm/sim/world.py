@@ -70,9 +70,12 @@ Listener = Callable[[Machine, Effect], None]
 class World:
     """The nodes, the network, the membership, and the queue of what happens next."""
 
-    def __init__(self, seed: int, node_count: int, faults: Faults) -> None:
+    def __init__(
+        self, seed: int, node_count: int, faults: Faults, *, tracing: bool = False
+    ) -> None:
         self.random = random.Random(seed)
         self.faults = faults
+        self.tracing = tracing
         self.now_s = 0.0
         self.events_run = 0
         self.quiet = False  # no more faults
@@ -130,7 +133,8 @@ class World:
         """Give `event` to the core and carry out what it asks for; False if it refused."""
         if not machine.alive:
             return False
-        self._note(f"n{machine.node} {event}")
+        if self.tracing:
+            self._note(f"n{machine.node} {event}")
         try:
             effects = machine.core.handle(event, self.now_s)
         except LockError as error:
@@ -163,12 +167,16 @@ class World:
             target = machine.core.here.members[effect.node]
             self._transmit(machine, target, encode(effect.message))
             return
-        if isinstance(effect, Complete):
-            self._note(f"n{machine.node} {effect.lock!r} {effect.status.name}")
-        elif isinstance(effect, Notify):
-            self._note(f"n{machine.node} {effect.lock!r} blocks {effect.mode.name}")
+        if self.tracing:
+            self._note_effect(machine, effect)
         assert self.listener is not None
         self.listener(machine, effect)
+
+    def _note_effect(self, machine: Machine, effect: Complete | Notify) -> None:
+        if isinstance(effect, Complete):
+            self._note(f"n{machine.node} {effect.lock!r} {effect.status.name}")
+        else:
+            self._note(f"n{machine.node} {effect.lock!r} blocks {effect.mode.name}")
 
     def _transmit(self, source: Machine, target: int, body: bytes) -> None:
         """Deliver after a random delay, never overtaking earlier messages on the same link."""

@@ -21,6 +21,13 @@ def test_locks_exclude_survive_and_answer_under_any_faults(seed: int) -> None:
     assert outcome.completed
 
 
+@pytest.mark.parametrize("first", range(10_000 + FIRST_SEED, 10_800 + FIRST_SEED, 100))
+def test_a_hundred_short_lives(first: int) -> None:
+    for seed in range(first, first + 100):
+        outcome = simulate(seed, until_s=0.15, calm_s=0.05)
+        assert outcome.violation is None, (seed, outcome.violation, *outcome.trace)
+
+
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 20))
 def test_every_deadlock_is_found_and_nothing_else_under_any_faults(seed: int) -> None:
     outcome = simulate(seed, until_s=0.6, transactions=True)
