@@ -330,7 +330,8 @@ class CachedLock:
             self._cache.start(self._work)
 
     def _used(self) -> bool:
-        return bool(self._users or self.pins or self._urgent)
+        """Tell whether the lock cannot go now; writeback that has to ask for more is no use."""
+        return bool(self._users or self.pins or (self._urgent and self.level == EX))
 
     def _may_serve(self, waiter: Waiter) -> bool:
         if self.level < waiter.level or self.revoking:

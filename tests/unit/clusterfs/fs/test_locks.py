@@ -116,6 +116,28 @@ async def test_new_users_wait_while_it_is_given_up_but_page_writeback_does_not()
         two.release()
 
 
+async def test_page_writeback_that_needs_more_than_is_held_does_not_keep_the_lock_here() -> None:
+    async with World(2).running() as world, trio.open_nursery() as nursery:
+        log = Log()
+        one, two = lock_of(world, 1, nursery, log), lock_of(world, 2, nursery, Log())
+        await one.wait_shared()
+        log.wait = trio.Event()
+        nursery.start_soon(two.wait_exclusive)
+        one.release()
+        await world.settle()
+        assert log.targets == [NL]
+        nursery.start_soon(one.wait_writeback)  # a page became dirty although only PR is held
+        await world.settle()
+        log.wait.set()
+        await world.settle()
+        assert Mode(two.level) == EX, "the reader's lock went although its writeback waits"
+        two.release()
+        await world.settle()
+        assert Mode(one.level) == EX
+        assert one.users == -1
+        one.release()
+
+
 async def test_a_pin_keeps_it_beside_users() -> None:
     async with World(2).running() as world, trio.open_nursery() as nursery:
         one, two = (lock_of(world, n, nursery, Log()) for n in (1, 2))
