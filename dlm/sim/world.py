@@ -118,8 +118,12 @@ class World:
 
     def after(self, delay_s: float, happen: Callable[[], None]) -> None:
         """Let `happen` be called later."""
+        self.at(self.now_s + delay_s, happen)
+
+    def at(self, at_s: float, happen: Callable[[], None]) -> None:
+        """Let `happen` be called at that time, after what was asked for then before."""
         self._sequence += 1
-        heapq.heappush(self._agenda, (self.now_s + delay_s, self._sequence, happen))
+        heapq.heappush(self._agenda, (at_s, self._sequence, happen))
 
     def around(self, mean_s: float) -> float:
         """Return a random duration."""
@@ -185,14 +189,12 @@ class World:
             return  # and nothing comes after it: the one that is cut off will be removed
         at_s = max(self.now_s + self.around(self.faults.delay_s), self._link_free_s.get(link, 0.0))
         self._link_free_s[link] = at_s
-        self.after(
-            at_s - self.now_s, lambda: self._arrive(source, self._starts[target], epoch, body)
-        )
+        self.at(at_s, lambda: self._arrive(source, self._starts[target], epoch, body))
 
     def _arrive(self, source: Machine, target: Machine, epoch: int, body: bytes) -> None:
         if self.now_s < target.deaf_until_s:
-            again = target.deaf_until_s - self.now_s
-            self.after(again, lambda: self._arrive(source, target, epoch, body))
+            again_s = target.deaf_until_s
+            self.at(again_s, lambda: self._arrive(source, target, epoch, body))
             return
         if not source.alive and self._is_lost_in_crash(source, target):
             return
