@@ -1,4 +1,4 @@
-"""A brick of many millions of chunks: what opening, reading, cleaning and fsck take.
+"""A brick of many millions of chunks: what opening, reading, scrubbing and fsck take.
 
 `python -m bench.scale DIRECTORY [--chunks N]` fills a brick with N different chunks, then does each
 step in a process of its own and prints its time and memory. The bricks' segments are simulated: a
@@ -25,7 +25,6 @@ from clusterfs.store.objects import (
     BLOCK_BYTES,
     STRIPE_BLOCKS,
     Change,
-    Discard,
     Transaction,
     Write,
     stripe_object,
@@ -34,7 +33,7 @@ from clusterfs.store.opening import Options
 from clusterfs.store.store import Store
 
 KEY = bytes(32)
-STEPS = ("fill", "open", "read", "overwrite", "scrub", "fsck")
+STEPS = ("fill", "open", "read", "scrub", "fsck")
 WRITE_BLOCKS = 256
 _NUMBER = 8
 _REPEATED = BLOCK_BYTES // _NUMBER
@@ -182,26 +181,6 @@ async def read(folder: Path, chunks: int) -> None:
         for first in range(0, min(chunks, 1_000_000), WRITE_BLOCKS):
             name = stripe_object(1, first // STRIPE_BLOCKS)
             await store.read(name, first % STRIPE_BLOCKS, WRITE_BLOCKS)
-    await store.close()
-
-
-async def overwrite(folder: Path, chunks: int) -> None:
-    """Make the brick full: then new data has room only where the cleaner makes some."""
-    segments = len(list((folder / "segments").iterdir()))
-    store = await opened(folder, segments * (64 << 20))
-    with step("discard half of a part"):
-        for first in range(0, min(chunks, 1 << 19), STRIPE_BLOCKS):
-            name = stripe_object(1, first // STRIPE_BLOCKS)
-            version = store.version(name)
-            for at in range(0, STRIPE_BLOCKS, 512):
-                gone = tuple(Discard(at + n, 8) for n in range(0, 512, 16))
-                await store.admit(1 << 16)
-                store.replace(name, 1, version.after(1), gone)
-    with step("write where it was"):
-        for first in range(0, min(chunks, 1 << 19) * 7 // 16, WRITE_BLOCKS):
-            await write(store, chunks + STRIPE_BLOCKS + first, chunks + first + 1)
-        await store.sync()
-    print({k: v for k, v in store.statistics().items() if "reloc" in k or "segments" in k})
     await store.close()
 
 
