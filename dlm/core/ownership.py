@@ -195,9 +195,16 @@ class Ownership:
             self.cancel(lock)
 
     def denied(self, sender: int, message: Denied) -> None:
-        """Take a no: a new lock is gone, a held one is as before."""
+        """Take a no: a new lock is gone, a held one is as before.
+
+        That no master has a lock counts whoever says it: the one that was asked may have given the
+        root up since, and we may know the next master already, by another lock.
+        """
         lock = self.pending.get(message.lock)
-        if lock is None or not self._is_of_present_term(lock, sender, message):
+        if lock is None:
+            return
+        unknown = lock.granted is None and not lock.sequence
+        if not unknown and not self._is_of_present_term(lock, sender, message):
             return
         if lock.granted is not None:
             lock.mode = lock.granted = message.granted

@@ -384,9 +384,11 @@ class Resource:
             self._grant_conversions(send, recover=False)
             if self._grantable(copy, now=True):
                 self._grant(copy, send)
-                self.settle(send)
             else:
+                if conversion_deadlock.jammed_by(self.converting, copy):
+                    copy.flags &= ~_HEADQUE
                 self._queue_conversion(copy, send)
+            self.settle(send)  # what was given up may be all that others wait for
         elif copy.flags & _NODLCKWT:
             self._queue_conversion(copy, send)
         else:

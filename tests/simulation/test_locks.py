@@ -1,6 +1,7 @@
 import os
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,9 +43,9 @@ def test_the_rules_of_o2dlm_hold_under_any_faults(seed: int) -> None:
     assert outcome.completed
 
 
-@pytest.mark.parametrize("seed", [entry["seed"] for entry in REGRESSIONS])
-def test_fixed_bugs_stay_fixed(seed: int) -> None:
-    outcome = simulate(seed)
+@pytest.mark.parametrize("entry", REGRESSIONS, ids=lambda entry: str(entry["seed"]))
+def test_fixed_bugs_stay_fixed(entry: dict[str, Any]) -> None:
+    outcome = simulate(entry["seed"], **entry.get("life", {}))
     assert outcome.violation is None, (outcome.violation, *outcome.trace)
 
 

@@ -212,3 +212,23 @@ def test_an_invalidated_value_block_is_doubtful_until_the_next_write() -> None:
     assert answer.lvb_valid
     assert (bench.resource.lvb, bench.resource.lvb_sequence) == (b"two", 1)
     assert anchor.granted is NL
+
+
+def test_what_a_demotion_in_a_deadlock_frees_goes_to_those_that_wait_out_of_order() -> None:
+    bench = Bench()
+    a, b = bench.ask(CR), bench.ask(PR)
+    waiter = bench.ask(CW, Flags.NOORDER)
+    bench.convert(a, CW)
+    bench.convert(b, EX, Flags.CONVDEADLK)
+    assert (b.granted, b.requested) == (NL, EX)
+    assert granted(bench.said) == [a.lock, waiter.lock]
+
+
+def test_one_that_gave_up_its_mode_waits_behind_those_it_would_jam() -> None:
+    bench = Bench()
+    reader, a, b = bench.ask(PR), bench.ask(PR), bench.ask(PR)
+    bench.convert(a, EX)
+    bench.convert(b, EX, Flags.CONVDEADLK | Flags.HEADQUE)
+    assert (b.granted, b.requested) == (NL, EX)
+    assert granted(bench.unlock(reader)) == [a.lock]
+    assert granted(bench.unlock(a)) == [b.lock]
