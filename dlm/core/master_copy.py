@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from dlm.modes import Flags, Mode
+from dlm.modes import Flags, Mode, alternate
 
 if TYPE_CHECKING:
     from dlm.core.resource import Resource
 
 LVB_FLAGS = int(Flags.VALBLK | Flags.IVVALBLK)
+_NODLCKWT = int(Flags.NODLCKWT)
 
 
 class Copy:
@@ -64,3 +65,17 @@ def loses_lvb(copy: Copy) -> bool:
 def place(copy: Copy) -> int:
     """Return the place in its queue, to sort by."""
     return copy.sequence
+
+
+def is_in_the_way(held: Mode, waiter: Copy) -> bool:
+    """Tell whether a waiter can have neither its mode nor the other one that it is content with."""
+    assert waiter.requested is not None
+    if held.compatible(waiter.requested):
+        return False
+    other = alternate(waiter.requested, waiter.flags)
+    return other is None or not held.compatible(other)
+
+
+def is_for_good(copy: Copy) -> bool:
+    """Tell whether nothing but a grant is to end this wait."""
+    return not copy.flags & _NODLCKWT

@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 
 from dlm.core import conversion_deadlock
-from dlm.core.master_copy import LVB_FLAGS, Copy, loses_lvb, must_be_told, place
+from dlm.core.master_copy import (
+    LVB_FLAGS,
+    Copy,
+    is_for_good,
+    is_in_the_way,
+    loses_lvb,
+    must_be_told,
+    place,
+)
 from dlm.events import Name
 from dlm.messages import Blocking, Denied, Granted, Message, Queued, Status
 from dlm.modes import INCOMPATIBLE, LVB_TRANSFER, Flags, Mode, Transfer, alternate, is_down
@@ -182,12 +190,12 @@ class Resource:
         holders = dict.fromkeys((*self.granted, *self.converting))
         first: list[Copy | None] = [None]
         if not copy.flags & _NOORDER:
-            first.extend(other for other in self._queued_before(copy) if _is_for_good(other))
+            first.extend(other for other in self._queued_before(copy) if is_for_good(other))
         for through in first:
             waiter = through or copy
             for holder in tuple(holders):
                 assert holder.granted is not None
-                if holder is not waiter and _is_in_the_way(holder.granted, waiter):
+                if holder is not waiter and is_in_the_way(holder.granted, waiter):
                     del holders[holder]
                     yield holder, through
 
@@ -466,17 +474,3 @@ class Resource:
         elif flags & _VALBLK and lvb is not None:
             self.lvb, self.lvb_valid = lvb, True
             self.lvb_sequence += 1
-
-
-def _is_in_the_way(held: Mode, waiter: Copy) -> bool:
-    """Tell whether a waiter can have neither its mode nor the other one that it is content with."""
-    assert waiter.requested is not None
-    if held.compatible(waiter.requested):
-        return False
-    other = alternate(waiter.requested, waiter.flags)
-    return other is None or not held.compatible(other)
-
-
-def _is_for_good(copy: Copy) -> bool:
-    """Tell whether nothing but a grant is to end this wait."""
-    return not copy.flags & _NODLCKWT
