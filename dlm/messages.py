@@ -3,8 +3,8 @@
 A lock is named by its owner's node and the number that node gave it; the master keeps its copy
 under that pair, so only a first request carries the resource's name. What passes between a lock's
 owner and its master belongs to a term, one reign of one master over one tree, and is void in any
-other; everything else carries its sender's lock epoch. See docs/protocols/locks.md,
-docs/protocols/lock-recovery.md and docs/protocols/lock-migration.md.
+other; everything else carries its sender's lock epoch. See docs/protocols/locks.md and
+docs/protocols/lock-recovery.md.
 
 Fields are only ever appended, with defaults: an older node then still reads a newer one.
 """
@@ -192,14 +192,12 @@ class Reign(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Seat(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Who masters a root; `source` hands it over and has not finished (0: nobody)."""
+    """Who masters a root."""
 
     root: NamePart
     term: Term
     master: NodeId
     incarnation: Count
-    source: Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
-    source_incarnation: Count
 
 
 class Seats(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
@@ -214,7 +212,7 @@ class Reigns(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
     """New master to owner: I master these, as of what you told me under `tag`; term 0: nobody."""
 
     epoch: Epoch
-    tag: Term
+    tag: Epoch
     reigns: tuple[Reign, ...]
 
 
@@ -239,72 +237,12 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Locks(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=15):
     """Owner to new master: these are my locks under `roots`.
 
-    In a recovery `tag` is the epoch, `roots` carry the term that ended, and the `last` of Seats
-    ends it. In a migration `tag` is the new term and `last` says that this was the last page.
+    `tag` is the epoch, `roots` carry the term that ended, and the `last` of Seats ends it.
     """
 
-    tag: Term
+    tag: Epoch
     roots: tuple[Reign, ...]
     records: tuple[Record, ...]
-    last: bool
-
-
-class Move(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=30):
-    """Master to directory node: let `target` master this root of mine."""
-
-    epoch: Epoch
-    root: NamePart
-    term: Term
-    target: NodeId
-
-
-class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=31):
-    """Directory node to master: `target` masters the root from `term` on; hand it over.
-
-    `target` is the reader itself if the one it was handing the root over to is gone: it collects
-    the locks anew, from `reporters` too. `term` 0: refused, all is as before.
-    """
-
-    epoch: Epoch
-    root: NamePart
-    term: Term
-    target: NodeId
-    reporters: tuple[NodeId, ...]
-
-
-class Moving(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=32):
-    """Old master to owner: `target` masters the root from `term` on; tell it your locks."""
-
-    term: Term
-    root: NamePart
-    target: NodeId
-
-
-class Flushed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=33):
-    """Owner to old master: I have said all that I had to say to you before `term`."""
-
-    term: Term
-    root: NamePart
-
-
-class Worth(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The value block of one resource, as its old master has it."""
-
-    leaf: NamePart
-    lvb: Value | None
-    lvb_sequence: Count
-    lvb_valid: bool
-    writers: tuple[NodeId, ...]  # who hold PW or EX and may change it
-
-
-class Handover(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=34):
-    """Old master to new: who has locks under the root, and the value blocks."""
-
-    term: Term
-    root: NamePart
-    holders: tuple[NodeId, ...]
-    values: tuple[Worth, ...]
-    last: bool
 
 
 class Blocker(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -373,14 +311,6 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=17):
     count: Count
 
 
-class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=35):
-    """New master to directory node and old master: I have the root, and grant."""
-
-    epoch: Epoch
-    root: NamePart
-    term: Term
-
-
 class Verify(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=36):
     """Directory node to master: I have missed a view; ask me to remove what you do not master."""
 
@@ -409,12 +339,6 @@ Message = (
     | Confirm
     | Claim
     | Claimed
-    | Move
-    | Moved
-    | Moving
-    | Flushed
-    | Handover
-    | Settled
     | Verify
 )
 

@@ -12,9 +12,6 @@ Else the requester becomes the master.
 A tree without locks is removed when its master has seen all that we forwarded to it: we count what
 we forward to each start of a node, and the master says how many it has seen. If a forward is still
 on its way we say nothing, for it calls the removal off.
-
-The record decides who masters a root: a migration happens when it changes (`move`). It then names
-the source too until the new master says that it has all (`settled`); meanwhile requests wait here.
 """
 
 from collections.abc import Container, Iterable
@@ -24,32 +21,27 @@ from dlm.messages import (
     Claim,
     Claimed,
     Mastered,
-    Move,
-    Moved,
     Reign,
     Remove,
     Removed,
     Request,
     Route,
     Seat,
-    Settled,
     Verify,
 )
 
-_NOBODY = (0, 0)
 _VERIFY_PAGE = 500
 
 
 class Entry:
     """A root's record on its directory node."""
 
-    __slots__ = ("epoch", "last_forward", "master", "source", "term")
+    __slots__ = ("epoch", "last_forward", "master", "term")
 
     def __init__(self, master: tuple[int, int], term: int, epoch: int) -> None:
         self.master = master  # node and incarnation
         self.term = term
         self.epoch = epoch  # in which we were told last
-        self.source = _NOBODY  # who hands the root over to the master, until that is done
         self.last_forward = 0  # number of the last request that we forwarded to the master
 
 
@@ -66,7 +58,6 @@ class Directory:
         self._shares: list[tuple[int, tuple[int, ...] | None]] = []  # epoch, members; None: unseen
         self._all_since: int | None = None  # the last epoch in which we knew all
         self._swept = False
-        self._unsettled: set[bytes] = set()
 
     # -- a change of members ---------------------------------------------------------------------
 
@@ -89,8 +80,6 @@ class Directory:
         """Everybody has told us all."""
         self.complete = True
         self._all_since = self._here.epoch
-        for root in tuple(self._unsettled):
-            self._reseat(root, ())
 
     def sweep(self) -> Iterable[None]:
         """Forget, step by step, what is not ours any more; then all of our share is known."""
@@ -139,7 +128,7 @@ class Directory:
             del self.entries[root]
             entry = None
         if entry is not None:
-            if entry.source == _NOBODY and here.alive(*entry.master):
+            if here.alive(*entry.master):
                 self._forward(entry, request)
             else:
                 self.held.setdefault(root, []).append(request)
@@ -168,14 +157,14 @@ class Directory:
         """Learn who masters roots that are new."""
         here = self._here
         for reign in message.reigns:
-            seat = Seat(reign.root, reign.term, sender, here.members[sender], 0, 0)
+            seat = Seat(reign.root, reign.term, sender, here.members[sender])
             self.told(seat)
         here.send(sender, Claimed(here.epoch, len(message.reigns)))
 
     def claimed_here(self, root: bytes, term: int) -> None:
         """Note that we master a root that was new, and now is in our share."""
         here = self._here
-        self.told(Seat(root, term, here.me, here.incarnation, 0, 0))
+        self.told(Seat(root, term, here.me, here.incarnation))
 
     def remove(self, sender: int, message: Remove) -> None:
         """Forget an entry unless a forward is still on its way to the master."""
@@ -184,57 +173,17 @@ class Directory:
             return  # its master tells the right one
         entry = self.known(root)
         if entry is not None and entry.term == message.term:
-            if entry.source != _NOBODY or entry.last_forward > message.forwards:
+            if entry.last_forward > message.forwards:
                 return
             del self.entries[root]
         elif entry is not None and entry.term < message.term:
             return
         here.send(sender, Removed(here.epoch, root, message.term))
 
-    def move(self, sender: int, message: Move) -> None:
-        """Change the record, if the sender is the master and the target is there: it is done."""
-        here, root, target = self._here, message.root, message.target
-        if here.directory_of(root) != here.me:
-            return  # its master gives up when it learns of that
-        entry = self.known(root)
-        start = (target, here.members.get(target, 0))
-        if (
-            entry is None
-            or entry.term != message.term
-            or entry.source != _NOBODY
-            or not here.alive(*start)
-        ):
-            here.send(sender, Moved(here.epoch, root, 0, target, ()))
-            return
-        entry.source, entry.master = entry.master, start
-        entry.term = here.new_term(entry.term)
-        entry.last_forward = 0
-        self._unsettled.add(root)
-        here.send(sender, Moved(here.epoch, root, entry.term, target, ()))
-
-    def settled(self, sender: int, message: Settled) -> None:
-        """Note that the new master has all."""
-        here, root = self._here, message.root
-        if here.directory_of(root) != here.me:
-            return
-        entry = self.known(root)
-        if entry is None or message.term > entry.term:
-            start = (sender, here.members[sender])
-            self.entries[root] = Entry(start, message.term, here.epoch)
-        elif message.term == entry.term:
-            entry.source = _NOBODY
-        self._unsettled.discard(root)
-        self.retry(root)
-
-    def adopted(self, root: bytes, reporters: Iterable[int]) -> bool:
+    def adopted(self, root: bytes) -> bool:
         """Tell whether a root that owners believe without a master has, or gets, one elsewhere."""
         entry = self.known(root)
-        if entry is None:
-            return False
-        if entry.source != _NOBODY and self._here.alive(*entry.source):
-            self._reseat(root, tuple(reporters))
-            return True
-        return entry.source == _NOBODY and self._here.alive(*entry.master)
+        return entry is not None and self._here.alive(*entry.master)
 
     def seat_here(self, root: bytes, above: int) -> int:
         """Note that we master the root from now on, under the term returned."""
@@ -242,7 +191,6 @@ class Directory:
         entry = self.entries.get(root)
         term = here.new_term(max(above, entry.term if entry is not None else 0))
         self.entries[root] = Entry((here.me, here.incarnation), term, here.epoch)
-        self._unsettled.discard(root)
         return term
 
     def known(self, root: bytes) -> Entry | None:
@@ -299,8 +247,7 @@ class Directory:
         here = self._here
         if not self.complete or root in self.orphans:
             return False
-        last = entry.master if entry.source == _NOBODY else entry.source
-        return not here.alive(*last)
+        return not here.alive(*entry.master)
 
     def _forward(self, entry: Entry, request: Request) -> None:
         here, start = self._here, entry.master
@@ -310,27 +257,8 @@ class Directory:
 
     def _note(self, root: bytes, seat: Seat) -> None:
         here = self._here
-        entry = Entry((seat.master, seat.incarnation), seat.term, here.epoch)
-        entry.source = (seat.source, seat.source_incarnation)
-        self.entries[root] = entry
-        self._unsettled.discard(root)
-        if entry.source != _NOBODY:
-            self._unsettled.add(root)
-            if self.complete:
-                self._reseat(root, ())
-
-    def _reseat(self, root: bytes, reporters: tuple[int, ...]) -> None:
-        """If the target of a migration is gone, let its source master the root again."""
-        here, entry = self._here, self.known(root)
-        if entry is None:
-            self._unsettled.discard(root)
-            return
-        if here.gone(*entry.master) and here.alive(*entry.source):
-            entry.master, entry.term = entry.source, here.new_term(entry.term)
-        elif not reporters:
-            return
-        node = entry.source[0]
-        here.send(node, Moved(here.epoch, root, entry.term, node, reporters))
+        start = (seat.master, seat.incarnation)
+        self.entries[root] = Entry(start, seat.term, here.epoch)
 
 
 def routed(request: Request, route: Route, epoch: int, term: int) -> Request:

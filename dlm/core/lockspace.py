@@ -15,7 +15,7 @@ from dlm.core.directory import Directory
 from dlm.core.lock_waits import LockWaits
 from dlm.core.mastery import Mastery
 from dlm.core.ownership import Ownership
-from dlm.core.recovery import Recovery, is_recovery
+from dlm.core.recovery import Recovery
 from dlm.core.situation import NEVER, Situation
 from dlm.core.succession import Succession
 from dlm.core.waits import LOCK
@@ -43,13 +43,10 @@ from dlm.messages import (
     Convert,
     Demote,
     Denied,
-    Flushed,
     Granted,
-    Handover,
     Locks,
     Mastered,
     Message,
-    Moving,
     Probe,
     Queued,
     Reigns,
@@ -72,9 +69,6 @@ _OF_A_TERM = (
     Demote,
     Unlock,
     Cancel,
-    Moving,
-    Flushed,
-    Handover,
 )
 
 
@@ -240,5 +234,5 @@ def _epoch(message: Message) -> int:
     if isinstance(message, _OF_A_TERM):
         return epoch_of(message.term)
     if isinstance(message, Locks | Reigns):
-        return message.tag if is_recovery(message.tag) else epoch_of(message.tag)
+        return message.tag
     return message.epoch

@@ -31,7 +31,6 @@ from dlm.messages import (
     Removed,
     Request,
     Route,
-    Seat,
     Unlock,
     Verify,
 )
@@ -43,14 +42,13 @@ _PATIENCE_S = 0.01  # and how much longer while the directory has not acknowledg
 class Tree:
     """A root mastered here."""
 
-    __slots__ = ("directory", "moving", "removing", "resources", "root", "term", "thawing", "told")
+    __slots__ = ("directory", "removing", "resources", "root", "term", "thawing", "told")
 
     def __init__(self, root: bytes, term: int) -> None:
         self.root = root
         self.term = term
         self.resources: dict[bytes, Resource] = {}  # by leaf; only those with locks
         self.removing = False
-        self.moving = 0  # the node that we have asked the directory node to give it to
         self.thawing = False  # rebuilt, and not all of its queues have been looked at
         self.directory = (0, 0)  # the start of the directory node that knows of us
         self.told = 0  # in this epoch
@@ -101,8 +99,7 @@ class Mastery:
                 self._begin_removal(tree)  # it had been called off
             return
         if tree is None or tree.removing:
-            # The only lock by which the requester knew us has just been cancelled, or we have
-            # handed the tree over.
+            # The only lock by which the requester knew us has just been cancelled.
             here.send(here.directory_of(request.root), routed(request, Route.ASK, here.epoch, 0))
             return
         self.serve(tree, request)
@@ -114,7 +111,7 @@ class Mastery:
         self._seen[start] = self._seen.get(start, 0) + 1
         binding = request.epoch == here.epoch and sender == here.directory_of(root)
         if tree is None:
-            if not binding or self.is_elsewhere(root):
+            if not binding:
                 return None
             tree = self.trees[root] = Tree(root, request.term)
             tree.directory, tree.told, tree.removing = start, here.epoch, True
@@ -222,7 +219,7 @@ class Mastery:
     def verify(self, sender: int, message: Verify) -> None:
         """Ask the directory node to remove what we do not master."""
         for root, term in ((reign.root, reign.term) for reign in message.reigns):
-            if root not in self.trees and not self.is_elsewhere(root):
+            if root not in self.trees:
                 self.disown(sender, root, term)
 
     def disown(self, node: int, root: bytes, term: int) -> None:
@@ -230,15 +227,6 @@ class Mastery:
         here = self._here
         seen = self._seen.get((node, here.members[node]), 0)
         here.send(node, Remove(here.epoch, root, term, seen))
-
-    def is_elsewhere(self, root: bytes) -> bool:
-        """Tell whether the root is on its way to or from us."""
-        del root
-        return False
-
-    def seats_elsewhere(self) -> list[Seat]:
-        """Return who masters the roots that are on their way to or from us."""
-        return []
 
     # -- changes of members ----------------------------------------------------------------------
 
@@ -320,7 +308,7 @@ class Mastery:
         if tree.removing:
             self.disown(node, tree.root, tree.term)
             return False
-        tree.directory, tree.told, tree.moving = start, here.epoch, 0
+        tree.directory, tree.told = start, here.epoch
         return True
 
     def clear(self) -> None:

@@ -17,14 +17,13 @@ _LVB = _VALBLK | _IVVALBLK
 class Root:
     """A root under which we have locks, and who masters it."""
 
-    __slots__ = ("early", "incarnation", "locks", "log", "marks", "master", "moving", "term")
+    __slots__ = ("early", "incarnation", "locks", "log", "marks", "master", "term")
 
     def __init__(self, master: int, incarnation: int, term: int) -> None:
         self.master = master
         self.incarnation = incarnation
         self.term = term
         self.locks: dict[int, Lock] = {}  # those the master knows: held or queued there
-        self.moving = 0  # the highest term that a master has asked us to be ready for
         self.marks: dict[int, int] = {}  # where the log began when we told our locks, by tag
         self.log: list[Demote | Unlock] = []  # done since we first told our locks to anybody
         self.early: list[tuple[int, Answer]] = []  # of a term to come

@@ -7,11 +7,11 @@ A first request goes to the master if another lock of the same root already know
 we remember as the master, who passes it to the directory node if that is no longer so; else to the
 directory node. The answer tells who the master is. Until then nothing else is sent for that lock.
 
-A root without a master (it is gone, or hands the root over) is frozen, and no other one is:
-requests and conversions wait; releases and demotions take effect at once. We tell our locks to
-whoever may become the new master. When one says that it has, as of what we told it then, we tell it
-what we have weakened or released since, and ask for what is still open. What a master says in
-another term than that of the root is void; if the term is to come, it waits.
+A root whose master is gone is frozen, and no other one is: requests and conversions wait; releases
+and demotions take effect at once. We tell our locks to whoever may become the new master. When one
+says that it has, as of what we told it then, we tell it what we have weakened or released since,
+and ask for what is still open. What a master says in another term than that of the root is void; if
+the term is to come, it waits.
 """
 
 from collections.abc import Callable
@@ -418,12 +418,12 @@ class Ownership:
             root.log.append(message)
 
     def _is_frozen(self, root: Root) -> bool:
-        return root.moving != 0 or not self._here.alive(root.master, root.incarnation)
+        return not self._here.alive(root.master, root.incarnation)
 
     def _is_of_present_term(self, lock: Lock, sender: int, message: Answer) -> bool:
         """Tell whether the master's word counts; one of a term to come is kept for it."""
         root = self.roots.get(lock.name.root)
-        if root is None or (root.term == message.term and not root.moving):
+        if root is None or root.term == message.term:
             return True
         if message.term > root.term:
             root.early.append((sender, message))

@@ -25,7 +25,7 @@ from dlm.core.rebuild import rebuild
 from dlm.core.situation import Situation
 from dlm.core.succession import Succession
 from dlm.events import Name
-from dlm.messages import TERM_BITS, Locks, Record, Reign, Reigns, Seat, Seats
+from dlm.messages import Locks, Record, Reign, Reigns, Seat, Seats
 
 PAGE = 200  # entries in one message
 SLICE = 400  # steps of work in one transition, a few microseconds each
@@ -144,7 +144,7 @@ class Recovery:
 
     def _tell_seats(self, *, everything: bool) -> Job:
         here = self._here
-        pages: dict[int, list[tuple[Seat, Tree | None]]] = {node: [] for node in here.members}
+        pages: dict[int, list[tuple[Seat, Tree]]] = {node: [] for node in here.members}
         for tree in tuple(self._mastery.trees.values()):
             yield
             node = here.directory_of(tree.root)
@@ -152,20 +152,18 @@ class Recovery:
             if self._mastery.trees.get(tree.root) is not tree:
                 continue
             if tree.directory != start or everything:
-                seat = Seat(tree.root, tree.term, here.me, here.incarnation, 0, 0)
+                seat = Seat(tree.root, tree.term, here.me, here.incarnation)
                 pages[node].append((seat, tree))
                 if len(pages[node]) >= PAGE:
                     self._send_seats(node, pages[node])
-        for seat in self._mastery.seats_elsewhere():
-            pages[here.directory_of(seat.root)].append((seat, None))
         for node, page in pages.items():
             self._send_seats(node, page)
 
-    def _send_seats(self, node: int, page: list[tuple[Seat, Tree | None]]) -> None:
+    def _send_seats(self, node: int, page: list[tuple[Seat, Tree]]) -> None:
         here, mastery = self._here, self._mastery
         seats: list[Seat] = []
         for seat, tree in page:
-            if tree is None or (mastery.trees.get(seat.root) is tree and mastery.tell(tree)):
+            if mastery.trees.get(seat.root) is tree and mastery.tell(tree):
                 seats.append(seat)
         page.clear()
         if seats:
@@ -204,7 +202,7 @@ class Recovery:
         ready: list[Tree] = []
         count = 0
         for root, orphan in tuple(self._orphans.items()):
-            if self._directory.adopted(root, orphan.reporters):
+            if self._directory.adopted(root):
                 del self._orphans[root]
                 self._directory.retry(root)
                 continue
@@ -276,15 +274,9 @@ class _Page:
             assert self._current is not None
             self._roots.append(self._current)
 
-    def flush(self, *, last: bool = False) -> None:
+    def flush(self) -> None:
         """Send what there is."""
-        if self._roots or last:
-            self._here.send(
-                self._node, Locks(self._tag, tuple(self._roots), tuple(self._records), last)
-            )
+        if self._roots:
+            page = Locks(self._tag, tuple(self._roots), tuple(self._records))
+            self._here.send(self._node, page)
         self._roots, self._records = [], []
-
-
-def is_recovery(tag: int) -> bool:
-    """Tell whether the tag of Locks or Reigns is an epoch; otherwise it is a term."""
-    return tag < 1 << TERM_BITS

@@ -59,7 +59,7 @@ class Succession:
         assert reign.term or not known.locks
         done = known.log[known.marks[tag] :]
         known.master, known.incarnation = sender, here.members[sender]
-        known.term, known.moving = reign.term, 0
+        known.term = reign.term
         known.marks.clear()
         known.log.clear()
         for message in done:
