@@ -5,7 +5,8 @@ nodes with three copies of everything, and the local filesystem below them all. 
 each row on every column, one after the other, so that a busy moment of the machine hits all; the
 table has the medians of the rounds. Writes bench/results.json and prints Markdown.
 
-`python -m bench store` measures the store alone, see bench/store.py.
+`python -m bench store` measures the store alone, see bench/store.py; `python -m bench peers` the
+store beside BorgBackup, see bench/store_peers.py.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import files, fio, store
+from bench import files, fio, store, store_peers
 from bench.dlm import report
 from clusterfs.cli.dev import Cluster
 
@@ -37,11 +38,13 @@ Table = dict[str, dict[str, float]]  # row -> column -> median
 
 
 def main() -> int:
-    """Measure, print, record. `dlm` or `store` as the first word: that part alone."""
+    """Measure, print, record. `dlm`, `store` or `peers` as the first word: that part alone."""
     if sys.argv[1:2] == ["dlm"]:
         return report.main(sys.argv[2:])
     if sys.argv[1:2] == ["store"]:
         return store.main(sys.argv[2:])
+    if sys.argv[1:2] == ["peers"]:
+        return store_peers.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runtime", type=float, default=3, help="seconds of each fio job")

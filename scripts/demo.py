@@ -30,6 +30,8 @@ from rich.table import Table
 from clusterfs import control
 from clusterfs.cli import lockdump, processes
 from clusterfs.cli.dev import Cluster, clear_mount
+from clusterfs.cli.locks.picture import read_picture
+from clusterfs.cli.locks.waits import waits
 from clusterfs.errors import NotAnswering, SetupError
 
 LINES = 1000
@@ -153,28 +155,19 @@ class Demonstration:
             done.set()
             for fighter in fighters:
                 fighter.join()
-        lockdump.show(dump, console, only_waiting=True)
+        lockdump.render(dump, lockdump.View(waiters=True), console)
         check(min(turns) > 0, "both nodes had their turn")
         return f"n1 wrote {turns[0]} times, n2 {turns[1]} times; the lock went to and fro"
 
     def _find_fight(self) -> dict[str, object]:
-        """Dump locks until one shows somebody waiting."""
-        inode = (self.mounts[0] / "contended").stat().st_ino
+        """Dump locks until one shows somebody waiting for the file."""
         found: dict[str, object] = {}
 
         def seen() -> bool:
-            for node in self.cluster.nodes:
-                dump = lockdump.decoded(node.ask("locks", timeout_s=30)["locks"])
-                fought = [
-                    resource
-                    for resource in dump["resources"]
-                    if f"{inode:016x}" in resource["name"]
-                    and (resource["waiting"] or resource["converting"])
-                ]
-                if fought:
-                    found.update(dump)
-                    return True
-            return False
+            dump = lockdump.fetch(str(self.mounts[2]), cluster=True, only_busy=True)
+            if any(wait.path.endswith("contended") for wait in waits(read_picture(dump))):
+                found.update(dump)
+            return bool(found)
 
         wait(seen, "clusterfs-lockdump shows a node that waits")
         return found

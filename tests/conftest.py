@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# A build server may start us with SIGINT ignored, and programs that we start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _START_ATTEMPTS = 1200
 
 

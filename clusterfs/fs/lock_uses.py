@@ -71,7 +71,7 @@ def _describe(lock: CachedLock, path: str, now_s: float) -> Description:
             {
                 **_asker(waiter.asker),
                 "mode": waiter.level.name,
-                "wait_s": round(now_s - waiter.since_s, 6),
+                "wait_s": max(0.0, round(now_s - waiter.since_s, 6)),
             }
             for waiter in lock.waiters()
         ],

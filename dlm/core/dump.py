@@ -118,7 +118,7 @@ def _copy(copy: Copy, now_s: float) -> Description:
         "flags": copy.flags,
         "sequence": copy.sequence if waits else 0,
         "told": _mode(copy.highbast or None),
-        "wait_s": round(now_s - copy.since_s, 6) if waits else 0.0,
+        "wait_s": max(0.0, round(now_s - copy.since_s, 6)) if waits else 0.0,
     }
 
 
