@@ -399,6 +399,8 @@ class Resource:
             self.settle(send)  # what was given up may be all that others wait for
         elif copy.flags & _NODLCKWT:
             self._queue_conversion(copy, send)
+            if copy.flags & _HEADQUE:
+                self.settle(send)  # in front of the other it may be content with its other mode
         else:
             self._refuse_in_deadlock(copy, other, send)
 

@@ -232,3 +232,11 @@ def test_one_that_gave_up_its_mode_waits_behind_those_it_would_jam() -> None:
     assert (b.granted, b.requested) == (NL, EX)
     assert granted(bench.unlock(reader)) == [a.lock]
     assert granted(bench.unlock(a)) == [b.lock]
+
+
+def test_one_at_the_head_is_in_no_deadlock_and_takes_its_other_mode() -> None:
+    bench = Bench()
+    _, a, b = bench.ask(CW), bench.ask(NL), bench.ask(CR)
+    bench.convert(a, EX)
+    bench.convert(b, PR, Flags.ALTCW | Flags.HEADQUE | Flags.NODLCKWT)
+    assert b.granted is CW
