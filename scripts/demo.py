@@ -151,12 +151,12 @@ class Demonstration:
             fighter.start()
         try:
             dump = self._find_fight()
+            wait(lambda: min(turns) > 0, "both nodes have their turn")
         finally:
             done.set()
             for fighter in fighters:
                 fighter.join()
         lockdump.render(dump, lockdump.View(waiters=True), console)
-        check(min(turns) > 0, "both nodes had their turn")
         return f"n1 wrote {turns[0]} times, n2 {turns[1]} times; the lock went to and fro"
 
     def _find_fight(self) -> dict[str, object]:

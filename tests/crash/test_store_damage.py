@@ -122,7 +122,7 @@ async def test_the_scrub_goes_on_where_it_was_after_a_restart(
     monkeypatch.setattr(scrubbing, "_BATCH_PAGES", 1)
     disk = SimulatedDisk()
     store = await store_with(disk, 200)
-    store.start_scrub(100 * BLOCK_BYTES)  # a page takes 0.64 s
+    store.start_scrub(2 * BLOCK_BYTES)  # after a page it waits for half a minute
     while not store.scrub_progress()["checked_chunks"]:
         await trio.sleep(0.001)
     progress = store.scrub_progress()

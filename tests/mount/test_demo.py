@@ -11,7 +11,7 @@ DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
 
 @pytest.mark.timeout(600)
 def test_the_demonstration_is_as_said(tmp_path: Path) -> None:
-    words = [sys.executable, str(DEMO), "--files", "150"]
+    words = [sys.executable, str(DEMO)]
     shown = subprocess.run(
         words, capture_output=True, text=True, timeout=500, check=False, cwd=tmp_path
     )
