@@ -27,6 +27,7 @@ async def store_with(disk: SimulatedDisk, blocks: int) -> Store:
     for first in range(0, blocks, 4):
         await store.admit(4 * BLOCK_BYTES)
         put(store, NAME, first, *range(first + 1, first + 5))
+    await store.admit(BLOCK_BYTES)
     put(store, OTHER, 0, 3)  # shares a chunk with NAME
     await store.sync()
     await until_written(store)
