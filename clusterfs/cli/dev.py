@@ -103,7 +103,7 @@ class Node(msgspec.Struct, frozen=True):
         process = self.process
         return processes.state(process) if process else "gone"
 
-    def ask(self, request: str, timeout_s: float = 2.0, **arguments: Any) -> dict[str, Any]:
+    def ask(self, request: str, timeout_s: float = 30.0, **arguments: Any) -> dict[str, Any]:
         """Ask its daemon. Raises NotAnswering."""
         return control.ask(self.brick / "control.sock", request, timeout_s=timeout_s, **arguments)
 
@@ -251,7 +251,7 @@ class Cluster:
         if node.state() != "running" or mount_at(node.mount) is None:
             return False
         try:
-            node.ask("ping")
+            node.ask("ping", 2.0)
         except NotAnswering:
             return False
         return True
@@ -340,7 +340,7 @@ def clear_mount(point: Path) -> None:
 
 def _synced(node: Node) -> bool:
     try:
-        return bool(node.ask("status")["synced"])
+        return bool(node.ask("status", 2.0)["synced"])
     except NotAnswering:
         if node.state() == "gone":
             raise SetupError(f"{node.name} ended; see {node.log}") from None
@@ -355,7 +355,7 @@ def _describe(node: Node) -> dict[str, Any]:
         described["pid"] = process.pid
     if described["state"] == "running":
         with contextlib.suppress(NotAnswering):
-            described["daemon"] = node.ask("status")
+            described["daemon"] = node.ask("status", 2.0)
     return described
 
 

@@ -109,13 +109,18 @@ static void tell_end(void)
     Py_XDECREF(answer);
 }
 
-/* The kernel sends FUSE_INTERRUPT after the request that it names, and expects no answer. libfuse gets it too, and only takes a
+/* The descriptor does not block (see fuse_session_mount). That there is nothing to read after all is told as EINTR, upon which
+ * pyfuse3 waits again; EAGAIN would end its loop.
+ *
+ * The kernel sends FUSE_INTERRUPT after the request that it names, and expects no answer. libfuse gets it too, and only takes a
  * note. */
 static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
 {
     (void)userdata;
     ssize_t length = read(fd, buffer, size);
-    if (length == 0 || (length < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT)) {
+    if (length < 0 && errno == EAGAIN)
+        errno = EINTR;
+    if (length == 0 || (length < 0 && errno != EINTR && errno != ENOENT)) {
         int reason = errno;
         tell_end();
         errno = reason;
@@ -216,12 +221,24 @@ EXPORTED struct fuse_session *fuse_session_new(struct fuse_args *arguments, cons
     return session;
 }
 
+/* A request that made the descriptor readable can be gone before it is read: the kernel takes it back when its program is killed.
+ * A read that blocked then would stop the whole daemon until the next request. */
+static bool never_block(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    return flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0;
+}
+
 EXPORTED int fuse_session_mount(struct fuse_session *mounting, const char *mountpoint)
 {
     /* No splice functions: libfuse then reads each request with one read(2). For 4 KiB that is faster than splice + read, and
      * pyfuse3 copies a large write out of either. */
     static const struct fuse_custom_io io = {.writev = complete_and_writev, .read = plain_read};
     int result = libfuse.session_mount(mounting, mountpoint);
+    if (result == 0 && mounting == session && !never_block(fuse_session_fd(mounting))) {
+        fuse_session_unmount(mounting);
+        result = -1;
+    }
     if (result == 0 && mounting == session)
         mounted = fuse_session_custom_io(mounting, &io, fuse_session_fd(mounting)) == 0;
     return result;

@@ -4,7 +4,10 @@ Node 2 holds a file exclusively and stands still. Until it is removed (its lease
 file on node 1 waits. That a wait ended by the signal, and not by the removal, is told by the view.
 """
 
+import contextlib
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -88,6 +91,23 @@ def test_a_timer_does_not_end_a_wait(held: Path, cluster: Cluster) -> None:
     wait_until_stalled(waiting)
     assert waiting.wait(60) == 0
     del cluster
+
+
+def test_a_program_killed_at_any_moment_does_not_stop_the_node(
+    folders: list[Path], cluster: Cluster
+) -> None:
+    """The kernel takes a request back that was not read yet, when its program is killed."""
+    moments = random.Random(1)
+    for _ in range(120):
+        program = os.fork()
+        if not program:
+            for number in itertools.count():
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(folders[0] / f"none-{os.getpid()}-{number}")
+        time.sleep(moments.uniform(0.001, 0.01))
+        os.kill(program, signal.SIGKILL)
+        os.waitpid(program, 0)
+        assert cluster.nodes[0].ask("status")["lease_left_s"] > 0
 
 
 def test_a_node_that_is_out_lets_programs_be_killed(folders: list[Path], cluster: Cluster) -> None:
