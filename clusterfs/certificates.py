@@ -8,6 +8,7 @@ keys have mode 0600 from their first byte. Certificates are made by the package 
 import datetime as dt
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -38,10 +39,39 @@ def make_authority(folder: Path, now: dt.datetime, *, days: int = AUTHORITY_DAYS
     _write(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
+class Papers(NamedTuple):
+    """What a node needs to prove who it is, as PEM."""
+
+    ca: bytes
+    certificate: bytes
+    key: bytes
+
+
 def issue(
     authority: Path, name: str, folder: Path, now: dt.datetime, *, days: int = NODE_DAYS
 ) -> None:
     """Make NAME.pem, NAME.key and ca.pem in `folder`. Raises SetupError."""
+    install(folder, name, made(authority, name, now, days=days))
+
+
+def install(folder: Path, name: str, papers: Papers) -> None:
+    """Write a node's papers. Raises SetupError: they are there, or those of another cluster."""
+    ca = folder / "ca.pem"
+    if ca.exists() and ca.read_bytes() != papers.ca:
+        raise SetupError(f"{ca} is that of another authority; nothing was changed")
+    _write(folder / f"{name}.key", papers.key, 0o600)
+    _write(folder / f"{name}.pem", papers.certificate, 0o644)
+    if not ca.exists():
+        _write(ca, papers.ca, 0o644)
+
+
+def fingerprint(ca: bytes) -> str:
+    """Return the SHA-256 of a certificate (PEM), hexadecimal. Raises ValueError."""
+    return x509.load_pem_x509_certificate(ca).fingerprint(hashes.SHA256()).hex()
+
+
+def made(authority: Path, name: str, now: dt.datetime, *, days: int = NODE_DAYS) -> Papers:
+    """Make a key and its certificate for a node. Raises SetupError."""
     ca_key, ca = _load_authority(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -56,11 +86,8 @@ def issue(
         .add_extension(issuer_id, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    _write(folder / f"{name}.key", _encoded(key), 0o600)
     pem = serialization.Encoding.PEM
-    _write(folder / f"{name}.pem", certificate.public_bytes(pem), 0o644)
-    if not (folder / "ca.pem").exists():
-        _write(folder / "ca.pem", ca.public_bytes(pem), 0o644)
+    return Papers(ca.public_bytes(pem), certificate.public_bytes(pem), _encoded(key))
 
 
 def _builder(

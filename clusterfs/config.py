@@ -54,6 +54,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     name: Name
     brick: Annotated[str, msgspec.Meta(min_length=1)]
+    storage: bool = True  # False: a client only; the brick's folder just has the admin socket
+    weight: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | None = None  # None: GiB of the brick
     provider: Provider = "local:/var/lib/clusterfs/cluster.db"
     etcd: Etcd = Etcd()
     tls: Tls = Tls()
@@ -105,6 +107,11 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
         raise SetupError(f"{path}: not a TOML file: {_one_line(failure)}") from failure
     values.update(overrides or {})
+    return checked(path, values)
+
+
+def checked(path: Path, values: Mapping[str, Any]) -> Config:
+    """Return what `path` means if it has these values. Raises SetupError."""
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as failure:
@@ -147,7 +154,7 @@ def _check_tls(path: Path, config: Config) -> None:
     if given and tls.off:
         raise SetupError(f"{path}: tls.off: there is a certificate; leave one of them out")
     host = config.listen.rpartition(":")[0]
-    if not given and not tls.off and not _is_loopback(host):
+    if not given and not tls.off and not is_loopback(host):
         raise SetupError(
             f"{path}: listen: {host} can be reached from other machines, so nodes need "
             "certificates: `clusterfs tls authority` and `clusterfs tls certificate` make them, "
@@ -155,7 +162,8 @@ def _check_tls(path: Path, config: Config) -> None:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is reached from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -17,17 +17,14 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import structlog
 import trio
 
 from clusterfs import control, observe
-from clusterfs.admin import Description, LockReports, with_processes
+from clusterfs.administration import Administration
 from clusterfs.cluster import report, waiting
 from clusterfs.cluster.joining import Applicant
 from clusterfs.cluster.node import Membership, insist
@@ -37,12 +34,12 @@ from clusterfs.cluster.views import State, View
 from clusterfs.config import Config
 from clusterfs.errors import (
     BrickFailed,
-    InvalidArgument,
     SetupError,
     Unavailable,
     WouldBlock,
 )
 from clusterfs.fs.filesystem import Filesystem, Settings
+from clusterfs.fs.kernel import NoKernel
 from clusterfs.fs.value_block import VALUE_BYTES
 from clusterfs.fuse.beat import Beat
 from clusterfs.fuse.cached import CachedInodes
@@ -51,7 +48,7 @@ from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
 from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.store.disk import DirectoryDisk
-from clusterfs.store.opening import Options, Tuning
+from clusterfs.store.opening import Options
 from clusterfs.store.store import Store
 from clusterfs.transport import mesh_tls
 from clusterfs.volume.placement import incarnation_of_inode
@@ -62,24 +59,29 @@ from dlm.node import Lockspace
 
 _BEAT_S = 0.1
 _COLLECTED_AFTER = (20_000, 20, 50)  # new objects, and rounds of each generation
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
 
 def run(
     config: Config,
     source: Path,
-    mountpoint: Path,
+    mountpoint: Path | None,
     kernel_options: tuple[str, ...],
     beat: Beat,
     ready: ReadyPipe,
 ) -> int:
-    """Run one node until it is unmounted; returns the exit code. Raises SetupError."""
+    """Run one node until it is unmounted; returns the exit code. Raises SetupError.
+
+    Without a mount point it serves its brick to the others until it is told to end.
+    """
     observe.set_up_logs(None, config.log_level, node=config.name)
     options = MountOptions(fsname=str(source), extra=kernel_options)
     gc.freeze()  # the modules stay: do not look at them in every collection
     gc.set_threshold(*_COLLECTED_AFTER)
     try:
-        trio.run(Daemon(config, Mount(str(mountpoint), options), beat, ready).main)
+        mount = None if mountpoint is None else Mount(str(mountpoint), options)
+        trio.run(Daemon(config, mount, beat, ready).main)
     except* SetupError as group:
         raise _first(group) from None
     return 0
@@ -100,28 +102,28 @@ class Daemon:
     """One node, from its brick to its mount."""
 
     membership: Membership
-    store: Store
+    store: Store | None = None  # None: a client only
     mesh: Mesh
     volume: Volume
     locks: Lockspace
     filesystem: Filesystem
 
-    def __init__(self, config: Config, mount: Mount, beat: Beat, ready: ReadyPipe) -> None:
-        self._config = config
+    def __init__(self, config: Config, mount: Mount | None, beat: Beat, ready: ReadyPipe) -> None:
+        self.config = config
         self._mount = mount
+        self.mountpoint = "" if mount is None else mount.mountpoint
         self._beat = beat
         self._ready = ready
         self._log = structlog.get_logger(package="daemon")
         self._lock_channel = LockChannel(self)
         self._nursery: trio.Nursery
-        self._started_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._reclaim = trio.Event()
         self._incarnation = 0  # the one that locks and volume are set up for
         self._poked_epoch = 0
 
     async def main(self) -> None:
         """Run until the filesystem is unmounted. Raises SetupError."""
-        provider = open_provider(self._config)
+        provider = open_provider(self.config)
         try:
             await self._open_and_serve(provider)
         finally:
@@ -129,25 +131,11 @@ class Daemon:
                 await provider.close()
 
     async def _open_and_serve(self, provider: Provider) -> None:
-        disk = DirectoryDisk(Path(self._config.brick))
-        found = disk.read_superblock() is None
-        identity = await insist(lambda: provider.identity(self._config.lease_s, found=found))
-        try:
-            self.store = await Store.open(
-                disk,
-                identity.secret,
-                cluster_id=identity.cluster,
-                options=Options(
-                    segment_bytes=self._config.segment_mib << 20,
-                    executors=self._config.flush_executors,
-                    compression=self._config.compression,
-                    hints=self._config.dedup_window_gib << 18,  # blocks of 4 KiB
-                    cache_bytes=self._config.chunk_cache_mib << 20,
-                ),
-                on_failed=self._brick_failed,
-            )
-        except SetupError as refusal:
-            raise SetupError(f"{self._config.brick}: {refusal}") from refusal
+        disk = DirectoryDisk(Path(self.config.brick))
+        found = self.config.storage and disk.read_superblock() is None
+        identity = await insist(lambda: provider.identity(self.config.lease_s, found=found))
+        if self.config.storage:
+            self.store = await self._open_store(disk, identity)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -155,32 +143,52 @@ class Daemon:
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                await self.store.close()
+                if self.store is not None:
+                    await self.store.close()
+
+    async def _open_store(self, disk: DirectoryDisk, identity: Identity) -> Store:
+        try:
+            return await Store.open(
+                disk,
+                identity.secret,
+                cluster_id=identity.cluster,
+                options=Options(
+                    segment_bytes=self.config.segment_mib << 20,
+                    executors=self.config.flush_executors,
+                    compression=self.config.compression,
+                    hints=self.config.dedup_window_gib << 18,  # blocks of 4 KiB
+                    cache_bytes=self.config.chunk_cache_mib << 20,
+                ),
+                on_failed=self._brick_failed,
+            )
+        except SetupError as refusal:
+            raise SetupError(f"{self.config.brick}: {refusal}") from refusal
 
     async def _serve(self, provider: Provider, identity: Identity) -> None:
         applicant = Applicant(
-            self._config.name,
-            store_id=self.store.store_id,
+            self.config.name,
+            store_id="" if self.store is None else self.store.store_id,
             cluster=identity.cluster,
             store_epoch=self._stored_epoch(),
-            groups=self._config.groups,
-            replicas=self._config.replicas,
+            groups=self.config.groups,
+            replicas=self.config.replicas,
         )
         self._identity = identity
-        joined = Membership.joined(
-            provider, applicant, self._announce, lease_s=self._config.lease_s
-        )
+        joined = Membership.joined(provider, applicant, self._announce, lease_s=self.config.lease_s)
         async with joined as self.membership:
             self._begin()
             await self._start_services()
-            await self._serve_mount()
+            if self._mount is None:
+                await self._serve_until_signalled()
+            else:
+                await self._serve_mount(self._mount)
             await self._end()
 
     # --- joining
 
     async def _announce(self, registration: Registration) -> str:
         """Take the identity of a new incarnation; returns where its peers reach it."""
-        address = self._config.public_address
+        address = self.config.public_address
         me = Peer(registration.node, registration.incarnation, address)
         if hasattr(self, "mesh"):
             self.mesh.become(me)
@@ -192,15 +200,15 @@ class Daemon:
             self._heard_epoch,
             structlog.get_logger(package="net"),
             on_lost=self._accuse,
-            tls=mesh_tls(self._config, self._name_of),
+            tls=mesh_tls(self.config, self._name_of),
         )
         self.mesh.register(LOCKS, self._lock_channel)
-        host, _, port = self._config.listen.rpartition(":")
+        host, _, port = self.config.listen.rpartition(":")
         try:
             await self._nursery.start(self.mesh.serve, host.strip("[]"), int(port))
         except OSError as failure:
             raise SetupError(
-                f"cannot listen on {self._config.listen}: {failure.strerror or failure}; "
+                f"cannot listen on {self.config.listen}: {failure.strerror or failure}; "
                 "choose another address with the key 'listen'"
             ) from failure
         return address
@@ -220,12 +228,12 @@ class Daemon:
         self.filesystem = Filesystem(
             self.volume,
             self.locks,
-            self._mount.kernel,
+            NoKernel() if self._mount is None else self._mount.kernel,
             lease_left_s=self.membership.lease_left_s,
             now_ns=time.time_ns,
             settings=Settings(
-                dirty_bytes=self._config.cache_mib << 20,
-                fail_when_lost=self._config.on_lost == "eio",
+                dirty_bytes=self.config.cache_mib << 20,
+                fail_when_lost=self.config.on_lost == "eio",
             ),
         )
         self.membership.subscribe(self._entered)
@@ -241,17 +249,8 @@ class Daemon:
         self._nursery.start_soon(self._keep_beating)
         self._nursery.start_soon(self._readmit_when_lost)
         self._nursery.start_soon(self._reclaim_when_told)
-        reports = LockReports(self.mesh, self.describe_locks, self._others)
-        handlers: dict[str, control.Handler] = {
-            "status": lambda _: self.status(),
-            "locks": reports.own,
-            "cluster_locks": reports.all,
-            "statistics": lambda _: {"statistics": self.statistics()},
-            "tune": self._tune,
-            "df": lambda _: self.store.usage(),
-            "scrub": self._scrub,
-        }
-        await self._nursery.start(control.Server(handlers).serve, self._config.control_socket)
+        server = control.Server(Administration(self).handlers())
+        await self._nursery.start(server.serve, self.config.control_socket)
         await self._nursery.start(self.filesystem.run)
 
     def _new_locks(self) -> Lockspace:
@@ -284,7 +283,8 @@ class Daemon:
     def _remember_epoch(self, view: View) -> None:
         """Let the store refuse, at its next start, a provider that has lost views."""
         with suppress(WouldBlock, BrickFailed):  # a later view, or a full log, costs nothing here
-            self.store.set_fact(_EPOCH, view.epoch)
+            if self.store is not None:
+                self.store.set_fact(_EPOCH, view.epoch)
 
     def _connect(self, view: View) -> None:
         self.mesh.set_peers(
@@ -376,28 +376,35 @@ class Daemon:
                 report.led_groups(self.membership.view, self.membership.node)
             )
 
-    async def _serve_mount(self) -> None:
+    async def _serve_mount(self, mount: Mount) -> None:
         cached = CachedInodes(self._beat)
-        self._mount.attach(Operations(self.filesystem, cached))
+        mount.attach(Operations(self.filesystem, cached))
         try:
-            self._mount.share_with_supervisor(self._beat)
+            mount.share_with_supervisor(self._beat)
             # Signals are taken until the very end: one that comes during the last flush must not
             # end the process before it has written everything.
-            self._nursery.start_soon(self._detach_on_signal)
+            self._nursery.start_soon(self._detach_on_signal, mount)
             self._nursery.start_soon(self._say_ready)
-            await self._mount.run()
+            await mount.run()
         finally:
-            self._mount.close()
+            mount.close()
 
     async def _say_ready(self) -> None:
-        await trio.to_thread.run_sync(os.statvfs, self._mount.mountpoint, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(os.statvfs, self.mountpoint, abandon_on_cancel=True)
         self._ready.ready()
 
-    async def _detach_on_signal(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async def _detach_on_signal(self, mount: Mount) -> None:
+        with trio.open_signal_receiver(*_ENDING) as signals:
             async for _ in signals:
-                if self._mount.answering:
-                    self._nursery.start_soon(self._mount.detach)
+                if mount.answering:
+                    self._nursery.start_soon(mount.detach)
+
+    async def _serve_until_signalled(self) -> None:
+        with trio.open_signal_receiver(*_ENDING) as signals:
+            await self.volume.statfs()  # the cluster answers
+            self._ready.ready()
+            async for _ in signals:
+                return
 
     async def _end(self) -> None:
         """Leave nothing behind: everything on disk, no lock, no membership."""
@@ -405,72 +412,6 @@ class Daemon:
         await self.volume.sync()
         await self.membership.leave()
 
-    # --- what administrators see
-
     def _stored_epoch(self) -> int:
-        epoch = self.store.fact(_EPOCH)
+        epoch = None if self.store is None else self.store.fact(_EPOCH)
         return epoch if isinstance(epoch, int) else 0
-
-    def status(self) -> dict[str, Any]:
-        """Return this node's state as JSON-able values."""
-        view, node = self.membership.view, self.membership.node
-        lost = self.membership.lost.is_set()
-        space = self.store.space()
-        return report.describe(view) | {
-            "name": self._config.name,
-            "node": node,
-            "incarnation": self.membership.incarnation,
-            "lost": lost,
-            "lease_left_s": max(0.0, self.membership.lease_left_s()),
-            "mount": self._mount.mountpoint,
-            "pid": os.getpid(),
-            "synced": not lost and report.is_synced(view, node),
-            "space": {"total": space.total, "free": space.free},
-            "health": self.store.health(),
-            "resync": self.volume.statistics(),
-            "store": self.store.statistics(),
-            "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME) - self._started_s,
-        }
-
-    def _scrub(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Start or stop the scrub, or none of both; return where it is."""
-        action, rate = request.get("action"), request.get("rate_bytes")
-        if action == "start" and isinstance(rate, int) and rate > 0:
-            self.store.start_scrub(rate)
-        elif action == "stop":
-            self.store.stop_scrub()
-        elif action is not None:
-            return {"ok": False, "error": "action is start, with a rate_bytes, or stop"}
-        store = self.store.statistics()
-        return self.store.scrub_progress() | {
-            "repairing": self.volume.mending,
-            "damage_left": store["damaged_chunks"],
-            "damage_healed": store["damage_healed"],
-        }
-
-    def _tune(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            return dict(self.store.tune(msgspec.convert(request, Tuning)))
-        except (InvalidArgument, msgspec.ValidationError) as refusal:
-            return {"ok": False, "error": str(refusal)}
-
-    def describe_locks(self, only_busy: bool) -> Description:  # noqa: FBT001  of a callback
-        """Return what clusterfs-lockdump shows of this node; or only what somebody waits for."""
-        short, long = self.locks.dump_in_pages(only_busy=only_busy)
-        uses = self.filesystem.describe_locks(only_busy=only_busy)
-        named = with_processes(uses, self._mount.mountpoint)
-        return short | {"name": self._config.name}, {**long, "uses": named}
-
-    def _others(self) -> dict[int, str]:
-        me = self.membership.node
-        return {m.node: m.name for m in self.membership.view.members if m.node != me}
-
-    def statistics(self) -> dict[str, Any]:
-        """Return every counter there is."""
-        return {
-            "store": self.store.statistics(),
-            "volume": self.volume.statistics(),
-            "mesh": self.mesh.statistics(),
-            "membership": self.membership.statistics(),
-            "filesystem": self.filesystem.statistics(),
-        }

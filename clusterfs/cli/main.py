@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 
 from clusterfs import control
-from clusterfs.cli import brick, tables, tls
+from clusterfs.cli import brick, cluster, tables, tls
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
+from clusterfs.cli.mount import mount, parse_options
 from clusterfs.cli.scrub import scrub
 from clusterfs.errors import SetupError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
 app.add_typer(dev, name="dev")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(brick.tune, name="tune")
 app.add_typer(tls.app, name="tls")
 app.command()(brick.df)
@@ -49,6 +51,20 @@ _WRONG_USAGE = 2
 def status(target: Target = None, *, as_json: AsJson = False) -> None:
     """Show a running node: its cluster, its lease, its store."""
     _show(control.ask(find_socket(target), "status"), tables.status, as_json=as_json)
+
+
+@app.command()
+def serve(
+    source: Annotated[Path, typer.Argument(help="The node's config file.")],
+    log: Annotated[Path | None, typer.Option(help="Where the log goes.")] = None,
+    pidfile: Annotated[Path | None, typer.Option(help="Where the process is recorded.")] = None,
+    *,
+    foreground: Annotated[bool, typer.Option("-f", help="Stay in the foreground.")] = False,
+) -> None:
+    """Serve a node's brick without mounting the volume here; SIGTERM ends it."""
+    words = [f"log={log}"] if log else []
+    words += [f"pidfile={pidfile}"] if pidfile else []
+    raise typer.Exit(mount(source, None, parse_options(words), foreground=foreground))
 
 
 @dev.command()

@@ -123,16 +123,19 @@ def check_address(address: str) -> None:
         ) from failure
 
 
-def mount(source: Path, directory: Path, options: Options, *, foreground: bool) -> int:
-    """Run a node's daemon and its supervisor.
+def mount(source: Path, directory: Path | None, options: Options, *, foreground: bool) -> int:
+    """Run a node's daemon and its supervisor; without a directory it only serves its brick.
 
     In the background it returns when the mount answers, in the foreground when it has ended. A
     failure of the daemon is one line on stderr and exit code 1. Raises SetupError before it starts
     anything.
     """
     loaded = config.load(source, dict(options.settings))
-    place = check_mount_point(directory)
-    check_device()
+    place = None if directory is None else check_mount_point(directory)
+    if place is not None:
+        check_device()
+    elif not loaded.storage:
+        raise SetupError(f"{source}: storage is false, so there is nothing to serve: mount it")
     check_brick(Path(loaded.brick))
     check_address(loaded.listen)
 

@@ -37,6 +37,23 @@ def status(reply: Mapping[str, Any], console: Console) -> None:
             console.print(_numbers(title, numbers))
 
 
+def members(reply: Mapping[str, Any], console: Console) -> None:
+    """Print every node that ever joined."""
+    table = Table(title=f"cluster {reply['cluster']}, {reply['replicas']} copies")
+    for heading in ("node", "state", "address", "groups in sync"):
+        table.add_column(heading)
+    for node in reply["nodes"]:
+        groups = f"{node['in_sync']} of {node['wanted']}" if node["storage"] else "no storage"
+        if node["syncing"]:
+            groups += f", {node['syncing']} syncing"
+        if node["state"] == "away":
+            groups = f"the last copy of {node['in_sync']}" if node["in_sync"] else "-"
+        table.add_row(node["name"], node["state"], node["address"] or "-", groups)
+    console.print(table)
+    if reply["stopped_groups"]:
+        console.print(f"[red]{reply['stopped_groups']} groups wait for their nodes[/]")
+
+
 def cluster(reply: Mapping[str, Any], console: Console) -> None:
     """Print every node of a development cluster."""
     table = Table(title=reply["folder"])

@@ -33,6 +33,7 @@ Change = Callable[[View], View | None]
 # Called with each new incarnation before it joins; returns the host:port where it can be reached.
 Announce = Callable[[Registration], Awaitable[str]]
 
+REMOVED = "removed/"  # notes: the names of nodes that were removed for good
 _PROVIDER_PATIENCE_S = 30.0
 
 
@@ -260,6 +261,7 @@ class Membership:
 
     async def _join(self, replaces: int | None, patience_s: float) -> None:
         """Register, announce, wait until the others' state is known, and get into the view."""
+        await insist(self._check_not_removed, patience_s)
         registration = await insist(
             lambda: self._provider.register(self._applicant.name, self._applicant.store_id),
             patience_s,
@@ -283,6 +285,14 @@ class Membership:
                     break
             await trio.sleep(self._tick_s)
         self._begin(registration, view, sent_s)
+
+    async def _check_not_removed(self) -> None:
+        name = self._applicant.name
+        if REMOVED + name in await self._provider.notes(REMOVED + name):
+            raise SetupError(
+                f"node {name} was removed from the cluster; `clusterfs cluster token {name}` on "
+                "one of its nodes lets it join again, with an empty brick"
+            )
 
     def _begin(self, registration: Registration, view: View, sent_s: float) -> None:
         self._current = Incarnation(

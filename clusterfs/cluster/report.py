@@ -1,5 +1,6 @@
 """What a view says, for administrators and for whoever must know its part in it. PURE."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from clusterfs.cluster.membership import replica_set
@@ -29,6 +30,33 @@ def describe(view: View) -> dict[str, Any]:
         ],
         "absent": sorted({n for mask in view.in_sync for n in nodes_of(mask)} - names),
         "stopped_groups": sum(view.stopped),
+    }
+
+
+def nodes(view: View, names: Mapping[int, str]) -> dict[str, Any]:
+    """Return every node that ever joined, up or away, with the groups that it holds."""
+    found = []
+    for node in sorted(names.keys() | {m.node for m in view.members}):
+        member = view.member(node)
+        found.append(
+            {
+                "node": node,
+                "name": member.name if member else names[node],
+                "state": member.state.name.lower() if member else "away",
+                "address": member.address if member else "",
+                "storage": bool(member.store_id) if member else None,
+                "wanted": wanted(view, node),
+                "in_sync": count(view.in_sync, node),
+                "syncing": count(view.syncing, node),
+            }
+        )
+    return {
+        "cluster": view.cluster,
+        "epoch": view.epoch,
+        "replicas": view.replicas,
+        "groups": len(view.in_sync),
+        "stopped_groups": sum(view.stopped),
+        "nodes": found,
     }
 
 

@@ -98,6 +98,18 @@ class SimulatedProvider(Provider):
         """See Provider."""
         await self._call(lambda: self._store.file.caches_dropped(node, incarnation))
 
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """See Provider."""
+        return await self._call(lambda: self._store.file.notes(prefix))
+
+    async def set_note(self, name: str, value: bytes | None, former: bytes | None) -> bool:
+        """See Provider."""
+        return await self._call(lambda: self._store.file.set_note(name, value, former))
+
+    async def forget(self, name: str) -> None:
+        """See Provider."""
+        await self._call(lambda: self._store.file.forget(name))
+
     async def close(self) -> None:
         """See Provider."""
         await trio.lowlevel.checkpoint()

@@ -79,6 +79,21 @@ class Provider(Protocol):
     async def caches_dropped(self, node: int, incarnation: int) -> None:
         """Note that this incarnation serves nothing any more, nor does its kernel."""
 
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the small durable values whose names begin with `prefix`, by name."""
+
+    async def set_note(self, name: str, value: bytes | None, former: bytes | None) -> bool:
+        """Replace the note `name` by `value` if it is `former` now; None: there is none.
+
+        One atomic step. False, and no change, if the note is another one.
+        """
+
+    async def forget(self, name: str) -> None:
+        """Forget a node that is in no mask of the view: its name, number and store.
+
+        Its number may be given to another name once all others are in use.
+        """
+
     async def close(self) -> None:
         """Let go of the store; the membership is not touched."""
 

@@ -44,7 +44,7 @@ from clusterfs.cluster.providers.etcd_gateway import (
     same_revision,
     same_version,
 )
-from clusterfs.cluster.providers.local_file import LAST_INCARNATION, LAST_NODE
+from clusterfs.cluster.providers.local_file import LAST_INCARNATION, free_number
 from clusterfs.cluster.views import State, View, decode_view, encode_view
 from clusterfs.errors import ProviderAway, SetupError
 
@@ -147,7 +147,7 @@ class EtcdProvider(Provider):
             refuse_store_of_another(name, store_id, {n: owned for n, (_, owned) in nodes.items()})
             known = name in nodes
             if not known:
-                nodes[name] = (_free_number(name, nodes), "")
+                nodes[name] = (free_number(name, {node for node, _ in nodes.values()}), "")
             compares = [
                 same_revision(self._key(b"incarnation"), stored.written(b"incarnation")),
                 same_revision(self._key(b"nodes"), stored.written(b"nodes")),
@@ -213,6 +213,37 @@ class EtcdProvider(Provider):
         key = self._key(b"dropped/%d" % incarnation)
         await self._etcd.transact([], [put(key, b"%d" % node)])
 
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the notes whose names begin with `prefix`."""
+        stored = await self._etcd.range(self._key(b"note/" + prefix.encode()), prefix=True)
+        cut = len(self._key(b"note/"))
+        return {pair.key[cut:].decode(): pair.value for pair in stored.pairs}
+
+    async def set_note(self, name: str, value: bytes | None, former: bytes | None) -> bool:
+        """Compare and swap one note."""
+        key = self._key(b"note/" + name.encode())
+        stored = await self._etcd.range(key)
+        if (stored.pairs[0].value if stored.pairs else None) != former:
+            return False
+        compare = same_revision(key, stored.pairs[0].revision if stored.pairs else 0)
+        if value is None and former is None:
+            return True
+        change = delete(key) if value is None else put(key, value)
+        return await self._etcd.transact([compare], [change]) is not None
+
+    async def forget(self, name: str) -> None:
+        """Forget a node's name, number and store."""
+        for _ in range(_CONFLICTS):
+            stored = await self._read()
+            nodes = self._nodes(stored)
+            if nodes.pop(name, None) is None:
+                return
+            compare = same_revision(self._key(b"nodes"), stored.written(b"nodes"))
+            packed = put(self._key(b"nodes"), msgpack.packb(nodes))
+            if await self._etcd.transact([compare], [packed]) is not None:
+                return
+        raise ProviderAway("etcd: too many nodes register at once")
+
     async def close(self) -> None:
         """Close the connections."""
         await self._etcd.close()
@@ -271,13 +302,6 @@ def _decode_identity(packed: bytes, prefix: bytes) -> Identity:
     if version != _FORMAT:
         raise SetupError(f"etcd: {prefix.decode()} has format {version}, not {_FORMAT}")
     return Identity(*fields)
-
-
-def _free_number(name: str, nodes: Mapping[str, tuple[int, str]]) -> int:
-    number = max((node for node, _ in nodes.values()), default=0) + 1
-    if number > LAST_NODE:
-        raise SetupError(f"node name {name}: a cluster has at most {LAST_NODE} names")
-    return number
 
 
 def _only_value(answer: Mapping[str, Any]) -> bytes:

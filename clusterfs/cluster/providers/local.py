@@ -62,6 +62,18 @@ class LocalProvider(Provider):
         """Note that this incarnation serves nothing any more, nor does its kernel."""
         await self._views.run(lambda: self._views.file.caches_dropped(node, incarnation))
 
+    async def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the notes whose names begin with `prefix`."""
+        return await self._views.run(lambda: self._views.file.notes(prefix))
+
+    async def set_note(self, name: str, value: bytes | None, former: bytes | None) -> bool:
+        """Compare and swap one note; durable on return."""
+        return await self._views.run(lambda: self._views.file.set_note(name, value, former))
+
+    async def forget(self, name: str) -> None:
+        """Forget a node's name, number and store."""
+        await self._views.run(lambda: self._views.file.forget(name))
+
     async def close(self) -> None:
         """Close the file."""
         await self._views.run(self._views.file.close)

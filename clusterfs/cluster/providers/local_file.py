@@ -11,7 +11,7 @@ local disk: SQLite's write-ahead log needs memory shared by all users of the fil
 Invariants:
   * `view` is written only by `propose`, and its epoch grows by exactly one each time;
   * `members` has one row for each member of the stored view, with the member's state;
-  * an incarnation is handed out once; a name keeps its node number for ever.
+  * an incarnation is handed out once; a name keeps its node number until it is forgotten.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import secrets
 import sqlite3
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,7 @@ CREATE TABLE members (
 CREATE TABLE caches_dropped (incarnation INTEGER PRIMARY KEY, node INTEGER NOT NULL);
 INSERT INTO counter VALUES (0);
 """
+_NOTES = "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value BLOB NOT NULL)"
 
 
 class LocalFile:
@@ -143,6 +144,28 @@ class LocalFile:
         with self._transaction() as db:
             db.execute("INSERT OR IGNORE INTO caches_dropped VALUES (?, ?)", (incarnation, node))
 
+    def notes(self, prefix: str) -> dict[str, bytes]:
+        """Return the notes whose names begin with `prefix`."""
+        with self._transaction("DEFERRED") as db:
+            found = dict(db.execute("SELECT name, value FROM notes").fetchall())
+        return {name: value for name, value in found.items() if name.startswith(prefix)}
+
+    def set_note(self, name: str, value: bytes | None, former: bytes | None) -> bool:
+        """Replace a note if it is `former`; None stands for none."""
+        with self._transaction() as db:
+            row = db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+            if (row[0] if row else None) != former:
+                return False
+            db.execute("DELETE FROM notes WHERE name = ?", (name,))
+            if value is not None:
+                db.execute("INSERT INTO notes VALUES (?, ?)", (name, value))
+        return True
+
+    def forget(self, name: str) -> None:
+        """Forget a node's name, number and store."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM nodes WHERE name = ?", (name,))
+
     def close(self) -> None:
         """Close the connection; a later call opens it again."""
         if self._db is not None:
@@ -218,6 +241,7 @@ class LocalFile:
             raise SetupError(f"{self._path} is an SQLite file, but not a cluster file")
         elif version != _FORMAT:
             raise SetupError(f"cluster file {self._path} has format {version}, not {_FORMAT}")
+        db.execute(_NOTES)
 
     def _read_view(self, db: sqlite3.Connection) -> View | None:
         row = db.execute("SELECT max(epoch) FROM view").fetchone()
@@ -277,11 +301,23 @@ def _node_of(db: sqlite3.Connection, name: str) -> tuple[int, str]:
     ).fetchone()
     if row is not None:
         return row
-    (node,) = db.execute("SELECT coalesce(max(node), 0) + 1 FROM nodes").fetchone()
-    if node > LAST_NODE:
-        raise SetupError(f"node name {name}: a cluster has at most {LAST_NODE} names")
+    node = free_number(name, {node for (node,) in db.execute("SELECT node FROM nodes")})
     db.execute("INSERT INTO nodes VALUES (?, ?, '')", (node, name))
     return node, ""
+
+
+def free_number(name: str, taken: Collection[int]) -> int:
+    """Return a node number for a new name: one never used, if there is one left.
+
+    Raises SetupError when all are taken.
+    """
+    number = max(taken, default=0) + 1
+    free = [n for n in range(1, LAST_NODE + 1) if n not in taken]
+    if number <= LAST_NODE:
+        return number
+    if not free:
+        raise SetupError(f"node name {name}: a cluster has at most {LAST_NODE} names")
+    return free[0]
 
 
 def _write_members(db: sqlite3.Connection, view: View, beats: Mapping[int, int]) -> None:

@@ -188,6 +188,51 @@ async def test_dropped_caches_are_told_and_forgotten_with_the_member(
     assert (await provider.read()).caches_dropped == frozenset()
 
 
+async def test_a_forgotten_name_gives_its_number_back_last(provider: Provider) -> None:
+    for n in range(1, 63):
+        await provider.register(f"n{n}")
+    await provider.forget("n7")
+    await provider.forget("nobody")
+    assert 7 not in await provider.names()
+    assert (await provider.register("late")).node == 7
+
+
+async def test_the_number_of_a_forgotten_name_rests_while_there_are_others(
+    provider: Provider,
+) -> None:
+    for name in ("n1", "n2", "n3"):
+        await provider.register(name)
+    await provider.forget("n2")
+    assert (await provider.register("n4")).node == 4
+
+
+async def test_a_note_is_replaced_only_from_what_it_was(provider: Provider, opener: Opener) -> None:
+    other = opener()
+    assert await provider.set_note("a/1", b"x", None)
+    assert not await other.set_note("a/1", b"y", None)
+    assert not await other.set_note("a/1", None, b"y")
+    assert await other.set_note("b/1", b"z", None)
+    assert await provider.notes("a/") == {"a/1": b"x"}
+    assert await other.set_note("a/1", b"y", b"x")
+    assert await provider.notes("") == {"a/1": b"y", "b/1": b"z"}
+    assert await provider.set_note("a/1", None, b"y")
+    assert await provider.set_note("a/2", None, None)
+    assert await other.notes("a/") == {}
+
+
+async def test_one_of_many_takes_a_note(provider: Provider, opener: Opener) -> None:
+    assert await provider.set_note("token/1", b"sealed", None)
+    taken: list[bool] = []
+
+    async def take(one: Provider) -> None:
+        taken.append(await insist(lambda: one.set_note("token/1", None, b"sealed")))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(take, opener())
+    assert sum(taken) == 1
+
+
 async def test_what_others_do_is_noticed(provider: Provider, opener: Opener) -> None:
     view = await first_view(provider)
     other = opener()
