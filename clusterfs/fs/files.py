@@ -208,6 +208,11 @@ class Files:
                     pieces.append(await self._volume.read(*piece.place(inode)))
         return cut(pieces, offset % BLOCK_BYTES, end - offset)
 
+    async def read_held(self, inode: Inode, offset: int, size: int) -> bytes:
+        """Return what is there; the caller uses the inode and has loaded its record."""
+        assert inode.record is not None
+        return await self._read_waiting(inode, inode.record, offset, size)
+
     def _pieces(self, inode: Inode, first: int, beyond: int) -> list[Piece]:
         """Cut blocks into what one read of one stripe gives, and what is newer here."""
         limit = (first // STRIPE_BLOCKS + 1) * STRIPE_BLOCKS
@@ -369,6 +374,10 @@ class Files:
             with asking.interruptibly():
                 await self._volume.reserve(room)
             self._volume.unreserve(room)  # taken again, to the block, without an await between
+
+    async def write_held(self, opened: OpenFile, offset: int, data: bytes) -> None:
+        """Take a write; the caller uses the inode exclusively and has loaded its record."""
+        await self._accept_waiting(opened, offset, data, append=False)
 
     def _accept(
         self,

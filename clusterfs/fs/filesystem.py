@@ -23,6 +23,7 @@ from clusterfs.errors import (
 )
 from clusterfs.fs import keys, lock_uses
 from clusterfs.fs.attributes import fresh
+from clusterfs.fs.cloning import Cloning
 from clusterfs.fs.coherence import Coherence
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.files import Files
@@ -105,6 +106,7 @@ class Filesystem:
         self._files = Files(parts)
         self._metadata = Metadata(parts, self._files)
         self._xattrs = Xattrs(parts)
+        self._cloning = Cloning(parts, self._files)
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts)
         self.read_nowait = self._files.read_nowait
@@ -113,6 +115,7 @@ class Filesystem:
         self.write = self._files.write
         self.atomic = self._files.atomic
         self.seek = self._files.seek
+        self.copy_range = self._cloning.copy_range
 
     # -- life
 
@@ -411,6 +414,8 @@ class Filesystem:
             "reads_slow": files.slow_reads,
             "writes_fast": files.fast_writes,
             "writes_slow": files.slow_writes,
+            "shared_bytes": self._cloning.shared_blocks * BLOCK_BYTES,
+            "copied_bytes": self._cloning.copied_bytes,
             "dirty_bytes": writeback.dirty_blocks * BLOCK_BYTES,
             "flushed_bytes": writeback.flushed_blocks * BLOCK_BYTES,
             "page_drops": coherence.counters.pages,

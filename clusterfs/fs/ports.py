@@ -110,6 +110,10 @@ class Volume(Protocol):
         """Return the group of a stripe."""
         ...
 
+    def same_replicas(self, one: int, other: int) -> bool:
+        """Tell whether two groups have the same replicas now, so that objects may share blocks."""
+        ...
+
     def fetch_nowait(
         self, object_id: ObjectId, group: int, keys: Sequence[bytes]
     ) -> tuple[Version, list[bytes | None]]:

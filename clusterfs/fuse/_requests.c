@@ -61,6 +61,18 @@ static PyObject *request_offset(Request *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *request_written(Request *self, PyObject *argument)
+{
+    size_t size = PyLong_AsSize_t(argument);
+    if (size == (size_t)-1 && PyErr_Occurred())
+        return NULL;
+    fuse_req_t request = take(self);
+    if (!request)
+        return NULL;
+    fuse_reply_write(request, size);
+    Py_RETURN_NONE;
+}
+
 static PyObject *request_ioctl(Request *self, PyObject *arguments)
 {
     int result;
@@ -96,6 +108,7 @@ static void request_dealloc(Request *self)
 
 static PyMethodDef request_methods[] = {
     {"error", (PyCFunction)request_error, METH_O, "Answer with an errno; 0 is success without data."},
+    {"written", (PyCFunction)request_written, METH_O, "Answer with how many bytes were taken."},
     {"offset", (PyCFunction)request_offset, METH_O, "Answer LSEEK."},
     {"ioctl", (PyCFunction)request_ioctl, METH_VARARGS, "Answer IOCTL: result, data."},
     {"context", (PyCFunction)request_context, METH_NOARGS, "Return (uid, gid, pid, umask) of who asks."},
@@ -159,6 +172,16 @@ static void on_ioctl(fuse_req_t request, fuse_ino_t inode, unsigned int command,
               data ? (const char *)data : "", (Py_ssize_t)(data ? size : 0), (Py_ssize_t)room);
 }
 
+static void on_copy_file_range(fuse_req_t request, fuse_ino_t source_inode, off_t source_offset, struct fuse_file_info *source,
+                               fuse_ino_t target_inode, off_t target_offset, struct fuse_file_info *target, size_t length, int flags)
+{
+    (void)source_inode;
+    (void)target_inode;
+    (void)flags;
+    HAND_OVER(request, "KLKLK", "copy_file_range", Py_None, (unsigned long long)source->fh, (long long)source_offset,
+              (unsigned long long)target->fh, (long long)target_offset, (unsigned long long)length);
+}
+
 static void on_setxattr(fuse_req_t request, fuse_ino_t inode, const char *name, const char *value, size_t size, int flags)
 {
     HAND_OVER(request, "Kyy#i", "setxattr", Py_None, (unsigned long long)inode, name, value, (Py_ssize_t)size, flags);
@@ -172,6 +195,7 @@ void complete_operations(struct fuse_lowlevel_ops *operations)
     operations->lseek = on_lseek;
     operations->ioctl = on_ioctl;
     operations->setxattr = on_setxattr;
+    operations->copy_file_range = on_copy_file_range;
 }
 
 /* ---- Python ---- */

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NUMBER = struct.Struct("=Q")
 _FLAGS = struct.Struct("=I")
+_COPY_BYTES = 1 << 30  # the answer counts bytes in 32 bits
 
 Handler = Callable[..., Awaitable[None]]
 
@@ -32,6 +33,7 @@ class Further:
         self._fs = filesystem
         self._nursery: trio.Nursery | None = None
         self._handlers: dict[str, Handler] = {
+            "copy_file_range": self._copy_file_range,
             "fallocate": self._fallocate,
             "ioctl": self._ioctl,
             "lseek": self._lseek,
@@ -64,6 +66,20 @@ class Further:
     ) -> None:
         await self._fs.fallocate(handle, offset, length, mode)
         request.error(0)
+
+    async def _copy_file_range(
+        self,
+        request: native.Request,
+        source: int,
+        source_offset: int,
+        target: int,
+        target_offset: int,
+        length: int,
+    ) -> None:
+        copied = await self._fs.copy_range(
+            source, source_offset, target, target_offset, min(length, _COPY_BYTES)
+        )
+        request.written(copied)
 
     async def _lseek(self, request: native.Request, handle: int, offset: int, whence: int) -> None:
         request.offset(await self._fs.seek(handle, offset, whence))

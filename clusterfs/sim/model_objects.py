@@ -15,6 +15,7 @@ from clusterfs.store.objects import (
     ObjectId,
     Put,
     Remove,
+    Share,
     Write,
 )
 
@@ -66,10 +67,19 @@ def apply_change(
             found.discard(operation.first, operation.count)
         elif isinstance(operation, Lose):
             found.blocks |= dict.fromkeys(lost_blocks(operation), LOST)
+        elif isinstance(operation, Share):
+            _share(objects, found, operation)
         else:
             assert isinstance(operation, Delete)
             del objects[change.object_id]
     return position
+
+
+def _share(objects: dict[ObjectId, Object], target: Object, share: Share) -> None:
+    """Copy blocks. A source that is changed after its sharer must not change its blocks."""
+    blocks = objects[share.source].blocks
+    for number in range(share.count):
+        target.write(share.first + number, blocks.get(share.source_first + number, HOLE))
 
 
 def lost_blocks(operation: Lose) -> range:

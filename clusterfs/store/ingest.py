@@ -8,17 +8,21 @@ Invariant: the new chunks of one transaction have consecutive cids, in payload o
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from blake3 import blake3
 from xxhash import xxh3_64_intdigest
 
 from clusterfs.store.format import ZERO_BLOCK
 from clusterfs.store.hints import Hints
-from clusterfs.store.objects import BLOCK_BYTES, Change, Discard, Lose, Write
+from clusterfs.store.objects import BLOCK_BYTES, Change, Discard, Lose, ObjectId, Share, Write
 from clusterfs.store.records import HOLE, IDENTITY_BYTES, LOST, Placed, Resolved, ResolvedChange
 
 _ZEROS = bytes(64 << 10)
+_PIECE_BLOCKS = 256  # of a share: pieces of this size that are all holes take no room in the log
+
+# Returns the cids of `count` blocks of an object from a first one on, 0 for holes.
+CidsOf = Callable[[ObjectId, int, int], "array[int]"]
 
 
 class Ingested:
@@ -47,13 +51,15 @@ def _is_zero(payload: memoryview, at: int, end: int) -> bool:
 class Ingest:
     """Resolves transactions."""
 
-    def __init__(self, hints: Hints, key: bytes) -> None:
+    def __init__(self, hints: Hints, key: bytes, cids_of: CidsOf) -> None:
         self._hints = hints
         self._key = key
+        self._cids_of = cids_of
         self.zero_identity = self.identity(ZERO_BLOCK)
         self.deduplicated = 0
         self.zeros = 0
         self.fresh = 0
+        self.shared = 0
 
     def identity(self, block: bytes | memoryview) -> bytes:
         """Return a block's identity."""
@@ -77,6 +83,9 @@ class Ingest:
                 elif isinstance(operation, Lose):
                     lost = array("Q", [LOST]) * operation.count
                     operations.append(Placed(operation.first, lost, b""))
+                elif isinstance(operation, Share):
+                    operations.extend(self._shared(operation))
+                    self.shared += operation.count
                 else:
                     operations.append(operation)  # type: ignore[arg-type]
             result.changes.append(
@@ -116,6 +125,19 @@ class Ingest:
             cids.append(cid)
             at = following
         return Placed(first, cids, b"".join(identities))
+
+    def _shared(self, share: Share) -> Iterator[Placed | Discard]:
+        """Yield what gives blocks the chunks of other blocks."""
+        cids = self._cids_of(share.source, share.source_first, share.count)
+        start, end = 0, len(cids)
+        while start < end:
+            stop = min(start + _PIECE_BLOCKS, end)
+            hole = not any(cids[start:stop])
+            while stop < end and hole != any(cids[stop : stop + _PIECE_BLOCKS]):
+                stop = min(stop + _PIECE_BLOCKS, end)
+            first = share.first + start
+            yield Discard(first, stop - start) if hole else Placed(first, cids[start:stop], b"")
+            start = stop
 
     def learn(self, result: Ingested) -> None:
         """The new chunks are in the table: later blocks may share them."""

@@ -122,7 +122,20 @@ class Lose(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
     count: U32
 
 
-Operation = Put | Remove | Write | Discard | Delete | Lose
+class Share(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """Let `count` blocks from `first` hold what those of `source` from `source_first` hold now.
+
+    No data moves: both objects refer to the same chunks until either is written. The transaction
+    must change `source` too (its version is enough), so that no replica shares another state of it.
+    """
+
+    first: U32
+    count: U32
+    source: ObjectId
+    source_first: U32
+
+
+Operation = Put | Remove | Write | Discard | Delete | Lose | Share
 
 # An object that has this key needs work if its client dies (an orphan to reclaim, a mkdir to
 # finish). The store keeps an index of such objects: Store.marked().

@@ -14,14 +14,24 @@ from typing import NamedTuple
 from clusterfs.errors import OutOfSpace, WouldBlock
 from clusterfs.store.location import BLOCK_UNITS, UNIT_BYTES
 from clusterfs.store.log import Log
-from clusterfs.store.objects import BLOCK_BYTES, Change, Delete, Discard, Lose, Put, Remove, Write
+from clusterfs.store.objects import (
+    BLOCK_BYTES,
+    Change,
+    Delete,
+    Discard,
+    Lose,
+    Put,
+    Remove,
+    Share,
+    Write,
+)
 from clusterfs.store.records import LOST
 from clusterfs.store.segments import RESERVE_DATA, RESERVE_METADATA, Segments
 from clusterfs.store.state import State
 from clusterfs.store.tail import STREAMS
 
 _CHANGE_BYTES = 96
-_LOST_BYTES = 8
+_CID_BYTES = 8
 _OPERATION_BYTES = 24
 _BLOCK_NEED_BYTES = BLOCK_BYTES + 24
 _ONE_WRITE_BYTES = 2 * _CHANGE_BYTES + _OPERATION_BYTES
@@ -62,8 +72,8 @@ def need_of(changes: tuple[Change, ...]) -> Need:
                 nbytes += len(operation.key) + len(operation.value)  # type: ignore[union-attr]
             elif kind is Remove:
                 nbytes += len(operation.key)  # type: ignore[union-attr]
-            elif kind is Lose:
-                nbytes += operation.count * _LOST_BYTES  # type: ignore[union-attr]
+            elif kind is Lose or kind is Share:
+                nbytes += operation.count * _CID_BYTES  # type: ignore[union-attr]
     return Need(data_blocks, nbytes + data_blocks * _BLOCK_NEED_BYTES)
 
 
@@ -145,7 +155,11 @@ class Room:
         for change in changes:
             for operation in change.operations:
                 match operation:
-                    case Write(first=first, count=count) | Discard(first=first, count=count):
+                    case (
+                        Write(first=first, count=count)
+                        | Discard(first=first, count=count)
+                        | Share(first=first, count=count)
+                    ):
                         found = self._state.placed(change.object_id, first, first + count)
                     case Delete():
                         found = self._state.placed(change.object_id, 0, 1 << 32)

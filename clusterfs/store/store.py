@@ -120,7 +120,12 @@ class Store(Transactions):
             checkpoint_bytes=options.checkpoint_bytes,
         )
         super().__init__(
-            contents, log, hints, Ingest(hints, key), Room(segments, contents.state, log), upkeep
+            contents,
+            log,
+            hints,
+            Ingest(hints, key, contents.state.cids),
+            Room(segments, contents.state, log),
+            upkeep,
         )
         self._damage = opening.damage
         self._cache = ChunkCache(options.cache_bytes)
@@ -300,6 +305,7 @@ class Store(Transactions):
             "zero_blocks": self._ingest.zeros,
             "new_blocks": self._ingest.fresh,
             "deduplicated_blocks": self._ingest.deduplicated,
+            "cloned_blocks": self._ingest.shared,
             "relocated_blocks": self._cleaner.moved,
             "packed_blocks": self._cleaner.packed,
             "reads_that_waited": self._reader.waits,

@@ -31,6 +31,7 @@ from clusterfs.store.objects import (
     ObjectId,
     Operation,
     Put,
+    Share,
     Transaction,
     Version,
     Write,
@@ -240,12 +241,15 @@ class Transactions:
             raise InvalidArgument("the payload is not what the writes take")
         if len(changes) == 1 and len(changes[0].operations) == 1 and need.data_blocks:
             return need  # one write
-        if len(changes) > 1 and len({change.object_id for change in changes}) < len(changes):
+        changed = {change.object_id for change in changes}
+        if len(changed) < len(changes):
             raise InvalidArgument("a transaction changes an object only once")
         for change in changes:
             for operation in change.operations:
                 if type(operation) is Put and not 0 < len(operation.key) <= _MAX_KEY_BYTES:
                     raise InvalidArgument("a key has 1 to 320 bytes")
+                if type(operation) is Share and operation.source not in changed:
+                    raise VersionMismatch("blocks are shared with an object that is not here")
         return need
 
     def _check_room(self, need: Need, changes: Sequence[Change]) -> None:

@@ -143,6 +143,11 @@ class Volume:
         """Return the group of a stripe; `seed` is the inode number that the data began with."""
         return placement.group_of_stripe(seed, n, self._groups())
 
+    def same_replicas(self, one: int, other: int) -> bool:
+        """Tell whether two groups have the same replicas now, so that objects may share blocks."""
+        view = self._site.view
+        return one == other or placement.targets(view, one) == placement.targets(view, other)
+
     # -- reads ----------------------------------------------------------------------------------
 
     def fetch_nowait(

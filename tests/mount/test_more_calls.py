@@ -2,8 +2,11 @@
 
 import ctypes
 import errno
+import json
 import os
+import random
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +139,83 @@ def test_cp_keeps_a_sparse_file_sparse(folders: list[Path]) -> None:
     subprocess.run(["cp", "--sparse=auto", folders[1] / "sparse", folders[1] / "copy"], check=True)
     assert (folders[2] / "copy").stat().st_size == (1 << 33) + 3
     assert extents(folders[2] / "copy") == [(1 << 33, (1 << 33) + 3)]
+
+
+def copied(source: Path, target: Path, *, at: int = 0, to: int = 0, size: int = 1 << 40) -> int:
+    """Call copy_file_range until it is done; returns how many bytes went."""
+    reader, writer = os.open(source, os.O_RDONLY), os.open(target, os.O_RDWR | os.O_CREAT)
+    try:
+        done = 0
+        while count := os.copy_file_range(reader, writer, size - done, at + done, to + done):
+            done += count
+        return done
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def used_bytes(folder: Path) -> int:
+    report = subprocess.run(
+        [sys.executable, "-m", "clusterfs.cli.main", "df", str(folder.parent), "--json"],
+        capture_output=True,
+        check=True,
+    )
+    return int(json.loads(report.stdout)["live_bytes"])
+
+
+def test_copy_file_range_shares_blocks_and_each_file_goes_its_own_way(folders: list[Path]) -> None:
+    data = random.Random(1).randbytes(8 << 20)
+    write_synced(folders[0] / "source", data + b"end")
+    before = used_bytes(folders[0])
+    assert copied(folders[1] / "source", folders[1] / "target") == len(data) + 3
+    assert used_bytes(folders[0]) - before < 1 << 20
+    assert (folders[2] / "target").read_bytes() == data + b"end"
+    with (folders[2] / "source").open("r+b") as file:
+        file.write(b"new")
+    with (folders[0] / "target").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"other")
+    assert (folders[1] / "source").read_bytes() == b"new" + data[3:] + b"end"
+    changed = data[:4096] + b"other" + data[4101:] + b"end"
+    assert (folders[2] / "target").read_bytes() == changed
+    (folders[0] / "source").unlink()
+    assert (folders[0] / "target").read_bytes() == changed
+
+
+@pytest.mark.parametrize(
+    ("at", "to", "size"),
+    [(0, 0, 100), (4096, 8192, 20000), (5, 4101, 30000), (1, 2, 70000), (0, 40960, 50000)],
+)
+def test_copy_file_range_into_the_middle(file: list[Path], at: int, to: int, size: int) -> None:
+    source = file[1].with_name("source")
+    data = random.Random(at + to + size).randbytes(60000)
+    source.write_bytes(data)
+    before = file[2].read_bytes()  # cached there
+    assert copied(file[0].with_name("source"), file[0], at=at, to=to, size=size) == len(
+        data[at : at + size]
+    )
+    expected = before[:to] + data[at : at + size] + before[to + len(data[at : at + size]) :]
+    for path in file:
+        assert path.read_bytes() == expected
+
+
+def test_ranges_of_one_file_must_not_overlap(file: list[Path]) -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        copied(file[0], file[0], at=0, to=BLOCK, size=3 * BLOCK)
+    assert copied(file[0], file[0], at=0, to=20 * BLOCK, size=3 * BLOCK) == 3 * BLOCK
+    assert file[1].read_bytes() == b"x" * 10 * BLOCK + bytes(10 * BLOCK) + b"x" * 3 * BLOCK
+
+
+def test_cp_clones(file: list[Path]) -> None:
+    write_synced(file[0], random.Random(2).randbytes(100 * BLOCK))
+    before = used_bytes(file[0].parent)
+    subprocess.run(["cp", file[0], file[0].with_name("copy")], check=True)
+    assert file[1].with_name("copy").read_bytes() == file[1].read_bytes()
+    assert used_bytes(file[0].parent) - before < BLOCK * 50

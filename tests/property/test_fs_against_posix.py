@@ -34,6 +34,8 @@ PATHS = [(n,) for n in NAMES] + [(n, m) for n in NAMES for m in NAMES]
 OFFSETS = [0, 1, 4095, 4096, 5000, 12288, (64 << 20) - 3, (64 << 20) + 4096, 200 << 20]
 SIZES = [1, 100, 4096, 8192, 12289]
 
+COPIED = [1, 4096, 12288, 12289, 3 << 20]
+
 path = st.sampled_from(PATHS)
 operations = st.one_of(
     st.tuples(st.just("create"), path),
@@ -52,6 +54,14 @@ operations = st.one_of(
         st.sampled_from(OFFSETS),
         st.sampled_from(SIZES),
         st.sampled_from([0, 1, 3, 0x10, 0x11]),
+    ),
+    st.tuples(
+        st.just("copy"),
+        path,
+        path,
+        st.sampled_from(OFFSETS),
+        st.sampled_from(OFFSETS),
+        st.sampled_from(COPIED),
     ),
     st.tuples(st.just("read"), path, st.sampled_from(OFFSETS), st.sampled_from(SIZES)),
     st.tuples(st.just("list"), path),
@@ -152,6 +162,19 @@ class Host:
             os.ftruncate(fd, offset + size)
         os.close(fd)
         del full
+
+    def copy(
+        self, _salt: int, where: bytes, sink: tuple[bytes, ...], start: int, to: int, size: int
+    ) -> int:
+        fd = self.opened(where, os.O_RDONLY)
+        target = self.opened(self.at(sink), os.O_WRONLY)
+        size = min(size, max(0, os.fstat(fd).st_size - start))
+        if os.path.sameopenfile(fd, target) and size and abs(start - to) < size:
+            raise OSError(errno.EINVAL, "overlap")
+        os.pwrite(target, os.pread(fd, size, start), to)
+        os.close(fd)
+        os.close(target)
+        return size
 
     def read(self, _salt: int, where: bytes, offset: int, size: int) -> bytes:
         fd = self.opened(where, os.O_RDONLY)
@@ -268,6 +291,30 @@ class Mount:
         await self.fs.fallocate(handle, offset, size, mode)
         await self.fs.release(handle)
 
+    async def copy(
+        self,
+        _salt: int,
+        where: tuple[bytes, ...],
+        sink: tuple[bytes, ...],
+        start: int,
+        to: int,
+        size: int,
+    ) -> int:
+        handle = await self.opened(where, os.O_RDONLY)
+        try:
+            target = await self.opened(sink, os.O_WRONLY)
+            try:
+                done = 0
+                while count := await self.fs.copy_range(
+                    handle, start + done, target, to + done, size - done
+                ):
+                    done += count
+            finally:
+                await self.fs.release(target)
+        finally:
+            await self.fs.release(handle)
+        return done
+
     async def read(self, _salt: int, where: tuple[bytes, ...], offset: int, size: int) -> bytes:
         handle = await self.opened(where, os.O_RDONLY)
         data = await self.fs.read(handle, offset, size)
@@ -356,6 +403,7 @@ def test_long_programs_with_few_inodes_in_memory(seed: int) -> None:
         "truncate": [PATHS, OFFSETS],
         "read": [PATHS, OFFSETS, SIZES],
         "fallocate": [PATHS, OFFSETS, SIZES, [0, 1, 3, 0x10, 0x11]],
+        "copy": [PATHS, PATHS, OFFSETS, OFFSETS, COPIED],
         "chmod": [PATHS, [0o600, 0o4755]],
     }
     program = []

@@ -19,6 +19,7 @@ from clusterfs.store.objects import (
     Operation,
     Put,
     Remove,
+    Share,
     Transaction,
     Version,
     Write,
@@ -353,4 +354,56 @@ async def test_statistics_count(tmp_path: Path) -> None:
     assert after["syncs"] > before["syncs"]
     assert after["checkpoints"] == before["checkpoints"] + 1
     assert after["durable"] == after["position"]
+    await store.close()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+async def test_shared_blocks_are_one_chunk_until_either_is_written(
+    tmp_path: Path, *, prepared: bool
+) -> None:
+    store = await opened(tmp_path)
+    data = os.urandom(300 * BLOCK_BYTES)
+    store.apply(transaction(1, change(STRIPE, ABSENT, ONE, Write(10, 300))), data)
+    live = store.usage()["live_bytes"]
+    shares = transaction(
+        2,
+        change(OTHER, ABSENT, ONE, Share(0, 900, STRIPE, 0)),
+        change(STRIPE, ONE, TWO),
+    )
+    await store.admit_transaction(shares)
+    if prepared:
+        store.prepare(shares)
+        store.validate()
+        store.commit(1, 2)
+    else:
+        store.apply(shares)
+    store.validate()
+    assert store.usage()["live_bytes"] == live
+    everything = bytes(10 * BLOCK_BYTES) + data
+    store.apply(transaction(3, change(STRIPE, TWO, THREE, Discard(0, 400))))
+    assert await store.read(OTHER, 0, 310) == everything
+    assert store.extents(OTHER, 0, 1000) == [(10, 300)]
+    await store.admit(BLOCK_BYTES)
+    store.apply(transaction(4, change(OTHER, ONE, TWO, Write(11, 1))), b"n" * BLOCK_BYTES)
+    await store.close()
+    store = await opened(tmp_path)
+    changed = bytearray(everything)
+    changed[11 * BLOCK_BYTES : 12 * BLOCK_BYTES] = b"n" * BLOCK_BYTES
+    assert await store.read(OTHER, 0, 310) == changed
+    store.validate()
+    store.apply(transaction(5, change(OTHER, TWO, THREE, Delete())))
+    assert store.usage()["live_bytes"] == 0
+    store.validate()
+    await store.close()
+
+
+async def test_blocks_are_shared_only_with_what_the_transaction_changes(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    store.apply(transaction(1, change(STRIPE, ABSENT, ONE, Write(0, 1))), b"x" * BLOCK_BYTES)
+    with pytest.raises(VersionMismatch):
+        store.apply(transaction(2, change(OTHER, ABSENT, ONE, Share(0, 1, STRIPE, 0))))
+    assert store.version(OTHER) == ABSENT
+    store.apply(transaction(3, change(STRIPE, ONE, TWO, Share(5, 1, STRIPE, 0))))
+    assert await store.read(STRIPE, 4, 2) == bytes(BLOCK_BYTES) + b"x" * BLOCK_BYTES
+    store.validate()
     await store.close()
