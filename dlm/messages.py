@@ -253,6 +253,8 @@ class Blocker(msgspec.Struct, frozen=True, array_like=True, gc=False):
     state: State  # what is held of it, says that node; the thing's home knows whether that is so
     place: Sequence = 0  # of the one that goes first and is the one kept waiting; 0: none
     behind: Words = ""  # that one, for people
+    behind_node: Count = 0  # its home, and its number there
+    behind_number: Thing = 0
 
 
 class Hop(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -289,12 +291,16 @@ class Chase(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=41):
 
 
 class Confirm(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=42):
-    """Once more around the cycle: is hop `at` still as it was, at its home or in its queue?"""
+    """Once more around the cycle: is hop `at` still as it was, at its home or in its queue?
+
+    Or, at the home of the wait that hop `at` stands behind: does that one still wait?
+    """
 
     epoch: Epoch
     cycle: tuple[Hop, ...]
     at: Count
     home: bool
+    behind: bool = False
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=16):

@@ -44,6 +44,9 @@ class Source(Protocol):
         That includes whatever keeps those waiting that go before this wait.
         """
 
+    def waits(self, number: int, place: int) -> bool:
+        """At home: tell whether it still waits, for good, at that place of its queue."""
+
     def holders(self, number: int, state: int) -> Iterable[tuple[Owner, int]]:
         """At home: return who uses the thing and a stamp that changes with what is held.
 
@@ -198,7 +201,9 @@ class Detector:
         cycle, at = message.cycle, message.at
         if message.epoch != self._here.epoch:
             return
-        if not message.home:
+        if message.behind:
+            self._confirm_before(cycle, at)
+        elif not message.home:
             self._confirm_in_queue(cycle, at)
         elif at:
             self._confirm_at_home(cycle, at)
@@ -214,8 +219,22 @@ class Detector:
     def _confirm_in_queue(self, cycle: tuple[Hop, ...], at: int) -> None:
         here, following = self._here, (at + 1) % len(cycle)
         home, known = cycle[following].node, cycle[following].blocker
-        if any(node == home and found == known for node, found in self._blockers(cycle[at])):
+        assert known is not None
+        if not any(node == home and found == known for node, found in self._blockers(cycle[at])):
+            return
+        if known.place:
+            before = Confirm(here.epoch, cycle, at, home=False, behind=True)
+            here.send(known.behind_node, before)
+        else:
             here.send(home, Confirm(here.epoch, cycle, following, home=True))
+
+    def _confirm_before(self, cycle: tuple[Hop, ...], at: int) -> None:
+        """Check the wait that keeps hop `at` behind it: its end may not be known in the queue."""
+        here, following = self._here, (at + 1) % len(cycle)
+        known = cycle[following].blocker
+        assert known is not None
+        if self._sources[known.kind].waits(known.behind_number, known.place):
+            here.send(cycle[following].node, Confirm(here.epoch, cycle, following, home=True))
 
     def _still(self, hop: Hop) -> bool:
         """Tell whether a hop's wait, and its part in the wait before it, are the same as then."""

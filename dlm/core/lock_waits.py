@@ -38,8 +38,13 @@ class LockWaits:
             if holder.node < 0:
                 continue  # its holder is gone, and it will be buried
             assert holder.granted is not None
-            place, behind = (0, "") if first is None else (first.sequence, _who(first))
-            yield holder.node, Blocker(LOCK, holder.lock, int(holder.granted), place, behind)
+            before = () if first is None else (first.sequence, _who(first), first.node, first.lock)
+            yield holder.node, Blocker(LOCK, holder.lock, int(holder.granted), *before)
+
+    def waits(self, number: int, place: int) -> bool:
+        """Tell whether this lock still waits for good at that place of its queue."""
+        lock = self._ownership.pending.get(number)
+        return lock is not None and lock.sequence == place and not lock.cancelling
 
     def holders(self, number: int, state: int) -> Iterable[tuple[Owner, int]]:
         """Yield who uses this lock, and since which stamp; nobody if the master is behind."""

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from dlm.sim.run import simulate
+from dlm.sim.run import Outcome, short_life, simulate
 
 
 def _seeds(first: int, count: int, minutes: float) -> Iterator[int]:
@@ -18,6 +18,12 @@ def _seeds(first: int, count: int, minutes: float) -> Iterator[int]:
         yield dice.randrange(2**40)
 
 
+def _live(seed: int, options: argparse.Namespace) -> Outcome:
+    if options.short:
+        return short_life(seed)
+    return simulate(seed, options.nodes, until_s=options.seconds, transactions=options.transactions)
+
+
 def main() -> int:
     """Return 0 if every seed held."""
     parser = argparse.ArgumentParser(prog="python -m dlm.sim", description=__doc__)
@@ -27,11 +33,10 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=None, help="default: 3 to 7, by the seed")
     parser.add_argument("--seconds", type=float, default=2.0, help="simulated time with faults")
     parser.add_argument("--transactions", action="store_true", help="users of many locks at once")
+    parser.add_argument("--short", action="store_true", help="short lives with faults of all kinds")
     options = parser.parse_args()
     for seed in _seeds(options.seed, options.seeds, options.minutes):
-        outcome = simulate(
-            seed, options.nodes, until_s=options.seconds, transactions=options.transactions
-        )
+        outcome = _live(seed, options)
         if outcome.violation is not None:
             sys.stdout.write("\n".join(outcome.trace))
             sys.stdout.write(f"\nseed {seed}: {outcome.violation}\n")

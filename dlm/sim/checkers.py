@@ -23,10 +23,10 @@ class Checker:
         self.values = Values()
         self.waits = WaitGraph()
 
-    def after_event(self, machines: "list[Machine]", now_s: float) -> None:
+    def after_event(self, machines: "list[Machine]", acted: "Machine", now_s: float) -> None:
         """Check what holds at any moment."""
         self.waits.look(now_s)
-        self.values.look(machines, now_s)
+        self.values.look(machines, acted, now_s)
         complaints = self.waits.complaints or self.values.complaints
         _require(not complaints, *complaints)
         self._check_exclusion(machines)

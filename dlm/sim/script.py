@@ -281,6 +281,7 @@ def _on_the_way(message: Probe | Chase | Confirm) -> str:
     """Return a search's message in a line."""
     if isinstance(message, Confirm):
         hop, where = message.cycle[message.at], "home" if message.home else "queue"
+        where = "way" if message.behind else where
         return f"Confirm in its {where}: {hop.who} wants {hop.wants}"
     path = " <- ".join(f"{hop.who} wants {hop.wants}" for hop in message.path)
     if isinstance(message, Probe):

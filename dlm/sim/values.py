@@ -32,25 +32,24 @@ class Values:
         self._writers: dict[int, set[Name]] = {}  # who may write, by incarnation
         self._holders: dict[int, set[Name]] = {}  # who surely may
         self._masters: dict[int, set[Name]] = {}
+        self._strong: dict[int, set[Name]] = {}  # of which each has the last value
         self._unsettled: dict[Name, float] = {}  # their master died, at that time
         self._sequences: dict[tuple[int, int], int] = {}  # by incarnation and lock
 
-    def look(self, machines: "Iterable[Machine]", now_s: float) -> None:
-        """Note who is there, who holds what, and who has died since."""
+    def look(self, machines: "Iterable[Machine]", acted: "Machine", now_s: float) -> None:
+        """Note who is there, what the one that acted holds, and who has died since."""
         self._now_s = now_s
         alive = {machine.incarnation: machine for machine in machines}
-        strong: set[Name] = set()
-        for incarnation, machine in alive.items():
-            self._nodes[incarnation] = machine.node
-            if not machine.core.lost:
-                strong |= self._look_at(incarnation, machine)
+        if acted.incarnation in alive and not acted.core.lost:
+            self._nodes[acted.incarnation] = acted.node
+            self._strong[acted.incarnation] = self._look_at(acted.incarnation, acted)
         gone = {i for i in self._writers if i not in alive or alive[i].core.lost}
         for incarnation in gone:
             self._bury(incarnation)
             for machine in alive.values():
                 self._doubt_what_it_held(self._nodes[incarnation], machine)
         for name, since_s in tuple(self._unsettled.items()):
-            if name not in strong:
+            if not any(name in strong for strong in self._strong.values()):
                 self._doubts[name] = now_s
             if since_s + SETTLED_S < now_s:
                 del self._unsettled[name]
@@ -114,6 +113,7 @@ class Values:
         for name in self._writers.pop(incarnation):
             self._doubts[name] = self._now_s
         self._lost |= self._holders.pop(incarnation)
+        del self._strong[incarnation]
         for name in self._masters.pop(incarnation):
             self._unsettled[name] = self._now_s
 

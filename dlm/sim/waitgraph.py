@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dlm.sim.world import Machine
 
 FOUND_S: Final = 1.0
+_NOORDER, _NODLCKBLK = int(Flags.NOORDER), int(Flags.NODLCKBLK)
+_NODLCKWT = int(Flags.NODLCKWT)
+_OTHERS: Final = ((int(Flags.ALTPR), Mode.PR), (int(Flags.ALTCW), Mode.CW))
 
 Graph = dict["Node", frozenset["Node"]]
 Cycle = tuple["Node", ...]
@@ -115,7 +118,7 @@ class WaitGraph:
             assert other.granted is not None
             if other is not copy and not any(map(other.granted.compatible, contents)):
                 yield from self._waits_of_holders(other)
-        if copy.flags & Flags.NOORDER:
+        if copy.flags & _NOORDER:
             return
         if copy.granted is None:
             before = resource.waiting[: resource.waiting.index(copy)]
@@ -141,7 +144,7 @@ class WaitGraph:
         home, lock = self._home(copy)
         if home is None or lock is None or lock.granted is not copy.granted:
             return
-        if lock.flags & Flags.NODLCKBLK or lock.parting is not None:
+        if lock.flags & _NODLCKBLK or lock.parting is not None:
             return
         owners = [] if lock.transaction is None else [lock.transaction]
         for owner in (*owners, *(lock.users or ())):
@@ -160,12 +163,11 @@ def _node(machine: "Machine", lock: Lock) -> Node:
 
 def _contents(flags: int, wanted: Mode) -> list[Mode]:
     """Return the modes with any of which a waiting lock would go on."""
-    others = {Flags.ALTPR: Mode.PR, Flags.ALTCW: Mode.CW}
-    return [wanted, *(mode for flag, mode in others.items() if flags & flag)]
+    return [wanted, *(mode for flag, mode in _OTHERS if flags & flag)]
 
 
 def _waits_for_good(lock: Lock) -> bool:
-    return not lock.cancelling and not lock.flags & Flags.NODLCKWT
+    return not lock.cancelling and not lock.flags & _NODLCKWT
 
 
 def _exists(cycle: Cycle, graph: Graph) -> bool:

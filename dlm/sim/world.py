@@ -11,10 +11,8 @@ in its own time and may skip some; a node may also be deaf for a while, and catc
 
 import heapq
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-
-import msgspec
 
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.mastery import KEEP_S
@@ -23,24 +21,9 @@ from dlm.errors import LockError
 from dlm.events import Enter, Event, Lose, Received, Tick
 from dlm.messages import Epoch, decode, encode
 from dlm.sim.checkers import Checker
+from dlm.sim.faults import NEVER, Faults, circumstances
 
 TRACE_LINES = 30000
-
-
-class Faults(msgspec.Struct, frozen=True):
-    """How hostile the world is. Times are means of exponential distributions."""
-
-    delay_s: float = 0.001
-    view_delay_s: float = 0.005
-    detection_s: float = 0.02
-    absence_s: float = 0.05
-    lease_s: float = 0.02  # from being seen leaving to being gone
-    cut_probability: float = 0.3  # of being cut off instead of crashing
-    pause_interval_s: float = float("inf")
-    pause_s: float = 0.02
-    crash_interval_s: float = 0.1  # between two crashes or removals; infinite: none
-    second_crash_probability: float = 0.3  # soon after another one, so during its recovery
-    removal_probability: float = 0.3  # of being removed alive instead of crashing
 
 
 class Machine:
@@ -51,11 +34,18 @@ class Machine:
         self.incarnation = incarnation
         self.core = LockspaceCore(node, incarnation)
         self.alive = True
-        self.cut = False  # nobody hears it, and it hears nobody
-        self.deaf_until_s = 0.0
+        self.mute = False  # nobody hears it
+        self.deaf = False  # it hears nobody
+        self.paused_until_s = 0.0
+        self.held_up: list[tuple[Machine, int, bytes]] = []  # what came during the pause
         self.early: list[tuple[Machine, int, bytes]] = []  # of views that it has not entered yet
         self.alarm_s = float("inf")  # when it will look at the clock
         self.removed_epoch: Epoch | None = None  # the view in which it is no longer a member
+
+    @property
+    def cut(self) -> bool:
+        """Cut off, in one direction at least: it will be removed."""
+        return self.mute or self.deaf
 
 
 def maker_of(root: bytes) -> int | None:
@@ -95,6 +85,9 @@ class World:
         self._starts: dict[int, Machine] = {}  # every start ever, by incarnation
         self._link_free_s: dict[tuple[int, int], float] = {}
         self._incarnation = 0
+        self.met: Counter[str] = Counter()  # kinds of faults, and what they hit
+        self._apart: frozenset[int] = frozenset()  # nodes on one side of a partition
+        self._healed_s = 0.0
         self.names_tell = self.likely(0.5)  # new names tell who made them up
         self._node_count = node_count
 
@@ -106,8 +99,10 @@ class World:
             self._start(node)
         self._propose()
         self._schedule_fault()
-        if self.faults.pause_interval_s != float("inf"):
+        if self.faults.pause_interval_s != NEVER:
             self.after(self.around(self.faults.pause_interval_s), self._pause)
+        if self.faults.split_interval_s != NEVER:
+            self.after(self.around(self.faults.split_interval_s), self._split)
 
     def run(self, until_s: float) -> None:
         """Run events in time order until none is left or `until_s` is reached."""
@@ -148,7 +143,7 @@ class World:
             self._carry_out(machine, effect)
         machine.core.validate()
         assert not machine.core.here.misdirected, "no correct peer sends that"
-        self.checker.after_event(list(self.machines.values()), self.now_s)
+        self.checker.after_event(list(self.machines.values()), machine, self.now_s)
         self._arm(machine)
         return True
 
@@ -185,20 +180,35 @@ class World:
     def _transmit(self, source: Machine, target: int, body: bytes) -> None:
         """Deliver after a random delay, never overtaking earlier messages on the same link."""
         link, epoch = (source.incarnation, target), source.core.here.epoch
-        if source.cut or self._starts[target].cut:
+        if source.mute or self._starts[target].deaf:
             return  # and nothing comes after it: the one that is cut off will be removed
         at_s = max(self.now_s + self.around(self.faults.delay_s), self._link_free_s.get(link, 0.0))
+        if self.now_s < self._healed_s and self._splits(source.node, self._starts[target].node):
+            at_s = max(at_s, self._healed_s)
         self._link_free_s[link] = at_s
         self.at(at_s, lambda: self._arrive(source, self._starts[target], epoch, body))
 
     def _arrive(self, source: Machine, target: Machine, epoch: int, body: bytes) -> None:
-        if self.now_s < target.deaf_until_s:
-            again_s = target.deaf_until_s
-            self.at(again_s, lambda: self._arrive(source, target, epoch, body))
+        if self.now_s < target.paused_until_s or target.held_up:
+            if not target.held_up:
+                self.at(target.paused_until_s, lambda: self._resume(target))
+            target.held_up.append((source, epoch, body))
             return
+        self._let_in(source, target, epoch, body)
+
+    def _resume(self, target: Machine) -> None:
+        """Let arrive, in order, what came during a pause, unless there is another one by now."""
+        if self.now_s < target.paused_until_s:
+            self.at(target.paused_until_s, lambda: self._resume(target))
+            return
+        held_up, target.held_up = target.held_up, []
+        for source, epoch, body in held_up:
+            self._let_in(source, target, epoch, body)
+
+    def _let_in(self, source: Machine, target: Machine, epoch: int, body: bytes) -> None:
         if not source.alive and self._is_lost_in_crash(source, target):
             return
-        if source.cut or target.cut or not target.alive:
+        if source.mute or target.deaf or not target.alive:
             return
         if epoch > target.core.here.epoch or target.early:
             target.early.append((source, epoch, body))
@@ -252,12 +262,12 @@ class World:
     def _announce(self, machine: Machine, enter: Enter) -> None:
         def act() -> None:
             newest = enter
-            if self.now_s < machine.deaf_until_s:
-                self.after(machine.deaf_until_s - self.now_s, act)
+            if self.now_s < machine.paused_until_s:
+                self.after(machine.paused_until_s - self.now_s, act)
                 return
             if self.likely(0.5) and self._view.get(machine.node) == machine.incarnation:
                 newest = Enter(self.epoch, self._view, self._view_leaving, self.epoch - 1)
-            if machine.alive and not machine.cut and machine.core.here.epoch < newest.epoch:
+            if machine.alive and not machine.deaf and machine.core.here.epoch < newest.epoch:
                 self.act(machine, newest)
                 self._drain(machine)
 
@@ -269,11 +279,28 @@ class World:
             return
         if self.machines:
             machine = self.machines[self.random.choice(sorted(self.machines))]
-            machine.deaf_until_s = self.now_s + self.around(self.faults.pause_s)
+            until_s = self.now_s + self.around(self.faults.pause_s)
+            machine.paused_until_s = max(machine.paused_until_s, until_s)
+            self.met["pause"] += 1
         self.after(self.around(self.faults.pause_interval_s), self._pause)
 
+    def _split(self) -> None:
+        """Hold up, for a while, whatever passes between some nodes and the others."""
+        if self.quiet:
+            return
+        nodes = sorted(self.machines)
+        if len(nodes) > 1 and self._healed_s <= self.now_s:
+            count = self.random.randint(1, len(nodes) - 1)
+            self._apart = frozenset(self.random.sample(nodes, count))
+            self._healed_s = self.now_s + self.around(self.faults.split_s)
+            self.met["partition"] += 1
+        self.after(self.around(self.faults.split_interval_s), self._split)
+
+    def _splits(self, one: int, other: int) -> bool:
+        return (one in self._apart) != (other in self._apart)
+
     def _schedule_fault(self) -> None:
-        if self.faults.crash_interval_s != float("inf"):
+        if self.faults.crash_interval_s != NEVER:
             self.after(self.around(self.faults.crash_interval_s), self._fault)
 
     def _fault(self) -> None:
@@ -295,18 +322,28 @@ class World:
             self._take_down(self.machines[self.random.choice(well)])
 
     def _take_down(self, machine: Machine) -> None:
+        self.met.update(circumstances(machine, self.machines.values()))
         dice = self.random.random()
         if dice < self.faults.cut_probability:
-            self._note(f"n{machine.node} is cut off")
-            machine.cut = True
+            self._cut_off(machine)
         elif dice < self.faults.cut_probability + self.faults.removal_probability:
             self._note(f"n{machine.node} gives up")
+            self.met["removed alive"] += 1
             self._end(machine)
         else:
             self._note(f"n{machine.node} crashes")
+            self.met["crash"] += 1
             machine.alive = False
             del self.machines[machine.node]
         self.after(self.around(self.faults.detection_s), lambda: self._suspect(machine))
+
+    def _cut_off(self, machine: Machine) -> None:
+        kind = "cut off"
+        if self.faults.one_way_probability and self.likely(self.faults.one_way_probability):
+            kind = self.random.choice(("mute", "deaf"))
+        self._note(f"n{machine.node} is {kind}")
+        self.met[kind] += 1
+        machine.mute, machine.deaf = kind != "deaf", kind != "mute"
 
     def _end(self, machine: Machine) -> None:
         """Let the node notice that it is a member no more."""
@@ -334,6 +371,7 @@ class World:
     def _rejoin(self, node: int) -> None:
         if node not in self.machines and node not in self._leaving:
             self._start(node)
+            self.met["join"] += 1
             self._propose()
 
     def _note(self, text: str) -> None:

@@ -1,13 +1,15 @@
 import os
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dlm.core.overtaking import OvertakingResource
-from dlm.sim.run import simulate
-from dlm.sim.world import Faults
+from dlm.core.resource import Resource
+from dlm.sim.faults import CIRCUMSTANCES, KINDS, Faults
+from dlm.sim.run import short_life, simulate
 
 REGRESSIONS = tomllib.loads(Path(__file__).with_name("regressions.toml").read_text())["locks"]
 
@@ -22,11 +24,16 @@ def test_locks_exclude_survive_and_answer_under_any_faults(seed: int) -> None:
     assert outcome.completed
 
 
-@pytest.mark.parametrize("first", range(10_000 + FIRST_SEED, 10_800 + FIRST_SEED, 100))
-def test_a_hundred_short_lives(first: int) -> None:
-    for seed in range(first, first + 100):
-        outcome = simulate(seed, until_s=0.15, calm_s=0.05)
+@pytest.mark.parametrize("first", range(20_000 + FIRST_SEED, 22_000 + FIRST_SEED, 250))
+def test_short_lives_meet_every_fault_and_nothing_breaks(first: int) -> None:
+    met: Counter[str] = Counter()
+    for seed in range(first, first + 250):
+        outcome = short_life(seed)
         assert outcome.violation is None, (seed, outcome.violation, *outcome.trace)
+        met.update(outcome.met)
+        met[f"{outcome.nodes} nodes"] += 1
+    sizes = [f"{nodes} nodes" for nodes in range(3, 10)]
+    assert not [what for what in (*KINDS, *CIRCUMSTANCES, *sizes) if not met[what]], met
 
 
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 20))
@@ -45,7 +52,9 @@ def test_the_rules_of_o2dlm_hold_under_any_faults(seed: int) -> None:
 
 @pytest.mark.parametrize("entry", REGRESSIONS, ids=lambda entry: str(entry["seed"]))
 def test_fixed_bugs_stay_fixed(entry: dict[str, Any]) -> None:
-    outcome = simulate(entry["seed"], **entry.get("life", {}))
+    rules = OvertakingResource if entry.get("rules") == "o2dlm" else Resource
+    seed, short = entry["seed"], entry.get("short", False)
+    outcome = short_life(seed) if short else simulate(seed, rules=rules, **entry.get("life", {}))
     assert outcome.violation is None, (outcome.violation, *outcome.trace)
 
 

@@ -21,8 +21,8 @@ from dlm.core.succession import Succession
 from dlm.effects import Complete
 from dlm.events import Wait
 from dlm.messages import Chase, Denied, Hop, Record, Remove, Removed, Seats
+from dlm.sim.faults import Faults
 from dlm.sim.run import simulate
-from dlm.sim.world import Faults
 
 HOSTILE = Faults(crash_interval_s=0.1, delay_s=0.002)
 SEEDS = range(200)

@@ -94,6 +94,20 @@ def test_a_reader_behind_a_waiting_writer_is_in_the_ring_by_its_place() -> None:
     assert "waits for PR on a behind EX of W on node 2" in play.lock(play.victims()[0]).deadlock
 
 
+def test_nobody_gives_way_because_of_one_that_goes_first_and_has_given_up() -> None:
+    play = Play(3)
+    play.run("lock n1 a PR as r1 by R", "lock n2 b EX as w2 by S", "settle")
+    play.run("lock n3 a EX as writer by W", "settle", "lock n2 a PR as late by S", "settle")
+    play.run("lock n1 b EX as r-b by R", "settle")
+    play.run("cancel writer")  # the master does not hear of it yet
+    play.run("wait 0.11")
+    while play.deliver_searches():
+        pass
+    play.wait()
+    assert play.victims() == []
+    assert play.lock("late").mode is Mode.PR
+
+
 def test_one_that_goes_first_is_not_followed_into_its_owners_other_waits() -> None:
     play = Play(2)
     play.run("lock n1 a PR as holder", "lock n2 b EX as b2 by S", "settle")
