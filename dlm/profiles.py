@@ -194,23 +194,8 @@ NATIVE = Profile(
     errnos=MappingProxyType({}),
 )
 
-FSDLM = Profile(
-    name="fsdlm",
-    modes=frozenset(Mode),
-    name_bytes=64,
-    value_bytes=32,
-    value_multiple=8,
-    rules=Resource,
-    zeroes_lost_values=False,
-    reads_value_at_null=True,
-    flags=_FSDLM_FLAGS,
-    local=0,
-    outcomes=_FSDLM_OUTCOMES,
-    success=0,
-    unlocked=-EUNLOCK,
-    too_late=-errno.EBUSY,
-    cancel_waits=False,
-    errnos=MappingProxyType({}),
+FSDLM = msgspec.structs.replace(
+    NATIVE, name="fsdlm", name_bytes=64, value_bytes=32, value_multiple=8
 )
 
 O2DLM = Profile(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.dlm.sockets import latency
+from clusterfs.cli.dev import free_ports
 
 CLIENTS = 64
 START_S = 30.0
@@ -72,7 +73,7 @@ class Client:
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[int]:
     """Run etcd with its data there; yield the port of its clients."""
-    ports = _free_ports(2)
+    ports = free_ports(2, set())
     own, peers = (f"http://127.0.0.1:{port}" for port in ports)
     command = [
         *("etcd", "--name", "bench", "--data-dir", str(folder), "--log-level", "error"),
@@ -144,11 +145,3 @@ def _wait_ready(port: int, etcd: subprocess.Popen[bytes]) -> None:
         assert etcd.poll() is None, "etcd ended; is etcd-server installed?"
         assert time.monotonic() < end_s, "etcd does not answer"
         time.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

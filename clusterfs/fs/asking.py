@@ -112,7 +112,6 @@ def interruptibly() -> Iterator[None]:
         yield
 
 
-def label() -> str:
-    """Return how this task's lock owner looks in dumps."""
-    asker = current()
+def label(asker: Asker | None) -> str:
+    """Return how the owner of a lock that is asked for by `asker` looks in dumps."""
     return "" if asker is None else str(asker)

@@ -68,7 +68,7 @@ class LockCache:
                 [lock.name for lock in wanted],
                 PR,
                 flags=Flags.NOQUEUE | Flags.VALBLK,
-                owner=asking.label(),
+                owner=asking.label(asking.current()),
                 blocking=[lock.blocked for lock in wanted],
             )
         finally:

@@ -60,11 +60,6 @@ class Waiter:
         self.event.set()
         return -1 if self.exclusive else users + 1
 
-    @property
-    def owner(self) -> str:
-        """The name in dumps of the cluster lock that is asked for."""
-        return "" if self.asker is None else str(self.asker)
-
 
 class Used(Protocol):
     """A lock that may be used."""

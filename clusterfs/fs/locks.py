@@ -178,7 +178,11 @@ class CachedLock:
         lock = None
         try:
             lock = await lockspace.lock_new(
-                self.name, level, flags=self._flags, owner=asking.label(), blocking=self.blocked
+                self.name,
+                level,
+                flags=self._flags,
+                owner=asking.label(asking.current()),
+                blocking=self.blocked,
             )
         finally:
             self.end_work(lockspace, lock, level)
@@ -374,7 +378,7 @@ class CachedLock:
                     self.name,
                     wanted,
                     flags=self._flags,
-                    owner=head.owner,
+                    owner=asking.label(head.asker),
                     blocking=self.blocked,
                 )
             else:

@@ -6,15 +6,13 @@ to others since fits the weaker mode, too. Two kinds are undecided: a middle con
 back), which may have been granted, and a CONVDEADLK one, whose held mode may have been demoted. In
 both, the owner relies meanwhile only on `modes.floor`, and we choose a mode that fits the others.
 
-The value block: a surviving master has it, except for what a demotion wrote that it has not seen;
-then the owner's copy has a higher sequence. It is doubtful if a writer is gone without a word. A
-new master takes it from a lock that has read it and excludes writers since, else the newest copy,
-as doubtful. (The rules of fs/dlm's recover_lvb.)
+The value block is taken from a lock that has read it and excludes writers since, else it is the
+newest copy, as doubtful. (The rules of fs/dlm's recover_lvb.)
 """
 
 from collections.abc import Sequence
 
-from dlm.core.master_copy import Copy, loses_lvb
+from dlm.core.master_copy import Copy
 from dlm.core.resource import Resource
 from dlm.events import Name
 from dlm.messages import Record
@@ -29,19 +27,16 @@ def rebuild(
     name: Name,
     term: int,
     records: Reported,
-    old: Resource | None,
     now_s: float,
     rules: type[Resource] = Resource,
 ) -> Resource:
-    """Return the resource; `old` is what we had of it if we mastered it before."""
+    """Return the resource, as of `now_s`."""
     resource = rules(name, term)
     copies = [_copy(node, record, resource) for node, record in records]
     _decide_modes(copies, [record for _, record in records])
-    _keep_waiting_times(copies, old, now_s)
-    if old is None:
-        _recover_lvb(resource, records)
-    else:
-        _keep_lvb(resource, records, old)
+    for copy in copies:
+        copy.since_s = now_s
+    _recover_lvb(resource, records)
     resource.restore(copies)
     return resource
 
@@ -95,25 +90,6 @@ def _fitting(record: Record, taken: Sequence[Mode]) -> Mode:
         if all(mode.compatible(other) for other in taken):
             return mode
     raise AssertionError((record, taken))
-
-
-def _keep_waiting_times(copies: Sequence[Copy], old: Resource | None, now_s: float) -> None:
-    since = {} if old is None else {(c.node, c.lock): c.since_s for c in old.copies()}
-    for copy in copies:
-        copy.since_s = since.get((copy.node, copy.lock), now_s)
-
-
-def _keep_lvb(resource: Resource, records: Reported, old: Resource) -> None:
-    resource.lvb, resource.lvb_sequence = old.lvb, old.lvb_sequence
-    present = {(node, record.lock) for node, record in records}
-    gone = [copy for copy in old.copies() if (copy.node, copy.lock) not in present]
-    resource.lvb_valid = old.lvb_valid and not any(map(loses_lvb, gone))
-    for _, record in records:
-        if record.lvb_sequence > resource.lvb_sequence and record.lvb is not None:
-            resource.lvb, resource.lvb_sequence = record.lvb, record.lvb_sequence
-            resource.lvb_valid = record.lvb_valid
-        elif record.known_sequence == resource.lvb_sequence and not record.lvb_valid:
-            resource.lvb_valid = False
 
 
 def _recover_lvb(resource: Resource, records: Reported) -> None:

@@ -208,9 +208,7 @@ class Recovery:
                 continue
             tree = Tree(root, 0)
             for leaf, records in orphan.records.items():
-                tree.resources[leaf] = rebuild(
-                    Name(root, leaf), 0, records, None, here.now_s, here.rules
-                )
+                tree.resources[leaf] = rebuild(Name(root, leaf), 0, records, here.now_s, here.rules)
                 for _ in records:
                     count += 1
                     yield
