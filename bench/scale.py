@@ -1,4 +1,4 @@
-"""A brick of many millions of chunks: what opening, reading, scrubbing and fsck take.
+"""A brick of many millions of chunks: what opening, reading, scrubbing, cleaning and fsck take.
 
 `python -m bench.scale DIRECTORY [--chunks N]` fills a brick with N different chunks, then does each
 step in a process of its own and prints its time and memory. The bricks' segments are simulated: a
@@ -25,6 +25,7 @@ from clusterfs.store.objects import (
     BLOCK_BYTES,
     STRIPE_BLOCKS,
     Change,
+    Discard,
     Transaction,
     Write,
     stripe_object,
@@ -33,7 +34,7 @@ from clusterfs.store.opening import Options
 from clusterfs.store.store import Store
 
 KEY = bytes(32)
-STEPS = ("fill", "open", "read", "scrub", "fsck")
+STEPS = ("fill", "open", "read", "scrub", "clean", "fsck")
 WRITE_BLOCKS = 256
 _NUMBER = 8
 _REPEATED = BLOCK_BYTES // _NUMBER
@@ -131,7 +132,7 @@ def block(number: int) -> bytes:
 
 
 async def fill(folder: Path, chunks: int) -> None:
-    """Write all chunks, each once."""
+    """Write all chunks, each once, to a new brick."""
     with step("open an empty brick"):
         store = await opened(folder)
     with step(f"write {chunks:,} chunks"):
@@ -192,6 +193,36 @@ async def scrub(folder: Path, _: int) -> None:
         while not store.scrub_progress()["passes"]:  # noqa: ASYNC110 - it tells nobody
             await trio.sleep(0.05)
     print(store.scrub_progress())
+    await store.close()
+
+
+async def clean(folder: Path, chunks: int) -> None:
+    """Discard every second half MiB, then write to a brick that may not grow: it must clean."""
+    store = await opened(folder)
+    with step(f"discard {chunks // 2:,} blocks"):
+        for first in range(0, chunks, WRITE_BLOCKS):
+            name = stripe_object(1, first // STRIPE_BLOCKS)
+            operation = Discard(first % STRIPE_BLOCKS, WRITE_BLOCKS // 2)
+            await store.admit(BLOCK_BYTES)
+            store.replace(name, 1, store.version(name).after(1), (operation,))
+        await store.sync()
+    segments = store.statistics()["segments"]
+    await store.close()
+    store = await opened(folder, segments * Options().segment_bytes)
+    chooser, written = random.Random(2), {}
+    with step(f"clean; overwrite {chunks // 32:,} blocks"):
+        for number in range(chunks + 1, chunks + 1 + chunks // 32, WRITE_BLOCKS):
+            first = chooser.randrange(chunks // WRITE_BLOCKS) * WRITE_BLOCKS
+            await write(store, first, number)
+            written[first] = number
+        while store._upkeep._reclaiming.is_short():  # noqa: ASYNC110, SLF001 - it tells nobody
+            await trio.sleep(0.05)
+    print({k: v for k, v in store.statistics().items() if k in {"relocated_blocks", "segments"}})
+    with step("read them again"):
+        for first, number in written.items():
+            name = stripe_object(1, first // STRIPE_BLOCKS)
+            found = await store.read(name, first % STRIPE_BLOCKS, WRITE_BLOCKS)
+            assert found == b"".join(map(block, range(number, number + WRITE_BLOCKS)))
     await store.close()
 
 
