@@ -95,7 +95,7 @@ class ChunkTable:
     def add(
         self,
         first_cid: int,
-        runs: Iterable[tuple[int, int]],
+        runs: Sequence[tuple[int, int]],
         checksums: Sequence[int],
         identities: bytes | bytearray,
     ) -> None:
@@ -104,6 +104,9 @@ class ChunkTable:
         runs: (location of the first, how many) that lie one behind the other.
         """
         cid, index = first_cid, 0
+        if len(checksums) == 1:
+            self._enter_one(cid, runs[0][0], checksums[0], identities)
+            return
         for first, count in runs:
             done = 0
             while done < count:
@@ -132,12 +135,21 @@ class ChunkTable:
         page = self._dirty.get(number) or self._own(number, create=True)
         assert page is not None
         size = len(locations)
-        if size == 1:
-            page.locations[slot], page.checksums[slot] = locations[0], checksums[0]
-        else:
-            page.locations[slot : slot + size] = array("Q", locations)
-            page.checksums[slot : slot + size] = array("Q", checksums)
+        page.locations[slot : slot + size] = array("Q", locations)
+        page.checksums[slot : slot + size] = array("Q", checksums)
         page.identities[slot * IDENTITY_BYTES : (slot + size) * IDENTITY_BYTES] = identities
+
+    def _enter_one(
+        self, cid: int, location: int, checksum: int, identity: bytes | bytearray
+    ) -> None:
+        """Do the same for one chunk."""
+        number, slot = cid >> _PAGE_BITS, cid & _PAGE_MASK
+        page = self._dirty.get(number) or self._own(number, create=True)
+        assert page is not None
+        page.locations[slot], page.checksums[slot] = location, checksum
+        page.identities[slot * IDENTITY_BYTES : (slot + 1) * IDENTITY_BYTES] = identity
+        if cid >= self.next_cid:
+            self.next_cid = cid + 1
 
     def take(self, cid: int) -> None:
         """Count one more reference."""

@@ -6,7 +6,7 @@ lost or forgotten at will, and need not hold the identity: 32 bits of it are eno
 right chunk.
 
 The window is a flat table of sets of 8 entries, each 4 bytes of identity and 8 of cid: 12 bytes a
-block, touched as it fills. A new entry goes to the front of its set and pushes the last one out; a
+block. A new entry goes to the front of its set and pushes the last one out; a
 hit in the back half moves to the front.
 
 Invariant: the window takes 12 bytes * `capacity`, whatever the brick holds.
@@ -36,7 +36,7 @@ class Hints:
         self._damaged = damage.cids if damage is not None else set()
         self._sets = max(1, capacity // _WAYS)
         entries = self._sets * _WAYS
-        self._tag_bytes, self._cid_bytes = mmap.mmap(-1, 4 * entries), mmap.mmap(-1, 8 * entries)
+        self._tag_bytes, self._cid_bytes = _map(4 * entries), _map(8 * entries)
         self._tags = memoryview(self._tag_bytes).cast("I")
         self._cids = memoryview(self._cid_bytes).cast("Q")
         self._count = 0
@@ -94,3 +94,10 @@ class Hints:
                 for cid, _ in cids_of_page(number, page):
                     self.add(self._chunks.identity(cid), cid)
         return len(taken) == pages
+
+
+def _map(nbytes: int) -> mmap.mmap:
+    """Return zeroed memory, in huge pages if there are: each look-up is somewhere else in it."""
+    memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

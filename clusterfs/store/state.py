@@ -202,6 +202,9 @@ class State:
             self.chunks.drop(cid)
 
     def _place(self, object_id: ObjectId, first: int, cids: "array[int]") -> None:
+        if len(cids) == 1:
+            self._place_one(object_id, first, cids[0])
+            return
         take_all, drop = self.chunks.take_all, self.chunks.drop
         at = 0
         while at < len(cids):
@@ -209,10 +212,7 @@ class State:
             slot = block & _MAP_MASK
             size = min(len(cids) - at, MAP_BLOCKS - slot)
             key = _PAGE_KEY.pack(block >> _MAP_BITS)
-            page = self._maps.own(object_id, key)
-            if page is None:
-                page = array("Q", _MAP_PAGE)
-                self._maps.put(object_id, key, page)
+            page = self._maps.own(object_id, key) or self._new_page(object_id, key)
             placed = cids[at : at + size] if size < len(cids) else cids
             replaced = page[slot : slot + size]
             page[slot : slot + size] = placed
@@ -223,6 +223,24 @@ class State:
             if HOLE in placed and page.count(HOLE) == MAP_BLOCKS:
                 self._maps.put(object_id, key, None)
             at += size
+
+    def _place_one(self, object_id: ObjectId, block: int, cid: int) -> None:
+        """Do the same for one block."""
+        key = _PAGE_KEY.pack(block >> _MAP_BITS)
+        page = self._maps.own(object_id, key) or self._new_page(object_id, key)
+        slot = block & _MAP_MASK
+        old, page[slot] = page[slot], cid
+        if cid and cid != LOST:
+            self.chunks.take(cid)
+        if old and old != LOST:
+            self.chunks.drop(old)
+        if cid == HOLE and page.count(HOLE) == MAP_BLOCKS:
+            self._maps.put(object_id, key, None)
+
+    def _new_page(self, object_id: ObjectId, key: bytes) -> "array[int]":
+        page = array("Q", _MAP_PAGE)
+        self._maps.put(object_id, key, page)
+        return page
 
     def _discard(self, object_id: ObjectId, first: int, end: int) -> None:
         for number, _ in list(self._pages(object_id, first >> _MAP_BITS)):
