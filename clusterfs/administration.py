@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from clusterfs import control
+from clusterfs import brick, control
 from clusterfs.admin import Description, LockReports, with_processes
 from clusterfs.cluster import report
 from clusterfs.cluster.node import Membership
@@ -75,7 +75,7 @@ class Administration:
             "pid": os.getpid(),
             "synced": not lost and report.is_synced(view, node),
             "space": self._space(),
-            "health": [] if store is None else store.health(),
+            "health": [] if store is None else store.health() + brick.health(self._node.config),
             "resync": self._node.volume.statistics(),
             "store": {} if store is None else store.statistics(),
             "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME) - self._started_s,

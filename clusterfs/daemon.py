@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from clusterfs import control, observe
+from clusterfs import brick, control, observe
 from clusterfs.administration import Administration
 from clusterfs.cluster import report, waiting
 from clusterfs.cluster.joining import Applicant
@@ -48,7 +48,6 @@ from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
 from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.store.disk import DirectoryDisk
-from clusterfs.store.opening import Options
 from clusterfs.store.store import Store
 from clusterfs.transport import mesh_tls
 from clusterfs.volume.placement import incarnation_of_inode
@@ -135,7 +134,8 @@ class Daemon:
         found = self.config.storage and disk.read_superblock() is None
         identity = await insist(lambda: provider.identity(self.config.lease_s, found=found))
         if self.config.storage:
-            self.store = await self._open_store(disk, identity)
+            failed = self._brick_failed
+            self.store = await brick.open_brick(self.config, identity, provider, failed)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -145,24 +145,6 @@ class Daemon:
             with trio.CancelScope(shield=True):
                 if self.store is not None:
                     await self.store.close()
-
-    async def _open_store(self, disk: DirectoryDisk, identity: Identity) -> Store:
-        try:
-            return await Store.open(
-                disk,
-                identity.secret,
-                cluster_id=identity.cluster,
-                options=Options(
-                    segment_bytes=self.config.segment_mib << 20,
-                    executors=self.config.flush_executors,
-                    compression=self.config.compression,
-                    hints=self.config.dedup_window_gib << 18,  # blocks of 4 KiB
-                    cache_bytes=self.config.chunk_cache_mib << 20,
-                ),
-                on_failed=self._brick_failed,
-            )
-        except SetupError as refusal:
-            raise SetupError(f"{self.config.brick}: {refusal}") from refusal
 
     async def _serve(self, provider: Provider, identity: Identity) -> None:
         applicant = Applicant(

@@ -32,6 +32,7 @@ from clusterfs.store.table import LmdbTable, Table
 
 Buffer = bytes | bytearray | memoryview
 
+_ASIDE = "set-aside-"
 _RESERVE_BYTES = 1 << 30
 _ALIGNED = 4096  # O_DIRECT takes only whole blocks
 _BALLAST_BYTES = 32 << 20
@@ -147,7 +148,7 @@ class DirectoryDisk:
 
     def set_aside(self) -> Path:
         """Move all content, brick.json first, into a new folder of the brick; return it."""
-        numbers = (self.path / f"set-aside-{n}" for n in count(1))
+        numbers = (self.path / f"{_ASIDE}{n}" for n in count(1))
         folder = next(path for path in numbers if not path.exists())
         folder.mkdir(mode=0o700)
         for name in ("brick.json", "checkpoint", "segments"):
@@ -156,6 +157,10 @@ class DirectoryDisk:
         _sync_directory(folder)
         _sync_directory(self.path)
         return folder
+
+    def asides(self) -> list[Path]:
+        """Return the folders of content that was set aside."""
+        return sorted(self.path.glob(f"{_ASIDE}*"))
 
     def open_table(self) -> Table:
         """Open LMDB under checkpoint/."""

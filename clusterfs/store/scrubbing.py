@@ -19,7 +19,7 @@ from contextlib import suppress
 import msgspec
 import trio
 
-from clusterfs.errors import FilesystemError
+from clusterfs.errors import FilesystemError, SetupError
 from clusterfs.store.chunks import PAGE_CIDS, ChunkTable, cids_of_page
 from clusterfs.store.damage import Damage
 from clusterfs.store.disk import Disk
@@ -177,7 +177,10 @@ class Scrubber:
             self.stop()
 
     async def _finish(self) -> None:
-        damage = await trio.to_thread.run_sync(self._table.damage)
+        try:
+            damage = await trio.to_thread.run_sync(self._table.damage)
+        except SetupError:
+            damage = None  # it could not be looked at: the next pass tries again
         if damage and not self._stopped:
             text = f"the checkpoint cannot be trusted: {damage}; synchronise the brick anew"
             self._log.fail(OSError(errno.EIO, text))

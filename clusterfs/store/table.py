@@ -18,6 +18,7 @@ Invariants of any Table:
 
 import errno
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from typing import Protocol
 
 import lmdb
 
-from clusterfs.errors import SetupError
+from clusterfs.errors import BrickDamaged, SetupError
 from clusterfs.store.format import open_value, seal_value
 
 TOTAL = b"#"
@@ -59,10 +60,25 @@ class Table(Protocol):
         """Move the snapshot to the last commit."""
 
     def damage(self) -> str | None:
-        """Read everything; return what is wrong with the table, None if nothing. Blocks."""
+        """Read everything; return what is wrong with the table, None if nothing. Blocks.
+
+        Raises SetupError if that cannot be told now.
+        """
 
     def close(self) -> None:
         """Let go of it."""
+
+
+# What LMDB says of a file that is not as it was written. Another error may be of the moment.
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.CursorFullError,
+    lmdb.InvalidError,
+    lmdb.PageFullError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+)
+_FAULTS = {signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 
 
 class Total:
@@ -89,8 +105,14 @@ def damage_in(
 ) -> str | None:
     """Return what is wrong with these records, None if nothing.
 
-    get: looks a key up from the top, so that a wrong turn in the tree is noticed too.
+    get: looks a key up from the top, so that a wrong turn in the tree is noticed too. Raises
+    SetupError if they are of a newer format.
     """
+    newest = Total(get(TOTAL)).format
+    if newest > FORMAT_VERSION:
+        raise SetupError(
+            f"the checkpoint has format {newest}, this clusterfs knows {FORMAT_VERSION}: upgrade it"
+        )
     found = Total(None)
     said: bytes | None = None
     for key, sealed in records:
@@ -105,11 +127,6 @@ def damage_in(
     if said is None:
         return "the total is missing" if found.count else None
     total = Total(said)
-    if total.format > FORMAT_VERSION:
-        return (
-            f"it has format {total.format}, this clusterfs knows {FORMAT_VERSION}: upgrade it; "
-            "it is not damaged"
-        )
     if (total.count, total.sum) != (found.count, found.sum):
         return f"it has {found.count} records where {total.count} were written, or other ones"
     return None
@@ -123,11 +140,10 @@ class LmdbTable:
         path.mkdir(exist_ok=True)
         try:
             self._environment = lmdb.open(str(path), map_size=_MAP_BYTES, readahead=False)
+        except _DAMAGE as error:
+            raise BrickDamaged(f"checkpoint {path} is damaged ({error})") from error
         except lmdb.Error as error:
-            raise SetupError(
-                f"checkpoint {path} cannot be opened ({error}); "
-                "move the brick away and let the node synchronise a new one"
-            ) from error
+            raise SetupError(f"checkpoint {path} cannot be opened: {error}") from error
         self._reader = self._environment.begin(buffers=False)
 
     def get(self, key: bytes) -> bytes | None:
@@ -183,10 +199,11 @@ class LmdbTable:
             text=True,
             check=False,
         )
-        if checker.returncode < 0:
+        if -checker.returncode in _FAULTS:
             return f"following its pages ended with signal {-checker.returncode}"
         if checker.returncode:
-            return checker.stderr.strip().rpartition("\n")[2] or "it cannot be walked"
+            why = checker.stderr.strip().rpartition("\n")[2] or f"ended with {checker.returncode}"
+            raise SetupError(f"checkpoint {self._path} could not be checked: {why}")
         return checker.stdout.strip() or None
 
     def refresh(self) -> None:
@@ -210,9 +227,12 @@ check_file(sys.argv[1])
 
 def check_file(path: str) -> None:
     """Print what is wrong with an LMDB table; the other process of `LmdbTable.damage`."""
-    with (
-        lmdb.open(path, map_size=_MAP_BYTES, readonly=True, readahead=True) as environment,
-        environment.begin() as transaction,
-    ):
-        found = damage_in(transaction.cursor(), transaction.get)
+    try:
+        with (
+            lmdb.open(path, map_size=_MAP_BYTES, readonly=True, readahead=True) as environment,
+            environment.begin() as transaction,
+        ):
+            found = damage_in(transaction.cursor(), transaction.get)
+    except _DAMAGE as error:
+        found = str(error)
     sys.stdout.write(found or "")

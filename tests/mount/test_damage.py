@@ -13,6 +13,7 @@ import pytest
 
 from clusterfs.cli import processes
 from clusterfs.cli.dev import Cluster, Node
+from clusterfs.errors import SetupError
 
 CLUSTERFS = Path(sys.executable).parent / "clusterfs"
 
@@ -83,24 +84,53 @@ def test_rot_is_found_by_readers_and_the_scrub_and_healed(cluster: Cluster) -> N
         assert set(report["counts"]) <= {"log"}, "only what the log once held there is damaged"
 
 
-def test_a_brick_without_its_checkpoint_is_refused_and_synchronised_anew(cluster: Cluster) -> None:
+def unmount(node: Node) -> None:
+    """End a node cleanly; returns when its last checkpoint is taken."""
+    process = node.process
+    subprocess.run(["umount", str(node.mount)], check=True, timeout=60)
+    assert process is not None
+    assert processes.wait_gone(process, 30), "its end takes a checkpoint"
+
+
+def spoil(node: Node) -> None:
+    """Flip bits all over the checkpoint."""
+    data = node.brick / "checkpoint" / "data.mdb"
+    damaged = bytearray(data.read_bytes())
+    for at in range(2 * 4096, len(damaged), 8):
+        damaged[at] ^= 0xFF
+    data.write_bytes(damaged)
+
+
+def test_a_node_whose_checkpoint_is_damaged_synchronises_anew_by_itself(cluster: Cluster) -> None:
     first, _, third = cluster.nodes
     content = random.Random(8).randbytes(300_000)
     write(first.mount / "image", content)
-    (first.mount / "folder").mkdir()
-    process = third.process
-    subprocess.run(["umount", str(third.mount)], check=True, timeout=60)
-    assert process is not None
-    assert processes.wait_gone(process, 30), "its end takes a checkpoint"
-    data = third.brick / "checkpoint" / "data.mdb"
-    damaged = bytearray(data.read_bytes())
-    for at in range(2 * 4096, len(damaged), 512):
-        damaged[at] ^= 0xFF
-    data.write_bytes(damaged)
+    (first.mount / "folder").mkdir(exist_ok=True)
+    unmount(third)
+    cluster.start("n3")
+    cluster.kill("n3")  # its lease goes on: the node waits until the others have removed it
+    spoil(third)
     clusterfs("fsck", third.brick, code=4)
-    clusterfs("fsck", "--set-aside", third.config)
     cluster.start("n3")
     assert (third.mount / "image").read_bytes() == content
+    aside = third.brick / "set-aside-1"
+    assert (aside / "brick.json").exists(), "nothing is deleted"
+    told = json.loads(clusterfs("status", third.mount, "--json"))["health"]
+    assert [Path(line.split()[0]).resolve() for line in told] == [aside.resolve()]
     cluster.down()
     for node in cluster.nodes:
         clusterfs("fsck", node.config)
+
+
+def test_the_last_copy_is_never_set_aside(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        unmount(node)
+    last = cluster.nodes[-1]
+    before = sorted(path.name for path in last.brick.iterdir() if path.name.startswith("set-aside"))
+    spoil(last)
+    with pytest.raises(SetupError, match="n3"):
+        cluster.start("n3")
+    assert "the cluster counts on this brick" in last.log.read_text()
+    after = sorted(path.name for path in last.brick.iterdir() if path.name.startswith("set-aside"))
+    assert after == before
+    assert (last.brick / "brick.json").exists()

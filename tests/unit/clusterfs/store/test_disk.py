@@ -4,9 +4,10 @@ import random
 import struct
 from pathlib import Path
 
+import lmdb
 import pytest
 
-from clusterfs.errors import SetupError
+from clusterfs.errors import BrickDamaged, SetupError
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.format import seal_value
 from clusterfs.store.table import TOTAL, LmdbTable, Total, damage_in
@@ -155,10 +156,6 @@ def without(key: bytes) -> dict[bytes, bytes]:
         (without(TOTAL), "total is missing"),
         ({**table_of(RECORDS), **dict([sealed(b"K7", b"other")])}, "or other ones"),
         ({**table_of(RECORDS), b"K7": RECORDS[b"K8"]}, "record b'K7' is damaged"),
-        (
-            {**table_of(RECORDS), TOTAL: seal_value(TOTAL, struct.pack("<IQQ", 9, 20, 0))},
-            "format 9, this clusterfs knows 2: upgrade",
-        ),
     ],
 )
 def test_a_record_that_is_gone_or_changed_is_noticed(
@@ -166,6 +163,39 @@ def test_a_record_that_is_gone_or_changed_is_noticed(
 ) -> None:
     found = damage_in(sorted(table.items()), table.get)
     assert found is told or (found is not None and told is not None and told in found)
+
+
+def newer() -> dict[bytes, bytes]:
+    return {**table_of(RECORDS), TOTAL: seal_value(TOTAL, struct.pack("<IQQ", 9, 20, 0))}
+
+
+def test_a_newer_checkpoint_is_refused_and_is_not_called_damaged(tmp_path: Path) -> None:
+    told = "format 9, this clusterfs knows 2: upgrade"
+    with pytest.raises(SetupError, match=told) as refused:
+        damage_in(sorted(newer().items()), newer().get)
+    assert not isinstance(refused.value, BrickDamaged)
+    path = tmp_path / "checkpoint"
+    LmdbTable(path).close()
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
+        for key, value in newer().items():
+            transaction.put(key, value)
+    table = LmdbTable(path)
+    with pytest.raises(SetupError, match=told) as refused:
+        table.damage()
+    assert not isinstance(refused.value, BrickDamaged)
+    table.close()
+
+
+def test_a_walk_that_somebody_ended_tells_nothing_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed for want of memory, perhaps: the brick must not be taken for a damaged one."""
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr("clusterfs.store.table._CHECK", killed)
+    table = LmdbTable(tmp_path / "checkpoint")
+    with pytest.raises(SetupError, match="could not be checked: ended with -9"):
+        table.damage()
+    table.close()
 
 
 def test_a_record_that_a_wrong_turn_hides_is_noticed() -> None:
@@ -200,9 +230,9 @@ def test_a_flipped_bit_anywhere_in_the_file_is_noticed_or_has_no_effect(tmp_path
         table.close()
 
 
-def test_rubbish_in_the_checkpoint_is_a_setup_error(tmp_path: Path) -> None:
+def test_rubbish_in_the_checkpoint_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     path.mkdir()
     (path / "data.mdb").write_bytes(b"rubbish" * 5000)
-    with pytest.raises(SetupError, match="cannot be opened"):
+    with pytest.raises(BrickDamaged, match="is damaged"):
         LmdbTable(path)

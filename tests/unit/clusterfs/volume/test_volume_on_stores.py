@@ -1,15 +1,17 @@
 """Volumes on real stores in directories: the interfaces fit, and a returning brick resyncs."""
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 
 from clusterfs.errors import ChunkCorrupted
 from clusterfs.sim.volume_world import Node, World
+from clusterfs.store import upkeep
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.location import place_of
 from clusterfs.store.objects import (
@@ -46,13 +48,16 @@ class Bricks(World):
         self.stores[number] = store  # type: ignore[assignment]
         return await self.start(number)
 
-    async def stop(self, number: int) -> None:
-        node = self.nodes.pop(number)
-        node.mesh.stop()
-        node.scope.cancel()
-        node.volume.lose()
-        await self.stores.pop(number).close()  # type: ignore[attr-defined]
-        self.agreement.remove([node.incarnation])
+    async def stop(self, *numbers: int) -> None:
+        """Stop them at the same moment."""
+        nodes = {number: self.nodes.pop(number) for number in numbers}
+        for node in nodes.values():
+            node.mesh.stop()
+            node.scope.cancel()
+            node.volume.lose()
+        for number in numbers:
+            await self.stores.pop(number).close()  # type: ignore[attr-defined]
+        self.agreement.remove([node.incarnation for node in nodes.values()])
 
     def image(self, number: int) -> dict[ObjectId, tuple[object, ...]]:
         store = self.stores[number]
@@ -184,3 +189,40 @@ async def test_all_bricks_stop_and_start_again(tmp_path: Path) -> None:
         await world.settled()
         assert (await world.nodes[2].volume.fetch(inode_object(7), 0, [b"k"]))[1] == [b"v"]
         assert world.image(1) == world.image(2) == world.image(3)
+
+
+@pytest.mark.parametrize("all_crash", [False, True])
+async def test_a_replica_that_lost_its_last_log_gets_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, all_crash: bool
+) -> None:
+    """It has no witness yet, so it looks like a torn tail; the others know better."""
+    monkeypatch.setattr(upkeep, "_MARK_AFTER_S", 1e6)
+    crashed = (1, 2, 3) if all_crash else (3,)
+    async with bricks(tmp_path) as world:
+        volume = world.nodes[1].volume
+        stripe, first = stripe_object(7, 0), ABSENT.after(volume.epoch)
+        await volume.commit([Change(stripe, 1, ABSENT, first, (Write(0, 2),))], block(1) + block(2))
+        await volume.sync()
+        second = first.after(volume.epoch)
+        await volume.commit([Change(stripe, 1, first, second, (Write(1, 1),))], block(3))
+        await volume.sync()
+        last = cast("Store", world.stores[3])._log.last_sealed
+        assert last is not None
+        for number in crashed:
+            shutil.copytree(tmp_path / str(number), tmp_path / f"killed-{number}")
+        await world.stop(*crashed)
+        for number in crashed:
+            shutil.rmtree(tmp_path / str(number))
+            (tmp_path / f"killed-{number}").rename(tmp_path / str(number))
+        with (tmp_path / "3" / "segments" / f"{last.segment:08d}").open("r+b") as segment:
+            segment.seek(last.block * BLOCK_BYTES + 50)
+            segment.write(b"rot")
+        store = await open_store(tmp_path / "3")
+        assert store.version(stripe) == first, "the store takes it for a torn tail"
+        await store.close()
+        for number in crashed:
+            await world.start_on_brick(number)
+        await world.settled()
+        for number in (1, 2, 3):
+            assert await world.nodes[number].volume.read(stripe, 1, 0, 2) == block(1) + block(3)
+        assert world.image(3) == world.image(1) == world.image(2)
