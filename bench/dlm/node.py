@@ -1,14 +1,17 @@
 """One node of the measurement: a process with a mesh and a lockspace, told what to do on stdin.
 
 Every line in and out is a JSON value: first the port out and the peers in, then commands
-{"do": NAME, ...} and their results. Latencies are in microseconds.
+{"do": NAME, ...}, which may overlap, and [NAME, result] when each is done. Latencies are in
+microseconds.
 """
 
 import gc
 import json
+import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,6 +22,8 @@ from dlm.net import Answer, Mesh, Peer
 from dlm.node import Lock, Lockspace, Mode, Name, Owner
 
 CHANNEL = 1
+PAGE = 500
+_COLLECTED_AFTER = (20_000, 20, 50)  # as the daemon does
 
 
 class Locks:
@@ -40,10 +45,13 @@ class Locks:
 class Worker:
     """The commands."""
 
-    def __init__(self, me: int, space: Lockspace) -> None:
+    def __init__(self, me: int, space: Lockspace, mesh: Mesh, peers: Sequence[Peer]) -> None:
         self._me = me
         self._space = space
+        self._mesh = mesh
+        self._peers = peers
         self._kept: list[Lock] = []
+        self._stopping = False
         self._owner: Owner
         self._first: Lock
         self.commands: dict[str, Callable[..., Awaitable[Any]]] = {
@@ -54,6 +62,12 @@ class Worker:
             "hold": self.hold,
             "want": self.want,
             "messages": self.messages,
+            "make": self.make,
+            "share": self.share,
+            "enter": self.enter,
+            "recover": self.recover,
+            "contend": self.contend,
+            "stop": self.stop,
         }
 
     async def keep(self, root: str) -> None:
@@ -127,6 +141,97 @@ class Worker:
         space.unlock_nowait(self._first)
         return {"victim": victim, "us": us}
 
+    async def make(self, prefix: str, count: int) -> None:
+        """Make roots and hold a lock on each, until all are known."""
+        space = self._space
+        for number in range(count):
+            name = Name(f"{prefix}{number}".encode())
+            self._kept.append(await space.lock_new(name, Mode.PR))
+            if number % 64 == 0:
+                await trio.lowlevel.checkpoint()
+        await space.known(self._kept[-1].name.root)
+
+    async def share(self, prefix: str, count: int) -> None:
+        """Lock what another node has made."""
+        for first in range(0, count, PAGE):
+            numbers = range(first, min(count, first + PAGE))
+            names = [Name(f"{prefix}{number}".encode()) for number in numbers]
+            locks = await self._space.lock_many(names, Mode.PR)
+            self._kept.extend(lock for lock in locks if lock is not None)
+
+    async def enter(self, epoch: int, members: list[int], leaving: Sequence[int] = ()) -> None:
+        """Enter a lock epoch, and go on."""
+        self._mesh.set_peers(peer for peer in self._peers if peer.node in members)
+        self._space.enter(epoch, dict.fromkeys(members, 1), dict.fromkeys(leaving, 1), epoch - 1)
+
+    async def recover(
+        self, epoch: int, members: list[int], unrelated: str, lost: str
+    ) -> dict[str, float]:
+        """Enter a lock epoch; return how long what took, and what happened meanwhile.
+
+        `unrelated` is a root that has nothing to do with it, and `lost` one whose master is gone.
+        """
+        waits: list[float] = []
+        locked_s, settled_s = 0.0, 0.0
+        start_s = time.perf_counter()
+        cpu_s = time.process_time()
+
+        async def lock_lost() -> None:
+            nonlocal locked_s
+            self._space.unlock_nowait(await self._space.lock(Name(lost.encode(), b"n"), Mode.PR))
+            locked_s = time.perf_counter() - start_s
+
+        await self.enter(epoch, members)
+        entered_s = time.perf_counter() - start_s
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lock_lost)
+            while not settled_s or not locked_s:
+                began_s = time.perf_counter()
+                lock = await self._space.lock(Name(unrelated.encode(), b"n"), Mode.EX)
+                waits.append(time.perf_counter() - began_s)
+                self._space.unlock_nowait(lock)
+                await trio.sleep(0.001)
+                if self._space.settled and not settled_s:
+                    settled_s = time.perf_counter() - start_s
+        return {
+            "enter_ms": entered_s * 1e3,
+            "unrelated_first_ms": waits[0] * 1e3,
+            "unrelated_worst_ms": max(waits) * 1e3,
+            "lost_s": locked_s,
+            "settled_s": settled_s,
+            "cpu_s": time.process_time() - cpu_s,
+            "locks": float(len(self._kept)),
+        }
+
+    async def contend(self, folder: str, names: int, tasks: int) -> int:
+        """Use names one after the other, each alone, until told to stop; return how often.
+
+        The file of a name tells who begins (+) and ends (-) to use it.
+        """
+        uses = 0
+
+        async def work(task: int) -> None:
+            nonlocal uses
+            dice = random.Random(f"{self._me} {task}")
+            while not self._stopping:
+                name = f"name {dice.randrange(names)}"
+                lock = await self._space.lock(Name(name.encode()), Mode.EX)
+                _tell(folder, name, b"+%d\n" % self._me)
+                await trio.sleep(dice.choice((0, 0.001)))
+                _tell(folder, name, b"-%d\n" % self._me)
+                self._space.unlock_nowait(lock)
+                uses += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            for task in range(tasks):
+                nursery.start_soon(work, task)
+        return uses
+
+    async def stop(self) -> None:
+        """End what `contend` does."""
+        self._stopping = True
+
     async def messages(self) -> dict[str, int]:
         """Return what was sent so far, by type."""
         sent = self._space.dump(only_busy=True)["sent"]
@@ -134,7 +239,12 @@ class Worker:
         return sent
 
 
-async def main(me: int) -> None:
+def _tell(folder: str, name: str, line: bytes) -> None:
+    with Path(folder, name).open("ab", buffering=0) as told:
+        told.write(line)
+
+
+async def main(me: int, kind: type[Worker] = Worker) -> None:
     """Be node `me`."""
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -157,13 +267,18 @@ async def main(me: int) -> None:
         with trio.fail_after(30):
             while not space.settled:  # noqa: ASYNC110  nothing tells
                 await trio.sleep(0.01)
-        worker = Worker(me, space)
+        worker = kind(me, space, mesh, tuple(peers.values()))
+        gc.set_threshold(*_COLLECTED_AFTER)
         gc.freeze()
         while line := await _line():
             command = json.loads(line)
-            result = await worker.commands[command.pop("do")](**command)
-            print(json.dumps(result), flush=True)
+            nursery.start_soon(_carry_out, worker, command.pop("do"), command)
         nursery.cancel_scope.cancel()
+
+
+async def _carry_out(worker: Worker, name: str, arguments: dict[str, Any]) -> None:
+    result = await worker.commands[name](**arguments)
+    print(json.dumps([name, result]), flush=True)
 
 
 async def _line() -> str:

@@ -17,12 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.dlm import etcd, messages, sockets
+from bench.dlm import etcd, messages, recovery, sockets
 from bench.micro import lock_transition
 
 RESULTS = Path(__file__).parents[1] / "dlm.json"
 TRANSITION_US = 5.0
 TIMES_FASTER = 10.0
+RECOVERY_S = 2.0
 REMOTE, ETCD = "remote master", "etcd, disk"
 
 
@@ -31,12 +32,18 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench dlm", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each row in each round")
+    parser.add_argument("--locks", type=int, default=recovery.LOCKS, help="to be recovered")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="fail if a budget is missed")
     parser.add_argument("--no-etcd", action="store_true", help="leave etcd out")
     arguments = parser.parse_args(words)
-    result = measure(arguments.rounds, arguments.seconds, with_etcd=not arguments.no_etcd)
+    result = measure(
+        arguments.rounds,
+        arguments.seconds,
+        with_etcd=not arguments.no_etcd,
+        locks=arguments.locks,
+    )
     encoded = json.dumps(result, indent=2)
     arguments.output.write_text(encoded + "\n")
     print(encoded if arguments.json else markdown(result))
@@ -44,12 +51,16 @@ def main(words: list[str]) -> int:
     return int(arguments.check and bool(missed))
 
 
-def measure(rounds: int, seconds: float, *, with_etcd: bool = True) -> dict[str, Any]:
+def measure(
+    rounds: int, seconds: float, *, with_etcd: bool = True, locks: int = recovery.LOCKS
+) -> dict[str, Any]:
     """Return everything, as JSON."""
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring locks", total=3 * rounds + 1)
+        task = progress.add_task("measuring locks", total=3 * rounds + 2)
         costs = messages.measure()
+        progress.advance(task)
+        recovered = recovery.measure(locks)
         progress.advance(task)
         for _ in range(rounds):
             parts = [_transitions]
@@ -74,11 +85,14 @@ def measure(rounds: int, seconds: float, *, with_etcd: bool = True) -> dict[str,
         "rounds": rounds,
         "messages": [cost._asdict() for cost in costs],
         "rows": rows,
-        "budgets": budgets(rows, costs),
+        "recovery": recovered,
+        "budgets": budgets(rows, costs, recovered),
     }
 
 
-def budgets(rows: dict[str, dict[str, float]], costs: list[messages.Cost]) -> dict[str, Any]:
+def budgets(
+    rows: dict[str, dict[str, float]], costs: list[messages.Cost], recovered: dict[str, Any]
+) -> dict[str, Any]:
     """Return what was promised, what is so, and whether that is enough."""
     slowest = max(numbers["us"] for row, numbers in rows.items() if row.startswith("transition"))
     [storm] = [cost for cost in costs if cost.operation.startswith("Create ")]
@@ -86,6 +100,10 @@ def budgets(rows: dict[str, dict[str, float]], costs: list[messages.Cost]) -> di
     found: dict[str, Any] = {
         "core transition, us": {"is": slowest, "at most": TRANSITION_US},
         "create storm, messages on the path": {"is": waited, "at most": 0.0},
+        f"recovery of {recovered['locks']:,} locks, s": {
+            "is": recovered["settled_s"],
+            "at most": RECOVERY_S,
+        },
     }
     if ETCD in rows:
         faster = rows[ETCD]["pair_p50_us"] / rows[REMOTE]["pair_p50_us"]
@@ -111,6 +129,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["", "| row | lock p50, us | p99, us | lock + unlock p50, us | pairs/s |"]
     lines += ["|---|---:|---:|---:|---:|"]
     lines += [_row(row, numbers) for row, numbers in result["rows"].items()]
+    lines += ["", "| recovery of locks | settled, s | a lost lock again, s | CPU, s |"]
+    lines[-1] += " unrelated lock at worst, ms |"
+    lines += ["|---|---:|---:|---:|---:|", _recovery(result["recovery"])]
     lines += ["", "| budget | is | limit | met |", "|---|---:|---:|---|"]
     lines += [
         f"| {name} | {budget['is']:.3g} | {_limit(budget)} | {'yes' if budget['met'] else 'no'} |"
@@ -127,6 +148,12 @@ def _row(row: str, numbers: dict[str, float]) -> str:
     p50 = numbers.get("p50_us", numbers.get("us", numbers.get("found_us")))
     cells = [p50, numbers.get("p99_us"), numbers.get("pair_p50_us"), numbers.get("per_s")]
     return f"| {row} | " + " | ".join("-" if c is None else f"{c:,.1f}" for c in cells) + " |"
+
+
+def _recovery(found: dict[str, Any]) -> str:
+    cpu_s = max(node["cpu_s"] for node in found["nodes"])
+    cells = (found["settled_s"], found["lost_s"], cpu_s, found["unrelated_worst_ms"])
+    return f"| {found['locks']:,} | " + " | ".join(f"{cell:,.2f}" for cell in cells) + " |"
 
 
 def _transitions() -> dict[str, dict[str, float]]:

@@ -26,7 +26,7 @@ class Nodes:
     def __init__(self, processes: list[subprocess.Popen[str]]) -> None:
         self._processes = processes
         self._directory = Situation(1, 1)
-        self._directory.members = dict.fromkeys(range(1, NODES + 1), 1)
+        self._directory.members = dict.fromkeys(range(1, len(processes) + 1), 1)
         self._names = 0
         ports = {}
         for node, process in enumerate(processes, 1):
@@ -46,7 +46,22 @@ class Nodes:
             told = {key: value(turn) if callable(value) else value for key, value in
                     arguments.items()}  # fmt: skip
             _say(self._processes[node - 1], {"do": command, **told})
-        return [self._hear(node) for node in nodes]
+        return [self._hear(node)[1] for node in nodes]
+
+    def start(self, nodes: list[int], command: str, **arguments: Any) -> None:
+        """Let several begin something; `ended` waits for it."""
+        for node in nodes:
+            _say(self._processes[node - 1], {"do": command, **arguments})
+
+    def ended(self, node: int) -> tuple[str, Any]:
+        """Return what this node has done next, and the result."""
+        name, result = self._hear(node)
+        return name, result
+
+    def kill(self, node: int) -> None:
+        """End one at once, as a crash does."""
+        self._processes[node - 1].kill()
+        self._processes[node - 1].wait()
 
     def name(self, directory: int) -> str:
         """Return a root not used before, whose directory node is this one."""
@@ -56,12 +71,13 @@ class Nodes:
             if self._directory.directory_of(root.encode()) == directory:
                 return root
 
-    def _hear(self, node: int) -> Any:
+    def _hear(self, node: int) -> list[Any]:
         process = self._processes[node - 1]
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, f"node {node} ended"
-        return json.loads(line)
+        said: list[Any] = json.loads(line)
+        return said
 
 
 def _say(process: subprocess.Popen[str], value: Any) -> None:
@@ -71,7 +87,7 @@ def _say(process: subprocess.Popen[str], value: Any) -> None:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Nodes]:
+def running(count: int = NODES) -> Iterator[Nodes]:
     """Start the processes, end them."""
     processes = [
         subprocess.Popen(
@@ -80,20 +96,23 @@ def running() -> Iterator[Nodes]:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for node in range(1, NODES + 1)
+        for node in range(1, count + 1)
     ]
     try:
         yield Nodes(processes)
     finally:
         for process in processes:
             assert process.stdin is not None
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         for process in processes:
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def measure(nodes: Nodes, seconds: float) -> Samples:

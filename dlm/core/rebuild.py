@@ -51,6 +51,8 @@ def _copy(node: int, record: Record, resource: Resource) -> Copy:
 
 def _decide_modes(copies: list[Copy], records: Sequence[Record]) -> None:
     """Give each undecided conversion a granted mode that fits all others."""
+    if not any(map(_is_undecided, records)):
+        return
     undecided: list[tuple[Copy, Record]] = []
     taken: list[Mode] = []
     for copy, record in zip(copies, records, strict=True):

@@ -61,7 +61,7 @@ def test_the_whole_measurement_runs_and_judges_its_budgets(tmp_path: Path) -> No
     output = tmp_path / "dlm.json"
     command = [sys.executable, "-m", "bench", "dlm", "--rounds", "1", "--seconds", "0.05"]
     done = subprocess.run(
-        [*command, "--json", "--output", output],
+        [*command, "--locks", "2000", "--json", "--output", output],
         cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     result = json.loads(done.stdout)
@@ -75,6 +75,8 @@ def test_the_whole_measurement_runs_and_judges_its_budgets(tmp_path: Path) -> No
         assert rows[row]["samples"] > 0
     assert rows["create storm"]["waited_for"] == 0
     assert result["budgets"]["create storm, messages on the path"]["met"] is True
+    assert len(result["recovery"]["nodes"]) == 2
+    assert "| 2,000 |" in report.markdown(result)
     assert "| remote master |" in report.markdown(result)
 
 
@@ -85,11 +87,13 @@ def test_a_missed_budget_is_called_missed() -> None:
         "remote master": {"pair_p50_us": 100.0},
         "etcd, disk": {"pair_p50_us": 999.0},
     }
-    judged = report.budgets(rows, COSTS)
-    assert [budget["met"] for budget in judged.values()] == [False, False, False]
+    recovered = {"locks": 100_000, "settled_s": 2.1}
+    judged = report.budgets(rows, COSTS, recovered)
+    assert [budget["met"] for budget in judged.values()] == [False, False, False, False]
     rows["etcd, disk"]["pair_p50_us"] = 1000.0
     rows["transition: x"]["us"] = 5.0
     rows["create storm"]["waited_for"] = 0.0
-    judged = report.budgets(rows, COSTS)
-    assert [budget["met"] for budget in judged.values()] == [True, True, True]
+    recovered["settled_s"] = 2.0
+    judged = report.budgets(rows, COSTS, recovered)
+    assert [budget["met"] for budget in judged.values()] == [True, True, True, True]
     assert math.isclose(judged["core transition, us"]["is"], 5.0)
