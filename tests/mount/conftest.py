@@ -95,7 +95,7 @@ def folders(
 @pytest.fixture(autouse=True)
 def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
     marker = request.node.get_closest_marker("timeout")
-    limit_s = (marker.args[0] if marker and marker.args else 300) * 0.8
+    limit_s = (marker.args[0] if marker and marker.args else 600) * 0.8
     timer = threading.Timer(limit_s, lambda: [wreck(cluster) for cluster in list(_clusters)])
     timer.daemon = True
     timer.start()

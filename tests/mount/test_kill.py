@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import random
-import secrets
 import signal
 import threading
 import time
@@ -27,7 +26,7 @@ from clusterfs.cli.dev import Cluster, Node
 
 LEASE_S = 5.0
 SLACK_S = 5.0
-SEED = int(os.environ.get("CLUSTERFS_SEED", "0")) or secrets.randbits(32)
+SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
 SOAK_S = float(os.environ.get("CLUSTERFS_SOAK_MINUTES", "0")) * 60
 ROUNDS = 20
 SHARED = "shared-log"

@@ -312,7 +312,7 @@ def test_extended_attributes_hold_64_kib_of_any_bytes(folders: list[Path]) -> No
     assert os.listxattr(folders[2] / "f") == ["user.empty"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_a_directory_of_100000_files(folders: list[Path]) -> None:
     count = 100_000
     big = folders[0] / "big"
