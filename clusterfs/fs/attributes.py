@@ -20,6 +20,7 @@ FORMAT = 1
 MAXIMUM_SIZE = 16 << 40
 MAXIMUM_LINKS = 2**31 - 1
 
+UNNAMED = 2  # flag: made without a name (O_TMPFILE), and may be given one
 ATOMIC_FSYNC = 1  # flag: what is written between two fsyncs becomes durable together; inherited
 
 _FIELDS = struct.Struct(">BIIIIIQqqqqQQQ")

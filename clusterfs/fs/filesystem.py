@@ -7,7 +7,7 @@ answered with, until it forgets it.
 """
 
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 import msgspec
@@ -54,6 +54,8 @@ _O_EXCL = 0o200
 _O_ACCMODE = 0o3
 _NOBODY = Caller()
 _RENAME_LOCK = Name(bytes(8), b"rename")
+Hold = Callable[[Inode], Awaitable[None]]
+
 _EMPTY_FILES = 1 << 40  # the volume has no table of inodes that could run out
 
 
@@ -107,6 +109,7 @@ class Filesystem:
         self._metadata = Metadata(parts, self._files)
         self._xattrs = Xattrs(parts)
         self._cloning = Cloning(parts, self._files)
+        self._unnamed: set[int] = set()  # made without a name, and open here
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts)
         self.read_nowait = self._files.read_nowait
@@ -327,8 +330,35 @@ class Filesystem:
                 opened = await self.open(entry.attributes.inode, flags, caller)
                 return Created(entry, opened)
 
+    async def tmpfile(
+        self, parent: int, mode: int, flags: int, caller: Caller = _NOBODY
+    ) -> Created:
+        """Make and open a file without a name (O_TMPFILE); with O_EXCL it can never have one."""
+        newborn = Newborn(stat.S_IFREG | stat.S_IMODE(mode), caller)
+
+        async def make(hold: Hold) -> tuple[Inode, Entry]:
+            return await self._namespace.make_unnamed(
+                parent, newborn, hold, may_be_named=not flags & _O_EXCL
+            )
+
+        created = await self._gate.run(partial(self._make_and_open, make, flags, caller))
+        assert created.entry.attributes is not None
+        self._unnamed.add(created.entry.attributes.inode)
+        return created
+
     async def _create(
         self, attempt: Attempt, parent: int, name: bytes, newborn: Newborn, flags: int
+    ) -> Created:
+        async def make(hold: Hold) -> tuple[Inode, Entry]:
+            return await self._namespace.make(attempt, parent, name, newborn, hold)
+
+        return await self._make_and_open(make, flags, newborn.caller)
+
+    async def _make_and_open(
+        self,
+        make: Callable[[Hold], Awaitable[tuple[Inode, Entry]]],
+        flags: int,
+        caller: Caller,
     ) -> Created:
         held: list[Inode] = []
 
@@ -342,10 +372,10 @@ class Filesystem:
             await hold(child)
 
         try:
-            child, entry = await self._namespace.make(attempt, parent, name, newborn, make_and_hold)
+            child, entry = await make(make_and_hold)
             if not held:  # made by an earlier run of this request
                 await hold(child)
-            opened = await self._files.opened(child, flags, newborn.caller)
+            opened = await self._files.opened(child, flags, caller)
         except BaseException:
             for inode in held:
                 inode.open_lock.release()
@@ -357,7 +387,10 @@ class Filesystem:
 
     async def release(self, handle: int) -> None:
         """Close a file."""
-        await self._files.release(handle)
+        inode = await self._files.release(handle)
+        if inode is not None and inode.number in self._unnamed and not inode.opened:
+            self._unnamed.discard(inode.number)
+            self._orphans.queue(inode.number)
 
     async def fsync(self, handle: int, *, datasync: bool = False) -> None:
         """Make a file's data and attributes durable; datasync is no cheaper."""

@@ -26,7 +26,7 @@ from clusterfs.errors import (
     TooManyLinks,
 )
 from clusterfs.fs import keys
-from clusterfs.fs.attributes import ATOMIC_FSYNC, MAXIMUM_LINKS, Record, fresh
+from clusterfs.fs.attributes import ATOMIC_FSYNC, MAXIMUM_LINKS, UNNAMED, Record, fresh
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode, exclude_all
@@ -166,6 +166,34 @@ class Namespace:
                 self._directories.remember(directory, name, entry)
                 return child, self._made(directory, child, made)
 
+    async def make_unnamed(
+        self,
+        number: int,
+        newborn: Newborn,
+        hold: Callable[[Inode], Awaitable[None]],
+        *,
+        may_be_named: bool,
+    ) -> tuple[Inode, Entry]:
+        """Make a file that has no name: an orphan that goes when nobody has it open.
+
+        may_be_named: `link` may give it a name.
+        """
+        directory = self._inodes.get(number)
+        async with directory.lock.sharing():
+            record = await self._transactions.load_directory(directory)
+            child = self._new_child(Attempt(), directory, newborn)
+            await child.lock.make()
+            async with child.lock.excluding():
+                await hold(child)
+                made = self._child_record(record, directory, child, newborn)
+                made.nlink = 0
+                made.flags |= UNNAMED if may_be_named else 0
+                edit = Edit(child, made, *inherited_xattrs(made.flags))
+                edit.creates = True
+                edit.mark = keys.ORPHAN
+                await self._transactions.commit(edit)
+                return child, self._made(directory, child, made)
+
     def _made(self, directory: Inode, child: Inode, made: Record) -> Entry:
         if child.record is not None:
             return self._coherence.entry(directory, directory.lock.stamp, child)
@@ -219,7 +247,7 @@ class Namespace:
                 raise EntryExists
             if record.is_directory:
                 raise OperationNotPermitted
-            if not record.nlink:
+            if not record.nlink and not record.flags & UNNAMED:
                 raise NoSuchEntry
             if record.nlink >= MAXIMUM_LINKS:
                 raise TooManyLinks
@@ -230,7 +258,7 @@ class Namespace:
             attempt.tried = True
             await self._transactions.commit(
                 Edit(directory, changed, Put(ENTRY + name, encode_entry(entry))),
-                Edit(inode, record.changed(nlink=record.nlink + 1, ctime_ns=now_ns)),
+                naming(inode, record, now_ns),
             )
             self._directories.remember(directory, name, entry)
             return self._coherence.entry(directory, directory.lock.stamp, inode)
@@ -283,6 +311,15 @@ class Namespace:
         )
         self._directories.remember(directory, name, None)
         return child if record.nlink == 1 else None
+
+
+def naming(inode: Inode, record: Record, now_ns: int) -> Edit:
+    """Return the edit that gives an inode one more name; with one it is no orphan."""
+    flags = record.flags & ~UNNAMED
+    edit = Edit(inode, record.changed(nlink=record.nlink + 1, ctime_ns=now_ns, flags=flags))
+    if not record.nlink:
+        edit.mark = keys.TRUNCATING if inode.mark == keys.ORPHAN_TRUNCATING else None
+    return edit
 
 
 def dropping(inode: Inode, record: Record, now_ns: int) -> Edit:

@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from clusterfs.errors import FilesystemError, NoSuchEntry
+from clusterfs.fs.attributes import UNNAMED
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import ORPHAN, ORPHAN_TRUNCATING, TRUNCATING
 from clusterfs.fs.parts import Parts
@@ -48,12 +49,12 @@ class Orphans:
     def __len__(self) -> int:
         return len(self._queued)
 
-    def queue(self, number: int) -> None:
-        """Reclaim an inode as soon as nobody has it open."""
+    def queue(self, number: int, *, found: bool = False) -> None:
+        """Reclaim an inode as soon as nobody has it open; `found`: by its mark."""
         assert self._nursery is not None
         if number not in self._queued:
             self._queued.add(number)
-            self._nursery.start_soon(self._reclaim_queued, number)
+            self._nursery.start_soon(self._reclaim_queued, number, found)
 
     async def reclaim_marked(self, groups: Sequence[int]) -> int:
         """Finish what clients that are gone left in these groups; returns how much was found."""
@@ -61,22 +62,28 @@ class Orphans:
         for object_id in marked:
             number, part = split_object_id(object_id)
             if not part:
-                self.queue(number)
+                self.queue(number, found=True)
         return len(marked)
 
-    async def _reclaim_queued(self, number: int) -> None:
+    async def _reclaim_queued(self, number: int, found: bool) -> None:  # noqa: FBT001  (a task's)
         try:
-            await self._gate.run(partial(self.reclaim, number), internal=True)
+            await self._gate.run(partial(self.reclaim, number, found=found), internal=True)
         except FilesystemError as failure:
             log.warning("could not reclaim", inode=number, error=repr(failure))
         finally:
             self._queued.discard(number)
 
-    async def reclaim(self, number: int) -> None:
-        """Wait until nobody has the inode open; delete it if it has no name."""
+    async def reclaim(self, number: int, *, found: bool = False) -> None:
+        """Wait until nobody has the inode open; delete it if it has no name.
+
+        What was made without a name may still get one: as long as its maker is there it is not
+        waited for, because that would keep others from opening it by that name.
+        """
         inode = self._inodes.get(number)
         try:
             if await self._finish_truncation(inode):
+                return
+            if found and await self._belongs_to_its_maker(inode):
                 return
             async with inode.open_lock.excluding(), self._limiter, inode.lock.excluding():
                 await self._delete(inode)
@@ -97,6 +104,11 @@ class Orphans:
             if inode.mark == TRUNCATING:
                 await self._truncation.finish(inode)
             return inode.mark not in _ORPHANS
+
+    async def _belongs_to_its_maker(self, inode: Inode) -> bool:
+        async with inode.lock.sharing():
+            record = await self._transactions.load(inode)
+        return bool(record.flags & UNNAMED) and self._volume.maker_is_present(inode.number)
 
     async def _delete(self, inode: Inode) -> None:
         record = await self._transactions.load(inode)

@@ -110,6 +110,10 @@ class Volume(Protocol):
         """Return the group of a stripe."""
         ...
 
+    def maker_is_present(self, inode: int) -> bool:
+        """Tell whether the node that made the number up is a member still, in that incarnation."""
+        ...
+
     def same_replicas(self, one: int, other: int) -> bool:
         """Tell whether two groups have the same replicas now, so that objects may share blocks."""
         ...

@@ -35,6 +35,7 @@
 #define MAX_BACKGROUND 256                      /* kernel default: 12 asynchronous requests for the whole mount */
 #define MAX_READAHEAD (1u << 20)
 #define MINOR_DIRECT_IO_ALLOW_MMAP 39           /* kernel 6.6 */
+#define OPCODE_TMPFILE 51                       /* kernel 6.1; not in libfuse 3.14 */
 #define FLAGS2_DIRECT_IO_ALLOW_MMAP (1u << 4)   /* bit 36 of the 64 flags; not in libfuse 3.14's headers */
 
 typedef struct fuse_session *session_new_function(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
@@ -112,6 +113,8 @@ static void tell_end(void)
 /* The descriptor does not block (see fuse_session_mount). That there is nothing to read after all is told as EINTR, upon which
  * pyfuse3 waits again; EAGAIN would end its loop.
  *
+ * O_TMPFILE looks like CREATE of the name "/", which no file can have; libfuse 3.14 knows only the latter.
+ *
  * The kernel sends FUSE_INTERRUPT after the request that it names, and expects no answer. libfuse gets it too, and only takes a
  * note. */
 static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
@@ -127,7 +130,9 @@ static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
     }
     if (length < (ssize_t)sizeof(struct fuse_in_header))
         return length;
-    const struct fuse_in_header *header = buffer;
+    struct fuse_in_header *header = buffer;
+    if (header->opcode == OPCODE_TMPFILE)
+        header->opcode = FUSE_CREATE;
     if (header->opcode != FUSE_INTERRUPT) {
         unique = header->unique;
         pid = header->pid;

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clusterfs.fs.filesystem import Filesystem
 
 _NAMES_PER_PAGE = 128
+_NO_NAME = b"/"  # what CREATE says for O_TMPFILE
 
 
 class Operations(pyfuse3.Operations):
@@ -161,7 +162,10 @@ class Operations(pyfuse3.Operations):
     @replying
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
         caller = _caller_with_groups(ctx)
-        created = await self._fs.create(parent, name, mode, flags, caller)
+        if name == _NO_NAME:
+            created = await self._fs.tmpfile(parent, mode, flags, caller)
+        else:
+            created = await self._fs.create(parent, name, mode, flags, caller)
         assert created.entry.attributes is not None
         await self._note_opened(created.entry.attributes.inode, created.opened.handle)
         return _file_info(created.opened), _entry(created.entry)

@@ -51,6 +51,7 @@ class Shelf:
         self.objects: dict[ObjectId, Object] = {}
         self.room_blocks = room_blocks
         self.epoch = 1
+        self.present: set[int | None] = set()  # incarnations of nodes that are in the cluster
         self.transactions = 0
 
     def used_blocks(self) -> int:
@@ -82,6 +83,7 @@ class MemoryVolume:
         self._counter = 0
         self._reserved = 0
         self.incarnation = incarnation
+        shelf.present.add(incarnation)
         self.out = False
         self.applies_when_out = False
         self.syncs = 0
@@ -90,6 +92,8 @@ class MemoryVolume:
 
     def session(self, incarnation: int) -> None:
         """Begin anew after a readmission: nothing is reserved."""
+        self._shelf.present.discard(self.incarnation)
+        self._shelf.present.add(incarnation)
         self.incarnation = incarnation
         self.out = False
         self._reserved = 0
@@ -113,6 +117,10 @@ class MemoryVolume:
     def group_of_stripe(self, inode: int, seed: int, n: int) -> int:
         """Return the group of a stripe."""
         return (seed + n * 13) % GROUPS if n else self.group_of_inode(inode)
+
+    def maker_is_present(self, inode: int) -> bool:
+        """Tell whether the number's maker was not lost."""
+        return incarnation_of_inode(inode) in self._shelf.present
 
     def same_replicas(self, one: int, other: int) -> bool:
         """Say that most groups share their replicas."""

@@ -143,6 +143,11 @@ class Volume:
         """Return the group of a stripe; `seed` is the inode number that the data began with."""
         return placement.group_of_stripe(seed, n, self._groups())
 
+    def maker_is_present(self, inode: int) -> bool:
+        """Tell whether the node that made the number up is a member still, in that incarnation."""
+        incarnation = placement.incarnation_of_inode(inode)
+        return any(member.incarnation == incarnation for member in self._site.view.members)
+
     def same_replicas(self, one: int, other: int) -> bool:
         """Tell whether two groups have the same replicas now, so that objects may share blocks."""
         view = self._site.view

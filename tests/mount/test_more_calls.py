@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE = 0x01, 0x02, 0x08, 0x10
+AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
 BLOCK = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -219,3 +220,32 @@ def test_cp_clones(file: list[Path]) -> None:
     subprocess.run(["cp", file[0], file[0].with_name("copy")], check=True)
     assert file[1].with_name("copy").read_bytes() == file[1].read_bytes()
     assert used_bytes(file[0].parent) - before < BLOCK * 50
+
+
+def link_descriptor(descriptor: int, target: Path) -> None:
+    source = f"/proc/self/fd/{descriptor}".encode()
+    if _libc.linkat(AT_FDCWD, source, AT_FDCWD, os.fsencode(target), AT_SYMLINK_FOLLOW) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def test_a_file_without_a_name_gets_one_or_goes(folders: list[Path]) -> None:
+    descriptor = os.open(folders[0], os.O_TMPFILE | os.O_RDWR, 0o640)
+    os.write(descriptor, b"x" * 3 * BLOCK)
+    assert os.fstat(descriptor).st_nlink == 0
+    assert list(folders[1].iterdir()) == []
+    link_descriptor(descriptor, folders[0] / "named")
+    named = folders[1] / "named"
+    assert (named.stat().st_nlink, named.stat().st_mode & 0o7777) == (1, 0o640)
+    assert named.read_bytes() == b"x" * 3 * BLOCK
+    os.close(descriptor)
+    assert (folders[2] / "named").read_bytes() == b"x" * 3 * BLOCK
+    os.link(folders[2] / "named", folders[2] / "again")
+    named.unlink()
+    assert (folders[0] / "again").stat().st_nlink == 1
+
+
+def test_a_temporary_file_made_exclusively_never_gets_a_name(folders: list[Path]) -> None:
+    descriptor = os.open(folders[0], os.O_TMPFILE | os.O_RDWR | os.O_EXCL, 0o600)
+    with pytest.raises(FileNotFoundError):
+        link_descriptor(descriptor, folders[0] / "named")
+    os.close(descriptor)
