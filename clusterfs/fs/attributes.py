@@ -21,6 +21,9 @@ MAXIMUM_SIZE = 16 << 40
 MAXIMUM_LINKS = 2**31 - 1
 
 UNNAMED = 2  # flag: made without a name (O_TMPFILE), and may be given one
+ACCESS_ACL = 4  # flag: there is an access ACL beside the mode
+DEFAULT_ACL = 8  # flag: a directory hands an ACL down
+CAPABILITY = 16  # flag: there is a security.capability, which goes when the contents change
 ATOMIC_FSYNC = 1  # flag: what is written between two fsyncs becomes durable together; inherited
 
 _FIELDS = struct.Struct(">BIIIIIQqqqqQQQ")

@@ -102,12 +102,12 @@ class Filesystem:
         )
         self._directories = Directories(volume, self._transactions)
         self._listing = Listing(parts, self._directories)
-        self._namespace = Namespace(parts, self._directories)
+        self._xattrs = Xattrs(parts)
+        self._namespace = Namespace(parts, self._directories, self._xattrs)
         rename_lock = self._locks.lock(_RENAME_LOCK)
         self._renames = Renames(parts, self._directories, self._namespace, rename_lock)
         self._files = Files(parts)
-        self._metadata = Metadata(parts, self._files)
-        self._xattrs = Xattrs(parts)
+        self._metadata = Metadata(parts, self._files, self._xattrs)
         self._cloning = Cloning(parts, self._files)
         self._unnamed: set[int] = set()  # made without a name, and open here
         self._orphans = Orphans(parts, self._files.truncation)
@@ -279,18 +279,19 @@ class Filesystem:
         await self._gate.run(partial(self._metadata.access, inode, mask, caller), rerun=True)
 
     async def setxattr(
-        self, inode: int, name: bytes, value: bytes, flags: int = 0, _caller: Caller = _NOBODY
+        self, inode: int, name: bytes, value: bytes, flags: int = 0, caller: Caller = _NOBODY
     ) -> None:
         """Set an extended attribute. Flags: 1 CREATE, 2 REPLACE."""
-        await self._gate.run(partial(self._xattrs.set, Attempt(), inode, name, value, flags))
+        set_value = partial(self._xattrs.set, Attempt(), inode, name, value, flags, caller)
+        await self._gate.run(set_value)
 
     async def getxattr(self, inode: int, name: bytes) -> bytes:
         """Return an extended attribute."""
         return await self._gate.run(partial(self._xattrs.get, inode, name), rerun=True)
 
-    async def listxattr(self, inode: int) -> list[bytes]:
-        """Return the names of all extended attributes."""
-        return await self._gate.run(partial(self._xattrs.names, inode), rerun=True)
+    async def listxattr(self, inode: int, caller: Caller = _NOBODY) -> list[bytes]:
+        """Return the names of the extended attributes that the caller may see."""
+        return await self._gate.run(partial(self._xattrs.names, inode, caller), rerun=True)
 
     async def removexattr(self, inode: int, name: bytes, _caller: Caller = _NOBODY) -> None:
         """Remove an extended attribute."""

@@ -1,13 +1,17 @@
 """Attributes changed on request: setattr, access."""
 
 from clusterfs.errors import InvalidArgument, IsADirectory
-from clusterfs.fs.attributes import Record
+from clusterfs.fs import acl
+from clusterfs.fs.attributes import ACCESS_ACL, Record
 from clusterfs.fs.files import Files
 from clusterfs.fs.inodes import Inode
+from clusterfs.fs.keys import XATTR
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import check_access, without_privileges
 from clusterfs.fs.results import Caller, Changes, Status
 from clusterfs.fs.transactions import Edit
+from clusterfs.fs.xattrs import Xattrs
+from clusterfs.store.objects import Put
 
 _TYPE = 0o170000
 
@@ -15,7 +19,8 @@ _TYPE = 0o170000
 class Metadata:
     """Changes attributes."""
 
-    def __init__(self, parts: Parts, files: Files) -> None:
+    def __init__(self, parts: Parts, files: Files, xattrs: Xattrs) -> None:
+        self._xattrs = xattrs
         self._inodes = parts.inodes
         self._files = files
         self._transactions = parts.transactions
@@ -31,14 +36,27 @@ class Metadata:
             if changes.size is not None:
                 await self._resize(inode, changes.size, fields)
             else:
-                await self._transactions.commit(Edit(inode, record.changed(**fields)))
+                edit = Edit(inode, record.changed(**fields))
+                if changes.mode is not None and record.flags & ACCESS_ACL:
+                    edit.operations.append(await self._acl_with(inode, changes.mode))
+                await self._transactions.commit(edit)
             return self._coherence.status(inode)
 
     async def access(self, number: int, mask: int, caller: Caller) -> None:
         """Raise PermissionDenied unless the caller may."""
         inode = self._inodes.get(number)
         async with inode.lock.sharing():
-            check_access(await self._transactions.load(inode), mask, caller)
+            record = await self._transactions.load(inode)
+            value = await self._xattrs.value(inode, acl.ACCESS)
+            check_access(record, mask, caller, acl.decode(value) if value else None)
+
+    async def _acl_with(self, inode: Inode, mode: int) -> Put:
+        """Return what gives the access ACL this mode."""
+        value = await self._xattrs.value(inode, acl.ACCESS)
+        assert value is not None
+        changed = acl.encode(acl.with_mode(acl.decode(value), mode))
+        del inode.xattrs[acl.ACCESS]  # read anew, if the commit should fail
+        return Put(XATTR + acl.ACCESS, changed)
 
     async def _resize(self, inode: Inode, size: int, fields: dict[str, int]) -> None:
         assert inode.record is not None

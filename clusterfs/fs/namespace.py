@@ -25,8 +25,15 @@ from clusterfs.errors import (
     OperationNotPermitted,
     TooManyLinks,
 )
-from clusterfs.fs import keys
-from clusterfs.fs.attributes import ATOMIC_FSYNC, MAXIMUM_LINKS, UNNAMED, Record, fresh
+from clusterfs.fs import acl, keys
+from clusterfs.fs.attributes import (
+    ATOMIC_FSYNC,
+    DEFAULT_ACL,
+    MAXIMUM_LINKS,
+    UNNAMED,
+    Record,
+    fresh,
+)
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode, exclude_all
@@ -35,7 +42,7 @@ from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import check_sticky, inherited
 from clusterfs.fs.results import Caller, Entry, Status, attributes_of
 from clusterfs.fs.transactions import Edit
-from clusterfs.fs.xattrs import inherited_xattrs
+from clusterfs.fs.xattrs import Xattrs, inherited_xattrs
 from clusterfs.store.objects import Put, Remove
 
 
@@ -51,7 +58,8 @@ class Newborn(msgspec.Struct, frozen=True):
 class Namespace:
     """What can be done with names."""
 
-    def __init__(self, parts: Parts, directories: Directories) -> None:
+    def __init__(self, parts: Parts, directories: Directories, xattrs: Xattrs) -> None:
+        self._xattrs = xattrs
         self._volume = parts.volume
         self._inodes = parts.inodes
         self._transactions = parts.transactions
@@ -153,12 +161,12 @@ class Namespace:
             async with child.lock.excluding():
                 if hold is not None:
                     await hold(child)
-                made = self._child_record(record, directory, child, newborn)
+                made, xattrs = await self._child_record(record, directory, child, newborn)
                 entry = keys.Entry(child.number, newborn.mode >> 12)
                 parent_edit = self._entering(directory, record, made, name, entry)
                 child_edit = Edit(child, made)
                 child_edit.creates = True
-                child_edit.operations += inherited_xattrs(made.flags)
+                child_edit.operations += xattrs
                 if newborn.target is not None:
                     child_edit.operations.append(Put(TARGET, newborn.target))
                 attempt.tried = True
@@ -185,10 +193,10 @@ class Namespace:
             await child.lock.make()
             async with child.lock.excluding():
                 await hold(child)
-                made = self._child_record(record, directory, child, newborn)
+                made, xattrs = await self._child_record(record, directory, child, newborn)
                 made.nlink = 0
                 made.flags |= UNNAMED if may_be_named else 0
-                edit = Edit(child, made, *inherited_xattrs(made.flags))
+                edit = Edit(child, made, *xattrs)
                 edit.creates = True
                 edit.mark = keys.ORPHAN
                 await self._transactions.commit(edit)
@@ -211,9 +219,10 @@ class Namespace:
         attempt.inode = self._volume.new_inode(group)
         return self._inodes.get(attempt.inode)
 
-    def _child_record(
+    async def _child_record(
         self, parent: Record, directory: Inode, child: Inode, newborn: Newborn
-    ) -> Record:
+    ) -> tuple[Record, list[Put]]:
+        """Return the record of what is made, and the attributes that it inherits."""
         mode, gid = inherited(parent, newborn.mode, newborn.caller)
         record = fresh(mode, newborn.caller.uid, gid, self._now_ns(), seed=child.number)
         record.rdev = newborn.rdev
@@ -222,7 +231,13 @@ class Namespace:
         record.size = len(newborn.target or b"")
         if record.is_directory:
             record.parent = directory.number
-        return record
+        default = None
+        if newborn.target is None:
+            if parent.flags & DEFAULT_ACL:
+                default = await self._xattrs.value(directory, acl.DEFAULT)
+            else:
+                record.mode &= ~newborn.caller.umask
+        return record, inherited_xattrs(record, default)
 
     def _entering(
         self, directory: Inode, record: Record, made: Record, name: bytes, entry: keys.Entry

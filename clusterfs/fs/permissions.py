@@ -8,6 +8,7 @@ state that another node may have changed between the kernel's check and our lock
 import stat
 
 from clusterfs.errors import OperationNotPermitted, PermissionDenied
+from clusterfs.fs import acl
 from clusterfs.fs.attributes import Record
 from clusterfs.fs.results import Caller
 
@@ -22,10 +23,14 @@ def check_sticky(directory: Record, victim: Record, caller: Caller) -> None:
         raise OperationNotPermitted
 
 
-def check_access(record: Record, mask: int, caller: Caller) -> None:
+def check_access(record: Record, mask: int, caller: Caller, access: acl.Acl | None = None) -> None:
     """Raise PermissionDenied unless all of `mask` (4 read, 2 write, 1 execute) is allowed."""
     if caller.uid == 0:
         if mask & 1 and not record.is_directory and not record.mode & 0o111:
+            raise PermissionDenied
+        return
+    if access is not None:
+        if not acl.allows(access, record, mask, caller):
             raise PermissionDenied
         return
     if caller.uid == record.uid:

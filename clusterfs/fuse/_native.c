@@ -183,6 +183,8 @@ static void tuned_init(void *userdata, struct fuse_conn_info *connection)
     connection->congestion_threshold = MAX_BACKGROUND * 3 / 4;
     connection->max_readahead = MAX_READAHEAD;
     connection->want &= ~FUSE_CAP_WRITEBACK_CACHE;
+    if (connection->capable & FUSE_CAP_POSIX_ACL) /* a default ACL takes the place of the umask, so we apply that */
+        connection->want |= FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK;
     if (connection->capable & FUSE_CAP_AUTO_INVAL_DATA)
         connection->want |= FUSE_CAP_AUTO_INVAL_DATA;
 }

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from clusterfs import atomic
+from clusterfs.fs import acl
 from clusterfs.fs.results import Caller
 from clusterfs.fuse.binding import native
+from clusterfs.fuse.callers import with_groups
 from clusterfs.fuse.replies import answering
 
 if TYPE_CHECKING:
@@ -87,8 +89,10 @@ class Further:
     async def _setxattr(
         self, request: native.Request, inode: int, name: bytes, value: bytes, flags: int
     ) -> None:
-        uid, gid, pid, umask = request.context()
-        await self._fs.setxattr(inode, name, value, flags, Caller(uid, gid, pid, umask))
+        caller = Caller(*request.context())
+        if name == acl.ACCESS:
+            caller = with_groups(caller)
+        await self._fs.setxattr(inode, name, value, flags, caller)
         request.error(0)
 
     # ---- ioctl ----

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from clusterfs.errors import WouldBlock
-from clusterfs.fs.results import Attributes, Caller, Changes, Entry, Listed, Opened, Status
+from clusterfs.fs.results import Attributes, Changes, Entry, Listed, Opened, Status
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
+from clusterfs.fuse.callers import caller_of, with_groups
 from clusterfs.fuse.further import Further
 from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.replies import replying
@@ -58,7 +59,7 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
-        return _entry(await self._fs.lookup(parent, name, _caller(ctx)))
+        return _entry(await self._fs.lookup(parent, name, caller_of(ctx)))
 
     @replying
     async def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
@@ -68,33 +69,33 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
-        return _entry(await self._fs.mknod(parent, name, mode, rdev, _caller(ctx)))
+        return _entry(await self._fs.mknod(parent, name, mode, rdev, caller_of(ctx)))
 
     @replying
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> Any:
-        return _entry(await self._fs.mkdir(parent, name, mode, _caller(ctx)))
+        return _entry(await self._fs.mkdir(parent, name, mode, caller_of(ctx)))
 
     @replying
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> Any:
-        return _entry(await self._fs.symlink(parent, name, target, _caller(ctx)))
+        return _entry(await self._fs.symlink(parent, name, target, caller_of(ctx)))
 
     @replying
     async def link(self, inode: int, parent: int, name: bytes, ctx: Any) -> Any:
-        return _entry(await self._fs.link(inode, parent, name, _caller(ctx)))
+        return _entry(await self._fs.link(inode, parent, name, caller_of(ctx)))
 
     @replying
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
-        await self._fs.unlink(parent, name, _caller(ctx))
+        await self._fs.unlink(parent, name, caller_of(ctx))
 
     @replying
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
-        await self._fs.rmdir(parent, name, _caller(ctx))
+        await self._fs.rmdir(parent, name, caller_of(ctx))
 
     @replying
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any
     ) -> None:
-        await self._fs.rename(parent, name, new_parent, new_name, flags, _caller(ctx))
+        await self._fs.rename(parent, name, new_parent, new_name, flags, caller_of(ctx))
 
     @replying
     async def readlink(self, inode: int, _ctx: Any) -> bytes:
@@ -119,12 +120,12 @@ class Operations(pyfuse3.Operations):
             mtime_ns=wanted.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=wanted.st_ctime_ns if fields.update_ctime else None,
         )
-        caller = _caller_with_groups(ctx)
+        caller = with_groups(caller_of(ctx))
         return _status(await self._fs.setattr(inode, changes, handle, caller))
 
     @replying
     async def access(self, inode: int, mask: int, ctx: Any) -> bool:
-        await self._fs.access(inode, mask, _caller_with_groups(ctx))
+        await self._fs.access(inode, mask, with_groups(caller_of(ctx)))
         return True
 
     @replying
@@ -132,12 +133,12 @@ class Operations(pyfuse3.Operations):
         return await self._fs.getxattr(inode, name)
 
     @replying
-    async def listxattr(self, inode: int, _ctx: Any) -> list[bytes]:
-        return await self._fs.listxattr(inode)
+    async def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
+        return await self._fs.listxattr(inode, caller_of(ctx))
 
     @replying
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
-        await self._fs.removexattr(inode, name, _caller(ctx))
+        await self._fs.removexattr(inode, name, caller_of(ctx))
 
     @replying
     async def statfs(self, _ctx: Any) -> Any:
@@ -155,13 +156,13 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
-        opened = await self._fs.open(inode, flags, _caller(ctx))
+        opened = await self._fs.open(inode, flags, caller_of(ctx))
         await self._note_opened(inode, opened.handle)
         return _file_info(opened)
 
     @replying
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
-        caller = _caller_with_groups(ctx)
+        caller = with_groups(caller_of(ctx))
         if name == _NO_NAME:
             created = await self._fs.tmpfile(parent, mode, flags, caller)
         else:
@@ -214,7 +215,7 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def opendir(self, inode: int, ctx: Any) -> int:
-        opened = await self._fs.opendir(inode, _caller(ctx))
+        opened = await self._fs.opendir(inode, caller_of(ctx))
         return opened.handle
 
     @replying
@@ -237,21 +238,6 @@ class Operations(pyfuse3.Operations):
 
     def stacktrace(self) -> None:
         """Do nothing: pyfuse3's own prints every thread on an xattr anyone may set."""
-
-
-def _caller(ctx: Any) -> Caller:
-    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
-
-
-def _caller_with_groups(ctx: Any) -> Caller:
-    """Return who asks with supplementary groups, which cost a read of /proc."""
-    groups: Iterable[int] = ()
-    if ctx.uid:
-        try:
-            groups = pyfuse3.get_sup_groups(ctx.pid)
-        except OSError:
-            groups = ()  # it ended, or lives in another pid namespace
-    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, tuple(groups))
 
 
 def _attributes(attributes: Attributes) -> Any:
