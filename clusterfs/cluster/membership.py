@@ -7,31 +7,48 @@ with the view it came from, and epochs, generations and placement are derived fr
 Rules, applied at every change:
   * a group whose in-sync replicas all go at once, or whose last one goes, is stopped: its in_sync
     mask stays frozen until all of it is back and `restarted` is called;
-  * each group that runs wants the `replicas` highest-scored stores; a wanted store in neither mask
-    starts syncing; stores not wanted stay until all wanted ones are in sync, then go;
+  * each group that runs wants the `replicas` highest-scored stores of nodes that do not retire; a
+    wanted store in neither mask starts syncing; stores not wanted stay until all wanted ones are in
+    sync, then go;
   * a group's generation is the epoch in which its masks or its stopped bit changed, and the
     removal of any member raises all generations, for that member was also a client;
   * lock_epoch is the epoch in which the set of (node, incarnation, state) changed.
 
-Rendezvous hashing after Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996.
+Rendezvous hashing after Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996;
+with weights by the logarithmic method (Schindelhauer and Schomaker, "Weighted Distributed Hash
+Tables", 2005).
 """
 
 import functools
+import math
 import struct
 from collections.abc import Collection, Iterable
 
 import msgspec
 import xxhash
 
-from clusterfs.cluster.views import Member, State, View, mask_of, nodes_of
+from clusterfs.cluster.views import Member, State, View, mask_of
 
 _SCORE_INPUT = struct.Struct(">QQ")
 
 
+Weighted = tuple[tuple[int, int], ...]  # (node, weight), by node
+
+
 @functools.lru_cache(maxsize=1 << 14)
-def replica_set(group: int, nodes: tuple[int, ...], replicas: int) -> tuple[int, ...]:
-    """Return the nodes that should hold the group, best first; all of them if they are few."""
-    return tuple(sorted(nodes, key=lambda node: (-_score(group, node), node))[:replicas])
+def replica_set(group: int, nodes: Weighted, replicas: int) -> tuple[int, ...]:
+    """Return the nodes that should hold the group, best first; all of them if they are few.
+
+    Of many groups a node gets a share like its weight, as far as there are others for the other
+    copies; a change of one weight moves only what that node gains or loses.
+    """
+    ranked = sorted(nodes, key=lambda each: (-_score(group, each[0]) * each[1], each[0]))
+    return tuple(node for node, _ in ranked[:replicas])
+
+
+def candidates(view: View) -> Weighted:
+    """Return the nodes that may hold data, with their weights."""
+    return _weighted(view.members, view.dropped | view.retiring)
 
 
 def founded(cluster: str, groups: int, replicas: int) -> View:
@@ -142,6 +159,48 @@ def restarted(view: View, groups: Iterable[int], *, force: bool = False) -> View
     return draft.finished() if opened else None
 
 
+def retired(view: View, node: int) -> View | None:
+    """Let a node hold nothing any more, as soon as others have what it has."""
+    if view.retiring & 1 << node:
+        return None
+    draft = _Draft(view)
+    draft.retiring |= 1 << node
+    return draft.finished()
+
+
+def reinstated(view: View, node: int) -> View | None:
+    """Let a node that was to be removed hold data again; or forget one that is gone for good."""
+    if not view.retiring & 1 << node:
+        return None
+    draft = _Draft(view)
+    draft.retiring &= ~(1 << node)
+    return draft.finished()
+
+
+def held(view: View, node: int) -> int:
+    """Return in how many groups' masks a node is."""
+    masks = zip(view.in_sync, view.syncing, strict=True)
+    return sum(bool((in_sync | syncing) & 1 << node) for in_sync, syncing in masks)
+
+
+def surplus(view: View, node: int) -> frozenset[int]:
+    """Return the groups of which a copy at this node is of no use: all wanted replicas have it.
+
+    A node that is out for now, or retires, keeps what it has until it comes back or is emptied.
+    """
+    bit = 1 << node
+    nodes = candidates(view)
+    if (view.dropped | view.retiring) & bit or not nodes:
+        return frozenset()
+    return frozenset(
+        group
+        for group, in_sync in enumerate(view.in_sync)
+        if not (in_sync | view.syncing[group]) & bit
+        and not view.stopped[group]
+        and in_sync == mask_of(replica_set(group, nodes, view.replicas))
+    )
+
+
 def rivals(view: View, node: int) -> set[int]:
     """Return the incarnations that share a running group's in-sync set with this node.
 
@@ -163,14 +222,24 @@ def last_copies(view: View, node: int) -> int:
     )
 
 
+def _weighted(members: Iterable[Member], barred: int) -> Weighted:
+    return tuple(
+        (m.node, m.weight)
+        for m in members
+        if m.store_id and m.state is State.UP and not barred & 1 << m.node
+    )
+
+
 def _member(view: View, node: int, incarnation: int) -> Member | None:
     member = view.member(node)
     return member if member is not None and member.incarnation == incarnation else None
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _score(group: int, node: int) -> int:
-    return xxhash.xxh3_64_intdigest(_SCORE_INPUT.pack(group, node))
+def _score(group: int, node: int) -> float:
+    """Return -1/ln(u) for u = hash/2**64: to be multiplied by the weight."""
+    digest = xxhash.xxh3_64_intdigest(_SCORE_INPUT.pack(group, node))
+    return -1 / math.log((digest + 0.5) / 2**64)
 
 
 class _Draft:
@@ -183,6 +252,7 @@ class _Draft:
         self.syncing = list(view.syncing)
         self.stopped = list(view.stopped)
         self.dropped = view.dropped
+        self.retiring = view.retiring
         self._touched: set[int] = set()
 
     def expel(self, nodes: Collection[int]) -> None:
@@ -242,12 +312,12 @@ class _Draft:
             lock_epoch=epoch if moved else old.lock_epoch,
             dropped=self.dropped,
             lock_epoch_before=old.lock_epoch if moved else old.lock_epoch_before,
+            retiring=self.retiring,
         )
 
     def _place(self) -> None:
-        members = self.members.values()
-        up = mask_of(m.node for m in members if m.state is State.UP and m.store_id)
-        nodes = tuple(nodes_of(up & ~self.dropped))
+        members = (member for _, member in sorted(self.members.items()))
+        nodes = _weighted(members, self.dropped | self.retiring)
         if not nodes:
             return
         for group, stopped in enumerate(self.stopped):

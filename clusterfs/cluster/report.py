@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clusterfs.cluster.membership import replica_set
+from clusterfs.cluster.membership import candidates, replica_set
 from clusterfs.cluster.views import State, View, mask_of, nodes_of
 
 
@@ -71,6 +71,7 @@ def is_synced(view: View, node: int) -> bool:
     """Tell whether every group is served and the node has all that it should have."""
     return (
         not any(view.stopped)
+        and not view.dropped >> node & 1
         and not count(view.syncing, node)
         and count(view.in_sync, node) >= wanted(view, node)
     )
@@ -78,9 +79,9 @@ def is_synced(view: View, node: int) -> bool:
 
 def wanted(view: View, node: int) -> int:
     """Return how many groups are to have a copy at a node."""
-    replicas = tuple(m.node for m in view.members if m.store_id and m.state is State.UP)
+    nodes = candidates(view)
     groups = range(len(view.in_sync))
-    return sum(node in replica_set(group, replicas, view.replicas) for group in groups)
+    return sum(node in replica_set(group, nodes, view.replicas) for group in groups)
 
 
 def led_groups(view: View, node: int) -> list[int]:

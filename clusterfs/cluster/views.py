@@ -23,6 +23,7 @@ import msgspec
 
 NodeId = Annotated[int, msgspec.Meta(ge=1, le=62)]
 Mask = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Weight = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 U63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -42,6 +43,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
     address: str  # host:port of its RPC
     state: State
     store_id: str  # uuid of its brick; "" for a client-only node
+    weight: Weight = 1  # its share of the data, compared with the others'
 
 
 class View(msgspec.Struct, frozen=True, array_like=True):
@@ -58,6 +60,7 @@ class View(msgspec.Struct, frozen=True, array_like=True):
     lock_epoch: U63  # epoch in which the set of (node, incarnation, state) changed last
     dropped: Mask = 0  # replicas that are out until their node's next start: a broken brick
     lock_epoch_before: U63 = 0  # the lock epoch before that; who knows another one has missed some
+    retiring: Mask = 0  # nodes that shall hold nothing: they are to be removed
 
     def member(self, node: int) -> Member | None:
         """Return the member of that node, or None."""

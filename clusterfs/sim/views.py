@@ -40,10 +40,11 @@ class Agreement:
             changed.set()
         return self.view
 
-    def join(self, node: int, dead: Iterable[int] = ()) -> int:
+    def join(self, node: int, dead: Iterable[int] = (), *, weight: int = 1) -> int:
         """Let another start of a node in; returns its incarnation."""
         self._incarnation += 1
-        member = Member(node, self._incarnation, f"n{node}", f"n{node}:1", State.UP, f"brick{node}")
+        name, brick = f"n{node}", f"brick{node}"
+        member = Member(node, self._incarnation, name, f"{name}:1", State.UP, brick, weight)
         self.propose(lambda view: membership.joined(view, member, tuple(dead)))
         return self._incarnation
 

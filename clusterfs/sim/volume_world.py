@@ -8,6 +8,7 @@ import random
 
 import trio
 
+from clusterfs.cluster.membership import surplus
 from clusterfs.cluster.views import View
 from clusterfs.sim.model_store import ModelStore
 from clusterfs.sim.network import Network, SimMesh
@@ -35,7 +36,7 @@ class Node:
                 self.mesh = SimMesh(self._world.network, self.number, self.incarnation, nursery)
                 self.views.before = self._list_peers
                 self._list_peers(self.views.view)
-                self.volume = Volume(self.store, self.mesh, self.views)
+                self.volume = Volume(self.store, self.mesh, self.views, trim_after_s=0.2)
                 self.mesh.epoch = lambda: self.volume.heard_epoch
                 nursery.start_soon(self.views.run)
                 nursery.start_soon(self._watch_lost)
@@ -84,7 +85,7 @@ class World:
         store = self.stores.get(number)
         if store is None:
             store = self.stores[number] = ModelStore(self.rng, total=self._total_bytes)
-        node = Node(self, number, store, self.agreement.join(number))
+        node = Node(self, number, store, self.agreement.join(number, weight=1 + number % 2))
         self.nodes[number] = node
         await self.nursery.start(node.run)
         return node
@@ -129,6 +130,13 @@ class World:
             and not node.volume.statistics()["outstanding"]
             for node in self.nodes.values()
         )
+
+    def assert_trimmed(self) -> None:
+        """Nobody keeps a copy that is of no use."""
+        for number in self.nodes:
+            useless = surplus(self.agreement.view, number)
+            kept = {o for o, x in self.stores[number].contents().items() if x[0] in useless}
+            assert not kept, f"node {number} keeps {len(kept)} objects that are of no use"
 
     def assert_replicas_equal(self) -> None:
         """At quiescence all in-sync copies of a group are the same."""

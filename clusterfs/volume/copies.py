@@ -34,6 +34,7 @@ from clusterfs.store.objects import (
 )
 from clusterfs.store.state import INCOMPLETE
 from clusterfs.volume.messages import Blocks, Code, Contents, Copied, Describe, Described, Slice
+from clusterfs.volume.pace import Pace
 from clusterfs.volume.ports import LocalStore
 from clusterfs.volume.site import INTERNAL, Site
 from dlm.errors import PeerLost
@@ -176,7 +177,10 @@ async def describe(site: Site, node: int, object_id: ObjectId, hot: tuple[int, .
 class Blockwise:
     """Fetches blocks of one described object."""
 
-    def __init__(self, site: Site, node: int, object_id: ObjectId, copy: Copy) -> None:
+    def __init__(
+        self, site: Site, node: int, object_id: ObjectId, copy: Copy, pace: Pace | None = None
+    ) -> None:
+        self._pace = pace
         self._site = site
         self._node = node
         self._object_id = object_id
@@ -192,6 +196,8 @@ class Blockwise:
         moved: list[int] = []
         for start in range(0, len(wanted), BLOCKS_PER_CALL):
             some = wanted[start : start + BLOCKS_PER_CALL]
+            if self._pace is not None:
+                await self._pace.take(len(some) * BLOCK_BYTES)
             request = Blocks(self._site.view.epoch, self._object_id, tuple(some))
             body, payload = await self._site.call(self._node, encode(request))
             identities = decode(body, Copied).identities

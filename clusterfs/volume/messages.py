@@ -244,7 +244,8 @@ class Unstable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=29):
 class Agree(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=30):
     """Answered with nothing once the replica has finished its part of this epoch's exchange.
 
-    The part is `gate` (roll-forward of clients that are gone) or `restart` (of stopped groups).
+    The part is `gate` (roll-forward of clients that are gone), `restart` (of stopped groups), or
+    `entered`, which is finished as soon as the replica is in that view.
     """
 
     epoch: U63
@@ -268,6 +269,12 @@ class Extents(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=32):
     count: U32
 
 
+class Report(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=33):
+    """For administrators: how far your resync is -> Reported."""
+
+    epoch: U63
+
+
 Request = (
     Fetch
     | Scan
@@ -282,7 +289,17 @@ Request = (
     | Agree
     | Gone
     | Extents
+    | Report
 )
+
+
+class Reported(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The answer to Report."""
+
+    part: float = 0.0  # of the comparison
+    eta_s: float | None = None
+    pulled: U63 = 0  # objects, since the node started
+    pulled_bytes: U63 = 0
 
 
 class Fetched(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -318,6 +335,7 @@ class Listing(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     objects: tuple[Listed, ...]
     end: ObjectId | None = None
+    total: U32 = 0  # how many there are in these groups; with the first page only
 
 
 class Described(msgspec.Struct, frozen=True, array_like=True, gc=False):

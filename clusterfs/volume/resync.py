@@ -20,6 +20,7 @@ Invariants:
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 import trio
 
@@ -28,7 +29,8 @@ from clusterfs.errors import BrickFailed, FilesystemError, OutOfSpace, WouldBloc
 from clusterfs.store.objects import ABSENT, Change, Delete, ObjectId, Transaction, Version
 from clusterfs.volume.copies import Blockwise, Moved, deletion, describe, replace
 from clusterfs.volume.merge import differing
-from clusterfs.volume.messages import Agree, List, Listing
+from clusterfs.volume.messages import Agree, List, Listing, Reported
+from clusterfs.volume.pace import Pace, Progress
 from clusterfs.volume.parts import part
 from clusterfs.volume.placement import groups_to_bitmap
 from clusterfs.volume.ports import Buffer, LocalStore
@@ -66,7 +68,11 @@ class Resync:
     """The syncing side of one replica."""
 
     def __init__(
-        self, site: Site, store: LocalStore, sync_all: Callable[[], Awaitable[None]]
+        self,
+        site: Site,
+        store: LocalStore,
+        sync_all: Callable[[], Awaitable[None]],
+        pace: Pace,
     ) -> None:
         self._site = site
         self._sync_all = sync_all
@@ -80,6 +86,8 @@ class Resync:
         self._cursors: dict[frozenset[int], ObjectId | None] = {}
         self._attempts = 0  # a source that fails is not asked twice in a row
         self._relapsed: set[int] = set()  # called in sync, but something was needed after all
+        self._progress = Progress()
+        self.pace = pace
         self.compared = self.pulled = self.pulled_bytes = 0
 
     @property
@@ -157,6 +165,7 @@ class Resync:
             fresh = group not in self._groups or not old.syncing[group] & bit
             if fresh or (skipped and new.generation[group] > old.epoch):
                 self._cursors.clear()
+                self._progress = Progress()
                 break
         self._groups = groups
         self._relapsed |= {
@@ -180,7 +189,17 @@ class Resync:
             "pulling": len(self._pulling),
             "parked_bytes": self._parked_bytes,
             "listed": bool(self._groups) and self._listed(),
+            "rate_bytes": self.pace.rate_bytes,
+            **msgspec.structs.asdict(self.report()),
         }
+
+    def report(self) -> Reported:
+        """Return how far it is, for administrators of any node."""
+        needed = len(self._needs)
+        if not self._groups:
+            return Reported(1.0, 0.0, self.pulled, self.pulled_bytes)
+        part, eta_s = self._progress.part(needed), self._progress.eta_s(needed)
+        return Reported(part, eta_s, self.pulled, self.pulled_bytes)
 
     def _apply_part(self, transaction: Transaction, payload: Buffer) -> None:
         """Apply what fits; under a name of our own if another part went by the client's before."""
@@ -306,6 +325,8 @@ class Resync:
             request = List(self._site.view.epoch, groups_to_bitmap(groups), cursor, _PAGE)
             body, _ = await self._site.call(source, encode(request))
             listing = decode(body, Listing)
+            self._progress.total += listing.total
+            self._progress.seen += len(listing.objects)
             mine = self.local(groups, cursor, listing.end)
             theirs = {entry.object_id: (entry.group, entry.version) for entry in listing.objects}
             self.compared += len(theirs)
@@ -357,7 +378,7 @@ class Resync:
         try:
             while True:
                 copy = await describe(self._site, source, object_id, hot)
-                fetch = Blockwise(self._site, source, object_id, copy)
+                fetch = Blockwise(self._site, source, object_id, copy, self.pace)
                 try:
                     if copy.version == ABSENT:
                         self._delete(object_id)

@@ -5,7 +5,9 @@ or a later one. What replicas ask of each other is answered with the gate closed
 opens. A request of a newer epoch waits until that view is in force here.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+
+import trio
 
 from clusterfs.errors import ChunkCorrupted, WouldBlock
 from clusterfs.store.objects import ABSENT, ObjectId, inode_object, split_object_id
@@ -26,6 +28,7 @@ from clusterfs.volume.messages import (
     Listing,
     Marked,
     Read,
+    Report,
     Request,
     Scan,
     Scanned,
@@ -36,6 +39,7 @@ from clusterfs.volume.messages import (
 )
 from clusterfs.volume.placement import bitmap_to_groups
 from clusterfs.volume.ports import LocalStore
+from clusterfs.volume.resync import Resync
 from clusterfs.volume.site import Site
 from dlm.net.errors import Refused
 from dlm.net.wire import encode
@@ -50,7 +54,8 @@ _STRIPES_PER_PAGE = 256
 class Service:
     """Answers calls from this node's store."""
 
-    def __init__(self, site: Site, store: LocalStore, gate: Gate) -> None:
+    def __init__(self, site: Site, store: LocalStore, gate: Gate, resync: Resync) -> None:
+        self._resync = resync
         self._site = site
         self._store = store
         self._gate = gate
@@ -69,6 +74,7 @@ class Service:
             Unstable: self._unstable,
             Agree: self._agree,
             Gone: self._gone,
+            Report: self._report,
         }
 
     def serve(self, sender: int, incarnation: int, request: Request) -> Serving:
@@ -168,11 +174,27 @@ class Service:
     def _list(self, sender: int, incarnation: int, request: Request) -> Serving:
         assert isinstance(request, List)
         groups = bitmap_to_groups(request.groups)
+        if not request.after:
+            return self._first_page(request, groups)
+        return self._page(request, groups, 0)
+
+    async def _first_page(self, request: List, groups: Collection[int]) -> Reply:
+        total, after = 0, ObjectId(b"")
+        while page := self._store.objects(None, after, _PAGE):
+            total += sum(self._store.group(object_id) in groups for object_id, _ in page)
+            after = page[-1][0]
+            await trio.lowlevel.checkpoint()
+        return self._page(request, groups, total)
+
+    def _page(self, request: List, groups: Collection[int], total: int) -> Reply:
         page = self._store.objects(None, request.after, min(request.limit, _PAGE))
         listed = [Listed(o, self._store.group(o) or 0, version) for o, version in page]
         complete = len(page) < min(request.limit, _PAGE)
         entries = tuple(entry for entry in listed if entry.group in groups)
-        return encode(Listing(entries, None if complete else page[-1][0])), b""
+        return encode(Listing(entries, None if complete else page[-1][0], total)), b""
+
+    def _report(self, sender: int, incarnation: int, request: Request) -> Serving:
+        return encode(self._resync.report()), b""
 
     def _copy(self, sender: int, incarnation: int, request: Request) -> Serving:
         if isinstance(request, Describe):
@@ -199,6 +221,8 @@ class Service:
 
     async def _agree(self, sender: int, incarnation: int, request: Request) -> Reply:
         assert isinstance(request, Agree)
+        if request.part == "entered":
+            return b"", b""
         if request.part not in {"gate", "restart"}:
             raise Refused(Code.MALFORMED)
         self._check_epoch(request.epoch)

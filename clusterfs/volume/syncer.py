@@ -26,6 +26,7 @@ class Round:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.waiting = 0
+        self.asked: dict[int, int] = {}  # node -> incarnation
         self.failed = 0
         self.error: Exception | None = None
 
@@ -66,10 +67,16 @@ class Syncer:
         self._settle()
 
     def entered(self) -> None:
-        """Do not wait for replicas that left; one that came syncs before it counts as in sync."""
-        current = self._current
+        """Do not wait for replicas that left; one that came syncs before it counts as in sync.
+
+        A node that came back at once, in the view that it left by, has not heard the question.
+        """
+        current, view = self._current, self._site.view
         if current is not None:
-            replicas = replica_nodes(self._site.view)
+            replicas = replica_nodes(view)
+            for node, incarnation in current.asked.items():
+                if not view.has(node, incarnation):
+                    replicas &= ~(1 << node)
             current.waiting &= replicas
             current.failed &= replicas
             self._settle()
@@ -94,6 +101,7 @@ class Syncer:
         site = self._site
         mask = replica_nodes(site.view)
         new.waiting = mask
+        new.asked = {m.node: m.incarnation for m in site.view.members if mask >> m.node & 1}
         body = encode(Sync(self._token, site.view.epoch))
         for node in nodes_of(mask & ~site.bit):
             site.send(node, body)

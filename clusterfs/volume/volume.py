@@ -11,6 +11,7 @@ Invariants:
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import structlog
@@ -31,11 +32,14 @@ from clusterfs.volume.messages import (
     Granted,
     Message,
     Patience,
+    Report,
+    Reported,
     Synced,
     Watermark,
     decode_message,
     decode_request,
 )
+from clusterfs.volume.pace import Pace
 from clusterfs.volume.ports import Buffer, LocalStore, Mesh, Views
 from clusterfs.volume.reader import Reader
 from clusterfs.volume.replica import Replica
@@ -43,14 +47,16 @@ from clusterfs.volume.resync import Resync
 from clusterfs.volume.service import Service
 from clusterfs.volume.site import Site
 from clusterfs.volume.syncer import Syncer
+from clusterfs.volume.trimming import REST_S, Trimmer
 from clusterfs.volume.writer import Writer
-from dlm.errors import LockLost
+from dlm.errors import LockLost, PeerLost
 from dlm.net.errors import Malformed, Refused
-from dlm.net.wire import encode
+from dlm.net.wire import decode, encode
 
 _TICK_S = 0.25
 _CREDIT_ROUNDS = 3
 _CREDIT_WAIT_S = 1.0
+_REPORT_S = 2.0
 
 
 class Space(NamedTuple):
@@ -63,7 +69,7 @@ class Space(NamedTuple):
 class Volume:
     """This node's door to the replicated objects."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a volume stands on, and four settings
         self,
         store: LocalStore | None,
         mesh: Mesh,
@@ -71,6 +77,8 @@ class Volume:
         *,
         answer_timeout_s: float = 5.0,
         durable_s: float = 1.0,
+        resync_bytes: int = 0,
+        trim_after_s: float = REST_S,
     ) -> None:
         self._site = site = Site(store, mesh, views)
         self._store = store
@@ -91,13 +99,15 @@ class Volume:
         self._resync: Resync | None = None
         self._gate: Gate | None = None
         self._service: Service | None = None
+        self._trimmer: Trimmer | None = None
         if store is not None:
-            self._resync = Resync(site, store, self._syncer.sync)
+            self._resync = Resync(site, store, self._syncer.sync, Pace(resync_bytes))
             self._replica = Replica(
                 site, store, self._memory, self._resync, self._spawn, self._answer, self._wait_gate
             )
             self._gate = Gate(site, store, self._memory, self._replica, self._resync)
-            self._service = Service(site, store, self._gate)
+            self._service = Service(site, store, self._gate, self._resync)
+            self._trimmer = Trimmer(site, store, trim_after_s)
         mesh.register(CHANNEL, self)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -114,6 +124,8 @@ class Volume:
                 nursery.start_soon(self._resync.run)
             if self._mender is not None:
                 nursery.start_soon(self._mender.run)
+            if self._trimmer is not None:
+                nursery.start_soon(self._trimmer.run)
             nursery.start_soon(self._keep_clock)
             nursery.start_soon(self._keep_durable)
             task_status.started()
@@ -299,6 +311,31 @@ class Volume:
         """Tell whether damage is known here for which no repair was tried yet."""
         return self._mender is not None and self._mender.is_due
 
+    async def resync_reports(self) -> dict[int, Reported]:
+        """Return how far each node is that syncs now; those that answer. For administrators."""
+        view = self._site.view
+        syncing = 0
+        for mask in view.syncing:
+            syncing |= mask
+        reports: dict[int, Reported] = {}
+        if self._resync is not None and syncing & self._site.bit:
+            reports[self._site.node] = self._resync.report()
+
+        async def ask(node: int) -> None:
+            with suppress(PeerLost, Refused), trio.move_on_after(_REPORT_S):
+                body, _ = await self._site.call(node, encode(Report(view.epoch)))
+                reports[node] = decode(body, Reported)
+
+        async with trio.open_nursery() as nursery:
+            for node in self._site.others(syncing):
+                nursery.start_soon(ask, node)
+        return reports
+
+    def set_resync_rate(self, rate_bytes: int) -> None:
+        """Let a resync of this node's copy so many bytes a second; 0: as fast as it goes."""
+        if self._resync is not None:
+            self._resync.pace.rate_bytes = rate_bytes
+
     def heard(self, epoch: int) -> None:
         """Note the epoch of a message on any channel: reads wait for at least that view."""
         self._site.hear(epoch)
@@ -332,6 +369,7 @@ class Volume:
                 "queued": replica.queued(),
                 "gate": self._gate.statistics(),
                 "resync": self._resync.statistics(),
+                "trimmed": 0 if self._trimmer is None else self._trimmer.trimmed,
             }
         return found
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from clusterfs.cluster import membership
 from clusterfs.errors import FilesystemError
 from clusterfs.sim.volume_world import Node, World
 from clusterfs.store.objects import ABSENT, BLOCK_BYTES, Change, Delete, Put, Write, inode_object
@@ -166,9 +167,58 @@ class Story:
         raise AssertionError(f"group {group} has no copy")
 
 
-async def play(seed: int, replicas: int) -> None:
+class Resizing(Story):
+    """Nodes join and are emptied, now and then one dies in the middle, while clients write."""
+
+    async def step(self) -> None:
+        world, rng = self.world, self.rng
+        await trio.sleep(rng.random() * 2)
+        up = sorted(world.nodes)
+        roll = rng.random()
+        unseen = [n for n in range(1, 6) if n not in world.nodes]
+        if unseen and roll < 0.4:
+            await self.start(rng.choice(unseen))
+        elif roll < 0.7:
+            node = rng.choice(up)
+            world.agreement.propose(lambda view: membership.retired(view, node))
+        elif roll < 0.85:
+            node = rng.randrange(1, 6)
+            world.agreement.propose(lambda view: membership.reinstated(view, node))
+        elif len(up) > 2:
+            await self.crash(rng.choice(up))
+
+    async def finish(self) -> None:
+        await super().finish()
+        for node in range(1, 6):
+            self.world.agreement.propose(lambda view, node=node: membership.reinstated(view, node))
+
+
+async def resize(seed: int) -> None:
+    deterministic(seed)
+    async with trio.open_nursery() as nursery:
+        world = World(seed, nursery, groups=GROUPS, replicas=2)
+        async with trio.open_nursery() as clients:
+            story = Resizing(seed, world, clients)
+            await story.start(1)
+            await story.start(2)
+            for _ in range(10):
+                await story.step()
+            await story.finish()
+        await world.settled(30)
+        story.check()
+        await trio.sleep(5)
+        world.assert_trimmed()
+        nursery.cancel_scope.cancel()
+
+
+def deterministic(seed: int) -> None:
+    """Let trio's scheduler, which shuffles what runs next, do it by the seed."""
     trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True
-    trio._core._run._r.seed(seed)  # the scheduler shuffles what runs next
+    trio._core._run._r.seed(seed)
+
+
+async def play(seed: int, replicas: int) -> None:
+    deterministic(seed)
     async with trio.open_nursery() as nursery:
         world = World(seed, nursery, groups=GROUPS, replicas=replicas)
         async with trio.open_nursery() as clients:
@@ -192,5 +242,16 @@ async def test_acknowledged_survives(
 ) -> None:
     try:
         await play(seed, replicas)
+    except* FilesystemError as errors:
+        raise AssertionError(f"seed {seed}") from errors
+
+
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 12))
+async def test_growing_and_shrinking_loses_nothing(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    seed: int,
+) -> None:
+    try:
+        await resize(seed)
     except* FilesystemError as errors:
         raise AssertionError(f"seed {seed}") from errors

@@ -13,7 +13,8 @@ NODES = (1, 2, 3, 4)
 
 
 def newcomer(node: int, incarnation: int, *, store: bool = True) -> Member:
-    return Member(node, incarnation, f"n{node}", f"h:{node}", State.UP, f"s{node}" if store else "")
+    store_id, weight = f"s{node}" if store else "", 1 + (node == 3)
+    return Member(node, incarnation, f"n{node}", f"h:{node}", State.UP, store_id, weight)
 
 
 def cluster_of(*nodes: int, replicas: int = 3) -> View:
@@ -157,11 +158,65 @@ def test_a_group_moves_without_losing_a_copy() -> None:
 
 
 def test_placement_moves_only_what_it_must() -> None:
-    four = {g: set(membership.replica_set(g, (1, 2, 3, 4), 2)) for g in range(256)}
-    three = {g: set(membership.replica_set(g, (1, 2, 3), 2)) for g in range(256)}
+    all_four = tuple((node, 1) for node in (1, 2, 3, 4))
+    four = {g: set(membership.replica_set(g, all_four, 2)) for g in range(256)}
+    three = {g: set(membership.replica_set(g, all_four[:3], 2)) for g in range(256)}
     assert all(four[g] - {4} <= three[g] for g in range(256))
     share = [sum(node in nodes for nodes in four.values()) for node in (1, 2, 3, 4)]
     assert max(share) < 2 * min(share)
+
+
+def test_a_share_is_like_the_weight_and_a_change_moves_only_that() -> None:
+    nodes = ((1, 100), (2, 100), (3, 200), (4, 400))
+    groups = range(4000)
+    before = {g: membership.replica_set(g, nodes, 1)[0] for g in groups}
+    share = [sum(node == n for node in before.values()) for n in (1, 2, 3, 4)]
+    assert all(abs(share[i] - 5 * weight) < 75 for i, (_, weight) in enumerate(nodes))
+    heavier = (*nodes[:1], (2, 150), *nodes[2:])
+    after = {g: membership.replica_set(g, heavier, 1)[0] for g in groups}
+    moved = {after[g] for g in groups if after[g] != before[g]}
+    assert moved == {2}
+
+
+def test_a_retiring_node_stays_until_others_have_what_it_has() -> None:
+    view = membership.joined(cluster_of(1, 2, replicas=2), newcomer(3, 13))
+    view = membership.in_sync(view, 3, 13, range(GROUPS)) or view
+    held = membership.held(view, 1)
+    assert held > 0
+    retiring = membership.retired(view, 1)
+    assert retiring is not None
+    assert membership.retired(retiring, 1) is None
+    assert retiring.in_sync == view.in_sync, "two copies of everything, all the time"
+    assert membership.held(retiring, 1) == held
+    view = membership.in_sync(retiring, 3, 13, range(GROUPS)) or retiring
+    view = membership.in_sync(view, 2, 12, range(GROUPS)) or view
+    assert view.in_sync == (0b1100,) * GROUPS
+    assert membership.held(view, 1) == 0
+    assert membership.surplus(view, 1) == frozenset()
+    back = membership.reinstated(view, 1)
+    assert back is not None
+    assert membership.held(back, 1) == held
+
+
+def test_the_last_store_may_retire_but_keeps_its_data() -> None:
+    view = membership.retired(cluster_of(1), 1)
+    assert view is not None
+    assert view.in_sync == (0b10,) * GROUPS
+    view = membership.joined(view, newcomer(2, 12))
+    view = membership.in_sync(view, 2, 12, range(GROUPS)) or view
+    assert view.in_sync == (0b100,) * GROUPS
+
+
+def test_a_copy_is_surplus_when_all_wanted_replicas_have_it() -> None:
+    view = membership.joined(cluster_of(1, 2, replicas=2), newcomer(3, 13))
+    assert all(membership.surplus(view, node) == frozenset() for node in (1, 2, 3))
+    view = membership.in_sync(view, 3, 13, range(GROUPS)) or view
+    for group in range(GROUPS):
+        outside = [n for n in (1, 2, 3) if not view.in_sync[group] >> n & 1]
+        assert [n for n in (1, 2, 3) if group in membership.surplus(view, n)] == outside
+    gone = membership.leaving(view, {13})
+    assert gone is not None
+    assert all(membership.surplus(gone, node) == frozenset() for node in (1, 2))
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -173,6 +228,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.incarnations = 0
         self.written = [0] * GROUPS
         self.store: dict[tuple[int, int], set[int]] = {}
+        self.asked_to_sync = 0
 
     def adopt(self, view: View | None) -> None:
         if view is None:
@@ -189,7 +245,18 @@ class AnyHistory(RuleBasedStateMachine):
         moved = view.members != old.members
         assert moved == (view.lock_epoch == view.epoch)
         assert view.lock_epoch_before == (old.lock_epoch if moved else old.lock_epoch_before)
+        for group in range(GROUPS):
+            self.check_copies(old, view, group)
         self.view = view
+
+    def check_copies(self, old: View, view: View, group: int) -> None:
+        """A copy of a node that stays goes only when all wanted ones are there."""
+        stay = view.up_replicas() & ~view.dropped
+        lost = old.in_sync[group] & ~view.in_sync[group] & stay
+        returned = membership.mask_of(m.node for m in view.members if old.member(m.node) != m)
+        if lost & ~returned & ~self.asked_to_sync and not old.stopped[group]:
+            wanted = membership.replica_set(group, membership.candidates(view), 2)
+            assert all(view.in_sync[group] >> node & 1 for node in wanted)
 
     @rule(node=st.sampled_from(NODES), store=st.sampled_from([True, True, True, False]))
     def start(self, node: int, *, store: bool) -> None:
@@ -232,7 +299,20 @@ class AnyHistory(RuleBasedStateMachine):
     def drop(self, data: st.DataObject) -> None:
         member = data.draw(st.sampled_from(self.view.members))
         groups = data.draw(st.none() | st.sets(st.integers(0, GROUPS - 1)))
+        self.asked_to_sync = 1 << member.node
         self.adopt(membership.replica_dropped(self.view, member.node, member.incarnation, groups))
+        self.asked_to_sync = 0
+
+    @rule(node=st.sampled_from(NODES), stays=st.booleans())
+    def retire(self, node: int, *, stays: bool) -> None:
+        change = membership.reinstated if stays else membership.retired
+        self.adopt(change(self.view, node))
+
+    @rule(node=st.sampled_from(NODES))
+    def trim(self, node: int) -> None:
+        """Delete what is of no use at a node."""
+        for group in membership.surplus(self.view, node):
+            self.held(node, group).clear()
 
     @rule(groups=st.sets(st.integers(0, GROUPS - 1)))
     def restart(self, groups: set[int]) -> None:
@@ -264,7 +344,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def running_groups_reach_all_wanted_stores(self) -> None:
-        nodes = tuple(nodes_of(self.view.up_replicas() & ~self.view.dropped))
+        nodes = membership.candidates(self.view)
         for group in range(GROUPS):
             if nodes and not self.view.stopped[group]:
                 have = self.view.in_sync[group] | self.view.syncing[group]

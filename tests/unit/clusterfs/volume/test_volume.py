@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from clusterfs.cluster import membership
 from clusterfs.errors import ChunkCorrupted, OutOfSpace, VersionMismatch, WouldBlock
 from clusterfs.sim.model_store import ModelStore
 from clusterfs.sim.volume_world import Node, World
@@ -477,3 +478,89 @@ async def test_a_huge_directory_is_described_and_copied_in_steps(
         assert world.stores[3].contents() == world.stores[1].contents()
         assert limits
         assert max(limits) <= STEP_KEYS
+
+
+async def test_a_sync_does_not_wait_for_a_replica_that_started_anew(autojump_clock: Clock) -> None:
+    async with cluster() as world:
+        world.network.cut(1, 2)
+        synced = trio.Event()
+
+        async def sync() -> None:
+            await world.nodes[1].volume.sync()
+            synced.set()
+
+        world.nursery.start_soon(sync)
+        await trio.sleep(0.1)
+        world.crash(2)
+        await world.start(2)  # one view takes the old start out and lets the new one in
+        world.network.heal(1, 2)
+        with trio.fail_after(60):
+            await synced.wait()
+
+
+async def test_a_copy_that_is_of_no_use_is_deleted_when_all_know(autojump_clock: Clock) -> None:
+    async with cluster(2, replicas=2, groups=8) as world:
+        volume = world.nodes[1].volume
+        for group in range(8):
+            await volume.commit([put(volume, inode_object(10 + group), group, b"v", ABSENT)])
+        world.network.cut(1, 3)  # node 1 is not told of what comes
+        await world.start(3)
+        await trio.sleep(5)
+        assert all(len(world.stores[n].contents()) == 8 for n in (1, 2))
+        world.network.heal(1, 3)
+        await world.settled()
+        await trio.sleep(5)
+        world.assert_trimmed()
+        world.assert_replicas_equal()
+        assert sum(len(store.contents()) for store in world.stores.values()) == 16
+        for node in world.nodes.values():
+            for group in range(8):
+                assert await value(node.volume, inode_object(10 + group), group) == b"v"
+
+
+async def test_a_retiring_node_is_emptied_while_writes_go_on(autojump_clock: Clock) -> None:
+    async with cluster(3, replicas=2, groups=8) as world:
+        volume = world.nodes[1].volume
+        for group in range(8):
+            await write(volume, inode_object(10 + group), group, b"v")
+        world.agreement.propose(lambda view: membership.retired(view, 1))
+        count = 0
+        while membership.held(world.agreement.view, 1):
+            count += 1
+            for group in range(8):
+                await write(volume, inode_object(10 + group), group, b"%d" % count)
+                copies = world.agreement.view.in_sync[group].bit_count()
+                assert copies >= 2
+        await world.settled()
+        world.assert_replicas_equal()
+        for group in range(8):
+            assert await value(volume, inode_object(10 + group), group) == b"%d" % count
+        assert world.stores[1].contents(), "it keeps what it has until its brick is taken away"
+
+
+async def test_a_resync_tells_how_far_it_is_and_keeps_to_its_rate(autojump_clock: Clock) -> None:
+    async with cluster(1) as world:
+        volume = world.nodes[1].volume
+        blocks = 64
+        for n in range(4):
+            data = b"".join(bytes([1 + n, i]) * (BLOCK_BYTES // 2) for i in range(blocks))
+            object_id = stripe_object(7, n)
+            change = Change(object_id, 0, ABSENT, ABSENT.after(volume.epoch), (Write(0, blocks),))
+            await volume.commit([change], data)
+        begun_s = trio.current_time()
+        node = await world.start(2)
+        node.volume.set_resync_rate(64 * BLOCK_BYTES)
+        parts, known = [], []
+        while any(world.agreement.view.syncing):
+            report = (await volume.resync_reports()).get(2)
+            if report is not None:
+                parts.append(report.part)
+                known.append(report.eta_s)
+            await trio.sleep(0.1)
+        assert trio.current_time() - begun_s >= 3, "four seconds' worth at that rate"
+        assert parts == sorted(parts)
+        assert any(0 < part < 1 for part in parts)
+        assert any(known)
+        report = node.volume.statistics()["resync"]
+        assert report["pulled_bytes"] == 4 * blocks * BLOCK_BYTES
+        assert (report["part"], report["eta_s"]) == (1.0, 0.0)
