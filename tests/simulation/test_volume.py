@@ -180,12 +180,15 @@ class Resizing(Story):
             await self.start(rng.choice(unseen))
         elif roll < 0.7:
             node = rng.choice(up)
-            world.agreement.propose(lambda view: membership.retired(view, node))
+            if len(membership.candidates(world.agreement.view)) > 2:
+                world.agreement.propose(lambda view: membership.retired(view, node))
         elif roll < 0.85:
             node = rng.randrange(1, 6)
             world.agreement.propose(lambda view: membership.reinstated(view, node))
-        elif len(up) > 2:
-            await self.crash(rng.choice(up))
+        else:
+            node = rng.choice(up)
+            if all(mask & ~(1 << node) for mask in world.agreement.view.in_sync):
+                await self.crash(node)
 
     async def finish(self) -> None:
         await super().finish()
