@@ -12,7 +12,8 @@ import msgspec
 
 from clusterfs import brick, control
 from clusterfs.admin import Description, LockReports, with_processes
-from clusterfs.cluster import report
+from clusterfs.cluster import consent, report
+from clusterfs.cluster.membership import given_up, reinstated, retired
 from clusterfs.cluster.node import Membership
 from clusterfs.config import Config
 from clusterfs.errors import InvalidArgument, Unavailable
@@ -52,6 +53,9 @@ class Administration:
         return {
             "status": lambda _: self.status(),
             "members": self._members,
+            "retire": self._retire,
+            "forget": self._forget,
+            "force": self._force,
             "locks": reports.own,
             "cluster_locks": reports.all,
             "statistics": lambda _: {"statistics": self.statistics()},
@@ -112,7 +116,67 @@ class Administration:
             names = await self._node.membership.names()
         except Unavailable as failure:
             return {"ok": False, "error": str(failure)}
-        return report.nodes(self._node.membership.view, names)
+        reports = await self._node.volume.resync_reports()
+        found = report.nodes(self._node.membership.view, names)
+        for node in found["nodes"]:
+            known = reports.get(node["node"])
+            node["resync"] = None if known is None else msgspec.structs.asdict(known)
+        return found
+
+    async def _retire(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Let the node `name` hold nothing any more; with `cancel`, let it hold data again."""
+        membership = self._node.membership
+        cancel, fewer = bool(request.get("cancel")), bool(request.get("fewer"))
+        try:
+            names = await membership.names()
+            node = consent.number_of(str(request.get("name")), names)
+            if node is None:
+                return _no_such_node(request, names)
+            if cancel:
+                await membership.propose(lambda view: reinstated(view, node))
+                return {}
+            refusal = consent.against_retiring(membership.view, node, names, fewer=fewer)
+            if refusal is None:
+                await membership.propose(lambda view: retired(view, node))
+        except Unavailable as failure:
+            return {"ok": False, "error": str(failure)}
+        return {"ok": False, "error": refusal} if refusal else {}
+
+    async def _forget(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Forget the node `name`, which is away and holds nothing."""
+        membership = self._node.membership
+        try:
+            names = await membership.names()
+            node = consent.number_of(str(request.get("name")), names)
+            if node is None:
+                return _no_such_node(request, names)
+            refusal = consent.against_forgetting(membership.view, node, names)
+            if refusal is None:
+                await membership.forget(node)
+        except Unavailable as failure:
+            return {"ok": False, "error": str(failure)}
+        return {"ok": False, "error": refusal} if refusal else {}
+
+    async def _force(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Say what is lost if absent nodes are not waited for; with `sure`, wait no more."""
+        membership = self._node.membership
+        truth, chosen = request.get("truth"), None
+        try:
+            names = await membership.names()
+            view = membership.view
+            if truth is not None:
+                chosen = consent.number_of(str(truth), names)
+                if chosen is None:
+                    return _no_such_node({"name": truth}, names)
+                if refusal := consent.against_truth(view, chosen, names):
+                    return {"ok": False, "error": refusal}
+            loss = consent.loss(view, names)
+            if request.get("sure"):
+                await membership.propose(lambda view: given_up(view, chosen))
+        except Unavailable as failure:
+            return {"ok": False, "error": str(failure)}
+        text = loss.text(len(view.in_sync), str(truth) if truth is not None else None)
+        return {**loss.as_dict(), "text": text}
 
     def _scrub(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Start or stop the scrub, or none of both; return where it is."""
@@ -136,11 +200,20 @@ class Administration:
     def _tune(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self._node.store is None:
             return _NO_STORE
+        rate_mib = request.get("resync_mib_s")
+        if isinstance(rate_mib, int) and rate_mib >= 0:
+            self._node.volume.set_resync_rate(rate_mib << 20)
         try:
-            return dict(self._node.store.tune(msgspec.convert(request, Tuning)))
+            tuned = self._node.store.tune(msgspec.convert(request, Tuning))
+            return tuned | {"resync_mib_s": self._node.volume.resync_rate() >> 20}
         except (InvalidArgument, msgspec.ValidationError) as refusal:
             return {"ok": False, "error": str(refusal)}
 
     def _others(self) -> dict[int, str]:
         membership = self._node.membership
         return {m.node: m.name for m in membership.view.members if m.node != membership.node}
+
+
+def _no_such_node(request: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    known = ", ".join(sorted(names.values()))
+    return {"ok": False, "error": f"no node is called {request.get('name')!r}; there are: {known}"}

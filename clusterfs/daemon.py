@@ -15,6 +15,7 @@ Invariants:
 
 import gc
 import os
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -26,7 +27,7 @@ import trio
 from clusterfs import brick, control, observe
 from clusterfs.administration import Administration
 from clusterfs.cluster import report, waiting
-from clusterfs.cluster.joining import Applicant
+from clusterfs.cluster.joining import Applicant, weight_of
 from clusterfs.cluster.node import Membership, insist
 from clusterfs.cluster.providers import Identity, Provider, Registration
 from clusterfs.cluster.providers.opening import open_provider, report_caches_dropped
@@ -154,6 +155,7 @@ class Daemon:
             store_epoch=self._stored_epoch(),
             groups=self.config.groups,
             replicas=self.config.replicas,
+            weight=self.config.weight or weight_of(shutil.disk_usage(self.config.brick).total),
         )
         self._identity = identity
         joined = Membership.joined(provider, applicant, self._announce, lease_s=self.config.lease_s)
@@ -205,7 +207,13 @@ class Daemon:
 
     def _begin(self) -> None:
         """Set up everything above a membership that is new."""
-        self.volume = Volume(self.store, self.mesh, self.membership)
+        self.volume = Volume(
+            self.store,
+            self.mesh,
+            self.membership,
+            resync_bytes=self.config.resync_mib_s << 20,
+            trim_after_s=self.config.trim_after_s,
+        )
         self.locks = self._new_locks()
         self.filesystem = Filesystem(
             self.volume,

@@ -59,6 +59,20 @@ def compression(codec: Codec, target: Target = None, *, as_json: AsJson = False)
     show(reply, f"compression {reply['compression']}", as_json=as_json)
 
 
+@tune.command("resync-rate")
+def resync_rate(
+    mib: Annotated[int, typer.Argument(metavar="MIB", min=0, help="0: as fast as it goes.")],
+    target: Target = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Let a resync of this node copy at most MIB a second from now on."""
+    reply = control.ask(find_socket(target), "tune", resync_mib_s=mib)
+    rate = reply["resync_mib_s"]
+    text = f"resync at most {rate} MiB a second" if rate else "resync as fast as it goes"
+    show(reply, text, as_json=as_json)
+
+
 def df(target: Target = None, *, as_json: AsJson = False) -> None:
     """Show where the room of a node's brick went."""
     reply = control.ask(find_socket(target), "df")

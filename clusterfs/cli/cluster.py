@@ -2,16 +2,17 @@
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
 
 from clusterfs import control
-from clusterfs.cli import founding, tables
+from clusterfs.cli import founding, removing, tables
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.founding import CONFIGS, Place, Provided
+from clusterfs.errors import SetupError
 
 app = typer.Typer(no_args_is_help=True, help="The nodes of a cluster: who is in, who holds what.")
 
@@ -120,6 +121,65 @@ def list_nodes(target: Target = None, *, as_json: AsJson = False) -> None:
         typer.echo(msgspec.json.format(msgspec.json.encode(reply)))
     else:
         tables.members(reply, Console())
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="Which node.")],
+    target: Target = None,
+    *,
+    dead: Annotated[bool, typer.Option("--dead", help="It is lost and never comes back.")] = False,
+    fewer: Annotated[
+        bool, typer.Option("--fewer-copies", help="Although too few nodes are left for all copies.")
+    ] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Let it hold data again.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until it is empty, and gone.")] = True,
+) -> None:
+    """Take a node out of the cluster for good: its data moves to the others, then it is forgotten.
+
+    Programs on the other nodes notice nothing; those on this node must end before it is unmounted.
+    """
+    socket = find_socket(target)
+    if cancel:
+        control.ask(socket, "retire", name=name, cancel=True)
+        typer.echo(f"{name} stays")
+        return
+    if not dead:
+        control.ask(socket, "retire", name=name, fewer=fewer)
+        if not removing.emptied(socket, name, wait=wait):
+            return
+    elif not removing.gone(socket, name):
+        raise SetupError(f"{name} runs: leave --dead out, so that it is emptied first")
+    control.ask(socket, "forget", name=name)
+    typer.echo(f"{name} is forgotten; what is on its brick is of no use any more")
+
+
+@app.command()
+def force(
+    target: Target = None,
+    truth: Annotated[
+        str | None, typer.Option("--truth", help="Whose older copy counts where none is newer.")
+    ] = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Go on without nodes that are lost for good; says what may be lost with them, and asks.
+
+    After a full stop the volume waits for every node that may have the newest data.
+    """
+    socket = find_socket(target)
+    words: dict[str, Any] = {} if truth is None else {"truth": truth}
+    reply = control.ask(socket, "force", **words)
+    if not reply["groups"]:
+        typer.echo("no group waits for a node that is away: nothing to do")
+        return
+    typer.echo(reply["text"])
+    if not (reply["recent"] or truth):
+        raise SetupError("nothing can be opened like this: say --truth NODE")
+    if not yes and not typer.confirm("Go on without them?"):
+        raise SetupError("nothing was changed")
+    control.ask(socket, "force", sure=True, **words)
+    typer.echo("the groups are opened as soon as the nodes that are here agree")
 
 
 def _etcd(

@@ -40,15 +40,24 @@ def status(reply: Mapping[str, Any], console: Console) -> None:
 def members(reply: Mapping[str, Any], console: Console) -> None:
     """Print every node that ever joined."""
     table = Table(title=f"cluster {reply['cluster']}, {reply['replicas']} copies")
-    for heading in ("node", "state", "address", "groups in sync"):
+    for heading in ("node", "state", "address", "weight", "groups in sync"):
         table.add_column(heading)
     for node in reply["nodes"]:
         groups = f"{node['in_sync']} of {node['wanted']}" if node["storage"] else "no storage"
         if node["syncing"]:
             groups += f", {node['syncing']} syncing"
+        if resync := node["resync"]:
+            groups += f": {resync['part']:.0%}, {decimal(resync['pulled_bytes'])}"
+            if resync["eta_s"] is not None:
+                groups += f", {resync['eta_s']:.0f} s left"
+        if node["retiring"]:
+            groups += ", retiring"
+        if node["dropped"]:
+            groups += ", [red]out until its next start[/]"
         if node["state"] == "away":
             groups = f"the last copy of {node['in_sync']}" if node["in_sync"] else "-"
-        table.add_row(node["name"], node["state"], node["address"] or "-", groups)
+        weight = str(node["weight"]) if node["storage"] else "-"
+        table.add_row(node["name"], node["state"], node["address"] or "-", weight, groups)
     console.print(table)
     if reply["stopped_groups"]:
         console.print(f"[red]{reply['stopped_groups']} groups wait for their nodes[/]")

@@ -17,6 +17,8 @@ from clusterfs.cluster.providers import Identity, Registration, Snapshot
 from clusterfs.cluster.views import Member, State, View
 from clusterfs.errors import SetupError
 
+_WEIGHT_BITS = 4
+
 
 class Applicant(NamedTuple):
     """What a starting node knows of itself."""
@@ -27,6 +29,14 @@ class Applicant(NamedTuple):
     store_epoch: int = 0  # the highest epoch that its brick has seen
     groups: int = 256
     replicas: int = 3  # of the cluster, if this node founds it
+    weight: int = 1
+
+
+def weight_of(capacity_bytes: int) -> int:
+    """Return the weight of a brick: its GiB, in steps of 6 to 12 %, so that it seldom changes."""
+    gib = min(max(1, capacity_bytes >> 30), 1 << 20)
+    coarse = max(0, gib.bit_length() - _WEIGHT_BITS)
+    return gib >> coarse << coarse
 
 
 class Admission(NamedTuple):
@@ -145,6 +155,7 @@ def _newcomer(application: Application) -> Member:
         address=application.address,
         state=State.UP,
         store_id=application.applicant.store_id,
+        weight=application.applicant.weight,
     )
 
 

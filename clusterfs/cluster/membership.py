@@ -140,20 +140,16 @@ def replica_dropped(
     return draft.finished() if any(touched) or draft.dropped != view.dropped else None
 
 
-def restarted(view: View, groups: Iterable[int], *, force: bool = False) -> View | None:
+def restarted(view: View, groups: Iterable[int]) -> View | None:
     """Open stopped groups again after the union of what their replicas have was rolled forward.
 
-    Groups whose last in-sync set is not all present stay stopped. `force` is the operator's word
-    that the absent ones are lost: those present are the truth, whatever only the others had.
+    Groups whose last in-sync set is not all present stay stopped.
     """
-    up = view.up_replicas()
     draft = _Draft(view)
     opened = False
     for group in groups:
-        present = view.in_sync[group] & up
-        if view.stopped[group] and present and (force or view.present(group)):
-            draft.in_sync[group] = present
-            draft.syncing[group] &= ~present
+        if view.stopped[group] and view.present(group):
+            draft.syncing[group] &= ~view.in_sync[group]
             draft.stopped[group] = False
             opened = True
     return draft.finished() if opened else None
@@ -199,6 +195,22 @@ def surplus(view: View, node: int) -> frozenset[int]:
         and not view.stopped[group]
         and in_sync == mask_of(replica_set(group, nodes, view.replicas))
     )
+
+
+def given_up(view: View, truth: int | None = None) -> View | None:
+    """Wait no more for the absent in-sync replicas of stopped groups: an operator's word.
+
+    Where some of the last in-sync set are up, they are the set now, and roll forward before the
+    group is opened. Where none is, the copy of `truth` becomes the truth, however old it is.
+    """
+    up = view.up_replicas()
+    draft = _Draft(view)
+    for group, stopped in enumerate(view.stopped):
+        if stopped and not view.present(group):
+            present = view.in_sync[group] & up or (0 if truth is None else 1 << truth & up)
+            draft.in_sync[group] = present or view.in_sync[group]
+            draft.syncing[group] &= ~present
+    return draft.finished() if draft.in_sync != list(view.in_sync) else None
 
 
 def rivals(view: View, node: int) -> set[int]:

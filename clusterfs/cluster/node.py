@@ -178,7 +178,7 @@ class Membership:
             lambda view, group: bool(view.in_sync[group] & 1 << node),
         )
 
-    async def restart_groups(self, groups: Iterable[int], *, force: bool = False) -> set[int]:
+    async def restart_groups(self, groups: Iterable[int]) -> set[int]:
         """Open stopped groups after their roll-forward; returns those that count.
 
         As for `report_in_sync`, a group whose generation moved on does not count. Raises
@@ -186,7 +186,7 @@ class Membership:
         """
         return await self._propose_groups(
             groups,
-            lambda view, current: membership.restarted(view, current, force=force),
+            membership.restarted,
             lambda view, group: not view.stopped[group],
         )
 
@@ -239,6 +239,18 @@ class Membership:
         assert self.lost.is_set(), "rejoin is for incarnations that are over"
         self._applicant = self._applicant._replace(store_epoch=self.view.epoch)
         await self._join(self.incarnation, math.inf)
+
+    async def forget(self, node: int) -> None:
+        """Forget a node that is no member and in no set; it may not start again under its name.
+
+        Raises Unavailable.
+        """
+        name = (await self._provider.names())[node]
+        note = REMOVED + name
+        while note not in await self._provider.notes(note):
+            await self._provider.set_note(note, b"", None)
+        await self.propose(lambda view: membership.reinstated(view, node))
+        await self._provider.forget(name)
 
     def statistics(self) -> dict[str, Any]:
         """Return counters and state for administrators."""

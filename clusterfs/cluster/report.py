@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clusterfs.cluster.membership import candidates, replica_set
+from clusterfs.cluster.membership import candidates, held, replica_set
 from clusterfs.cluster.views import State, View, mask_of, nodes_of
 
 
@@ -45,6 +45,10 @@ def nodes(view: View, names: Mapping[int, str]) -> dict[str, Any]:
                 "state": member.state.name.lower() if member else "away",
                 "address": member.address if member else "",
                 "storage": bool(member.store_id) if member else None,
+                "weight": member.weight if member else None,
+                "retiring": bool(view.retiring >> node & 1),
+                "dropped": bool(view.dropped >> node & 1),
+                "held": held(view, node),
                 "wanted": wanted(view, node),
                 "in_sync": count(view.in_sync, node),
                 "syncing": count(view.syncing, node),

@@ -336,6 +336,10 @@ class Volume:
         if self._resync is not None:
             self._resync.pace.rate_bytes = rate_bytes
 
+    def resync_rate(self) -> int:
+        """Return how many bytes a second a resync may copy; 0: as fast as it goes."""
+        return 0 if self._resync is None else self._resync.pace.rate_bytes
+
     def heard(self, epoch: int) -> None:
         """Note the epoch of a message on any channel: reads wait for at least that view."""
         self._site.hear(epoch)

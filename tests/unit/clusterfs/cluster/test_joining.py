@@ -1,7 +1,7 @@
 import pytest
 
 from clusterfs.cluster import membership
-from clusterfs.cluster.joining import Applicant, Application, admit, check_identity
+from clusterfs.cluster.joining import Applicant, Application, admit, check_identity, weight_of
 from clusterfs.cluster.lease import Heartbeats
 from clusterfs.cluster.providers import Identity, Registration, Snapshot
 from clusterfs.cluster.views import Member, State, View
@@ -9,6 +9,14 @@ from clusterfs.errors import SetupError
 
 IDENTITY = Identity("c", bytes(32), 5.0)
 N1 = Applicant("n1", "s1", "c", groups=4)
+
+
+@pytest.mark.parametrize(
+    ("gib", "weight"),
+    [(0, 1), (1, 1), (15, 15), (16, 16), (17, 16), (1000, 960), (1 << 30, 1 << 20)],
+)
+def test_a_brick_weighs_its_gib_in_coarse_steps(gib: int, weight: int) -> None:
+    assert weight_of(gib << 30) == weight
 
 
 def member(node: int, store_id: str | None = None) -> Member:

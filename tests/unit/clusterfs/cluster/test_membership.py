@@ -96,9 +96,28 @@ def test_an_operator_may_force_a_restart_without_the_lost_replicas() -> None:
     assert view is not None
     view = membership.joined(view, newcomer(1, 21))
     assert membership.restarted(view, [0]) is None
-    forced = membership.restarted(view, [0], force=True)
+    forced = membership.given_up(view)
     assert forced is not None
-    assert forced.in_sync[0] == 0b10
+    assert forced.in_sync == (0b10,) * GROUPS
+    assert all(forced.stopped), "those that are here must agree first"
+    opened = membership.restarted(forced, range(GROUPS))
+    assert opened is not None
+    assert not any(opened.stopped)
+    assert membership.given_up(opened) is None
+
+
+def test_an_old_copy_counts_only_where_no_newer_one_is_here() -> None:
+    view = membership.removed(cluster_of(1, 2), {11}) or cluster_of()
+    view = membership.removed(view, {12}) or view
+    assert view.in_sync == (0b100,) * GROUPS
+    view = membership.joined(view, newcomer(1, 21))
+    assert membership.given_up(view) is None
+    assert membership.given_up(view, truth=3) is None
+    forced = membership.given_up(view, truth=1)
+    assert forced is not None
+    forced.validate()
+    assert forced.in_sync == (0b10,) * GROUPS
+    assert membership.restarted(forced, range(GROUPS)) is not None
 
 
 def test_a_restarted_node_that_was_alone_waits_for_its_own_roll_forward() -> None:
