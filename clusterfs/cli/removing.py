@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn
@@ -49,10 +50,10 @@ def emptied(socket: Path, name: str, *, wait: bool) -> bool:
                 break
             time.sleep(_LOOK_S)
     if held:
-        console.print(f"{name} holds {held} groups still: the same command tells when it is empty")
+        typer.echo(f"{name} holds {held} groups still: the same command tells when it is empty")
         return False
     if state_of(socket, name) != "away":
-        console.print(f"{name} holds nothing any more: unmount it, or end its `clusterfs serve`")
+        typer.echo(f"{name} holds nothing any more: unmount it, or end its `clusterfs serve`")
         while wait and state_of(socket, name) != "away":
             time.sleep(_LOOK_S)
     return state_of(socket, name) == "away"

@@ -1,8 +1,10 @@
 """Nodes come and go by the commands, with real daemons, while programs work on the mounts."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +68,59 @@ class Founded:
         return {node["name"]: node for node in reply["nodes"]}
 
 
+class Writer:
+    """Appends numbered lines, each fsynced, and rewrites a file in place, until told to stop."""
+
+    def __init__(self, folder: Path) -> None:
+        self.done = 0
+        self.failure: OSError | None = None
+        self._folder = folder
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with (
+                (self._folder / "log").open("ab", buffering=0) as log,
+                (self._folder / "image").open("w+b", buffering=0) as image,
+            ):
+                while not self._stop.is_set():
+                    log.write(b"%d\n" % self.done)
+                    os.fsync(log)
+                    os.pwrite(image.fileno(), page(self.done), self.done % PAGES * len(page(0)))
+                    self.done += 1
+        except OSError as failure:
+            self.failure = failure
+
+    def more(self, lines: int = 5) -> None:
+        """Wait until it has made progress."""
+        wanted = self.done + lines
+        wait(lambda: self.failure or self.done >= wanted)
+        assert self.failure is None
+
+    def stop(self) -> None:
+        """Stop it; nothing may have failed."""
+        self._stop.set()
+        self._thread.join()
+        assert self.failure is None
+
+    def check(self, folder: Path) -> None:
+        """Read what it wrote, on whichever node."""
+        assert (folder / "log").read_bytes() == b"".join(b"%d\n" % n for n in range(self.done))
+        image = (folder / "image").read_bytes()
+        for n in range(max(0, self.done - PAGES), self.done):
+            at = n % PAGES * len(page(0))
+            assert image[at : at + len(page(0))] == page(n), n
+
+
+PAGES = 64
+
+
+def page(number: int) -> bytes:
+    return b"%08d" % number * 1024
+
+
 @pytest.fixture(scope="module")
 def founded(make_cluster: Callable[..., Cluster]) -> Founded:
     """n1 founds the cluster inside TLS; n2 mounts without a brick, n3 has only a brick."""
@@ -124,3 +179,118 @@ def test_an_uninvited_name_and_a_used_token_are_refused(founded: Founded) -> Non
         (founded.etc / "tls" / f"n9.{kind}").unlink()
     said = run("cluster", "join", token, *founded.place("n9"), code=1)
     assert "used already" in said
+
+
+@pytest.fixture(scope="module")
+def growing(make_cluster: Callable[..., Cluster]) -> Founded:
+    """n1 alone; two copies are wanted."""
+    founded = Founded(make_cluster(nodes=0), tls=False, replicas=2)
+    config = founded.etc / "n1.toml"
+    config.write_text("trim_after_s = 1.0\n" + config.read_text())
+    founded.cluster.start("n1")
+    return founded
+
+
+def synced(founded: Founded) -> bool:
+    """Tell whether every group has as many copies as wanted and nothing moves."""
+    nodes = founded.listed().values()
+    return all(n["in_sync"] == n["wanted"] and not n["syncing"] for n in nodes)
+
+
+@pytest.mark.timeout(600)
+def test_a_cluster_grows_and_shrinks_under_a_writer(growing: Founded) -> None:
+    cluster = growing.cluster
+    folder = cluster.node("n1").mount / "busy"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"d{number}").mkdir()
+        (folder / f"d{number}" / "file").write_bytes(page(number) * 10)
+    writer = Writer(folder)
+    try:
+        for name in ("n2", "n3", "n4", "n5"):
+            growing.join(name)
+            cluster.start(name)
+            writer.more()
+        wait(lambda: synced(growing))
+        listed = growing.listed()
+        assert sum(node["in_sync"] for node in listed.values()) == 2 * 256
+        assert all(0 < node["in_sync"] < 256 for node in listed.values())
+        wait(lambda: cluster.node("n1").ask("status")["resync"]["trimmed"] > 0)
+        for name in ("n2", "n4"):
+            leave(growing, name)
+            writer.more()
+        wait(lambda: synced(growing))
+        assert sorted(growing.listed()) == ["n1", "n3", "n5"]
+        cluster.kill("n3")  # two copies of everything, and a third node
+        writer.more()
+        run("cluster", "remove", "n3", growing.etc / "n1.toml", "--dead")
+        wait(lambda: synced(growing))
+        assert sorted(growing.listed()) == ["n1", "n5"]
+    finally:
+        writer.stop()
+    (growing.etc / "n3.toml").unlink()
+    there = cluster.node("n5").mount / "busy"
+    writer.check(there)
+    for number in range(20):
+        assert (there / f"d{number}" / "file").read_bytes() == page(number) * 10
+    cluster.kill("n1")
+    writer.check(there)
+    cluster.start("n1")
+
+
+def leave(growing: Founded, name: str) -> None:
+    """Remove a node as its administrator does: empty it, unmount it, and it is forgotten."""
+    words = ("cluster", "remove", name, growing.etc / "n1.toml")
+    run(*words, "--no-wait")
+    wait(lambda: growing.listed()[name]["held"] == 0)
+    assert "holds nothing any more" in run(*words, "--no-wait")
+    node = growing.cluster.node(name)
+    subprocess.run(["umount", node.mount], check=True, timeout=60)
+    wait(lambda: node.state() == "gone")
+    wait(lambda: growing.listed()[name]["state"] == "away")
+    assert "forgotten" in run(*words)
+    gone = node.config.rename(node.config.with_suffix(".gone"))
+    refused = run("serve", gone, "-f", code=1)
+    assert f"node {name} was removed from the cluster" in refused
+
+
+def test_what_would_lose_data_is_refused(growing: Founded) -> None:
+    config = growing.etc / "n1.toml"
+    assert "1 node for 2 copies" in run("cluster", "remove", "n5", config, code=1)
+    assert "no node is called 'n9'" in run("cluster", "remove", "n9", config, code=1)
+    assert growing.listed()["n5"]["retiring"] is False
+
+
+@pytest.mark.timeout(400)
+def test_an_operator_goes_on_without_a_node_that_is_lost(growing: Founded) -> None:
+    cluster, config = growing.cluster, growing.etc / "n1.toml"
+    path = cluster.node("n1").mount / "kept"
+    with path.open("wb") as file:
+        file.write(b"both have it")
+        os.fsync(file.fileno())
+    for name in ("n5", "n1"):
+        cluster.kill(name)
+    starting = threading.Thread(target=cluster.start, args=("n1",))
+    starting.start()
+    wait(lambda: awaited(config))
+    assert "groups wait for n5" in run("cluster", "remove", "n5", config, "--dead", code=1)
+    said = run("cluster", "force", config, "--yes", "--truth", "n1")
+    assert "groups wait for n5" in said
+    starting.join()
+    assert path.read_bytes() == b"both have it"
+    assert "nothing to do" in run("cluster", "force", config, "--yes")
+    run("cluster", "remove", "n5", config, "--dead")
+    assert sorted(growing.listed()) == ["n1"]
+    path.write_bytes(b"and it goes on")
+
+
+def awaited(config: Path) -> bool:
+    """Tell whether the node of that config runs, and waits for others."""
+    done = subprocess.run(
+        [sys.executable, "-m", "clusterfs.cli.main", "cluster", "list", str(config), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode == 0 and json.loads(done.stdout)["stopped_groups"] > 0
