@@ -6,7 +6,9 @@ keys have mode 0600 from their first byte. Certificates are made by the package 
 """
 
 import datetime as dt
+import ipaddress
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,10 +50,20 @@ class Papers(NamedTuple):
 
 
 def issue(
-    authority: Path, name: str, folder: Path, now: dt.datetime, *, days: int = NODE_DAYS
+    authority: Path,
+    name: str,
+    folder: Path,
+    now: dt.datetime,
+    *,
+    days: int = NODE_DAYS,
+    addresses: Iterable[str] = (),
 ) -> None:
-    """Make NAME.pem, NAME.key and ca.pem in `folder`. Raises SetupError."""
-    install(folder, name, made(authority, name, now, days=days))
+    """Make NAME.pem, NAME.key and ca.pem in `folder`. Raises SetupError.
+
+    Nodes go by the name alone. `addresses` (IP addresses) are for other servers, like etcd, whose
+    clients compare the certificate with the address that they connected to.
+    """
+    install(folder, name, made(authority, name, now, days=days, addresses=addresses))
 
 
 def install(folder: Path, name: str, papers: Papers) -> None:
@@ -70,8 +82,17 @@ def fingerprint(ca: bytes) -> str:
     return x509.load_pem_x509_certificate(ca).fingerprint(hashes.SHA256()).hex()
 
 
-def made(authority: Path, name: str, now: dt.datetime, *, days: int = NODE_DAYS) -> Papers:
+def made(
+    authority: Path,
+    name: str,
+    now: dt.datetime,
+    *,
+    days: int = NODE_DAYS,
+    addresses: Iterable[str] = (),
+) -> Papers:
     """Make a key and its certificate for a node. Raises SetupError."""
+    names: list[x509.GeneralName] = [x509.DNSName(name)]
+    names += [x509.IPAddress(_parsed(address)) for address in addresses]
     ca_key, ca = _load_authority(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -82,12 +103,19 @@ def made(authority: Path, name: str, now: dt.datetime, *, days: int = NODE_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(both), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(issuer_id, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
     return Papers(ca.public_bytes(pem), certificate.public_bytes(pem), _encoded(key))
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(address)
+    except ValueError:
+        raise SetupError(f"{address!r} is no IP address") from None
 
 
 def _builder(

@@ -38,6 +38,7 @@ STOP_TIMEOUT_S = 30.0
 OTHERS_TIMEOUT_S = 150.0  # longer than any verb takes, so that verbs queue
 MOST_NODES = 62
 
+MOUNT_PROGRAM = (sys.executable, "-P", "-m", "clusterfs.cli.mount")
 _LOCAL = "local:../cluster.db"
 _TLS = """
 [tls]
@@ -111,8 +112,10 @@ class Node(msgspec.Struct, frozen=True):
 class Cluster:
     """The nodes under one folder and what can be done with them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Callable[[Node], list[str]] | None = None) -> None:
+        """`program` says how a node's mount.clusterfs is run, on another host say."""
         self.folder = folder.absolute()
+        self._program = program or (lambda _node: list(MOUNT_PROGRAM))
 
     @property
     def nodes(self) -> list[Node]:
@@ -259,7 +262,7 @@ class Cluster:
     def _start(self, nodes: Sequence[Node]) -> None:
         """Mount all at once: after a full stop they need one another."""
         try:
-            _in_parallel(_start, nodes)
+            _in_parallel(lambda node: _start(node, self._program(node)), nodes)
         except SetupError:
             for node in nodes:
                 with contextlib.suppress(SetupError):
@@ -279,7 +282,7 @@ def _taken(lock: int) -> bool:
     return True
 
 
-def _start(node: Node) -> None:
+def _start(node: Node, program: list[str]) -> None:
     process = node.process
     if process and processes.state(process) != "gone":
         raise SetupError(f"{node.name}: process {process.pid} runs but does not serve {node.mount}")
@@ -287,7 +290,7 @@ def _start(node: Node) -> None:
         raise SetupError(f"{node.name}: the supervisor of its last run does not end")
     clear_mount(node.mount)
     _make_folder(node.mount)
-    command = [sys.executable, "-P", "-m", "clusterfs.cli.mount", str(node.config), str(node.mount)]
+    command = [*program, str(node.config), str(node.mount)]
     command += ["-o", f"log={node.log},pidfile={node.pidfile}"]
     done = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:

@@ -34,7 +34,11 @@ def certificate(
     days: Annotated[int, typer.Option(min=1, help="How long it is valid.")] = (
         certificates.NODE_DAYS
     ),
+    address: Annotated[
+        list[str] | None, typer.Option(help="An IP address; etcd's servers need theirs.")
+    ] = None,
 ) -> None:
     """Make NAME.pem, NAME.key and a copy of ca.pem for one node."""
-    certificates.issue(source, name, folder, dt.datetime.now(dt.UTC), days=days)
+    now = dt.datetime.now(dt.UTC)
+    certificates.issue(source, name, folder, now, days=days, addresses=address or ())
     typer.echo(f"made {folder / f'{name}.pem'} and {folder / f'{name}.key'}")

@@ -49,6 +49,7 @@ class Node:
 
     def rejoin(self, incarnation: int) -> None:
         """Go on as another incarnation of the same process, as a node does that was removed."""
+        self.volume.lose()
         self.incarnation = incarnation
         self.mesh.become(incarnation)
         self.views.rejoin(incarnation)

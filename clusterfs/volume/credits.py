@@ -86,6 +86,11 @@ class Purse:
         """Return what may still be reserved, if the data may go to any of these replicas."""
         return min((self._left(node) for node in nodes), default=0) - self.reserved
 
+    def due(self, nodes: Iterable[int], nbytes: int) -> bool:
+        """Tell whether that much is within our share everywhere, so that it will come to us."""
+        shares = [grant.share for node in nodes if (grant := self._grants.get(node))]
+        return bool(shares) and self.reserved + nbytes <= min(shares)
+
     def give_back(self, node: int) -> int:
         """Give back what exceeds the replica's present share; returns the sum so far."""
         grant = self._grants.get(node)

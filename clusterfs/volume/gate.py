@@ -15,13 +15,14 @@ Invariants:
 """
 
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import Any
 
 import structlog
 import trio
 
 from clusterfs.cluster.views import View, nodes_of
-from clusterfs.errors import FilesystemError, WouldBlock
+from clusterfs.errors import FilesystemError, Unavailable, WouldBlock
 from clusterfs.store.objects import ABSENT, Change, ObjectId, Transaction, Version
 from clusterfs.volume.copies import Blockwise, Copy, Moved, deletion, describe, difference
 from clusterfs.volume.memory import Memory
@@ -44,7 +45,7 @@ from clusterfs.volume.replica import Replica
 from clusterfs.volume.resync import START, Resync
 from clusterfs.volume.rollforward import Newest, components, lacks, union, verdict
 from clusterfs.volume.site import INTERNAL, Site
-from dlm.errors import PeerLost
+from dlm.errors import LockLost, PeerLost
 from dlm.net.errors import Refused
 from dlm.net.wire import decode, encode
 
@@ -132,7 +133,7 @@ class Gate:
                         nursery.start_soon(self._until_changed, nursery.cancel_scope)
                         await self._rounds()
                         nursery.cancel_scope.cancel()
-                except* (PeerLost, Refused, Moved, WouldBlock):
+                except* (PeerLost, Refused, Moved, WouldBlock, LockLost, Unavailable):
                     await trio.sleep(_RETRY_S)
                     epoch = 0
                 except* FilesystemError as errors:
@@ -146,7 +147,8 @@ class Gate:
 
     async def _broken(self, reason: str) -> None:
         """This store cannot be brought forward: it must leave its sets."""
-        await self._site.views.drop_replica(self._site.node, None, reason)
+        with suppress(Unavailable):  # out of all sets already
+            await self._site.views.drop_replica(self._site.node, None, reason)
         await trio.sleep(_RETRY_S)
 
     async def _rounds(self) -> None:

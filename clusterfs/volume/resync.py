@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from clusterfs.cluster.views import View
-from clusterfs.errors import BrickFailed, FilesystemError, OutOfSpace, WouldBlock
+from clusterfs.errors import BrickFailed, FilesystemError, OutOfSpace, Unavailable, WouldBlock
 from clusterfs.store.objects import ABSENT, Change, Delete, ObjectId, Transaction, Version
 from clusterfs.volume.copies import Blockwise, Moved, deletion, describe, replace
 from clusterfs.volume.merge import differing
@@ -35,7 +35,7 @@ from clusterfs.volume.parts import part
 from clusterfs.volume.placement import groups_to_bitmap
 from clusterfs.volume.ports import Buffer, LocalStore
 from clusterfs.volume.site import INTERNAL, Site
-from dlm.errors import PeerLost
+from dlm.errors import LockLost, PeerLost
 from dlm.net.errors import Refused
 from dlm.net.wire import decode, encode
 
@@ -261,9 +261,9 @@ class Resync:
         """Bring this replica's syncing groups up to date, whenever there are any."""
         while True:
             if self._relapsed:
-                relapsed, self._relapsed = self._relapsed, set()
-                me = self._site.node
-                await self._site.views.drop_replica(me, relapsed, "not in sync after all")
+                relapsed = set(self._relapsed)
+                if await self._drop(relapsed, "not in sync after all"):
+                    self._relapsed -= relapsed
             if self._groups:
                 epoch = self._site.view.epoch
                 try:
@@ -271,16 +271,25 @@ class Resync:
                         nursery.start_soon(self._until_changed, nursery.cancel_scope)
                         await self._round()
                         nursery.cancel_scope.cancel()
-                except* (PeerLost, Refused, Moved, WouldBlock):
+                except* (PeerLost, Refused, Moved, WouldBlock, LockLost, Unavailable):
                     self._attempts += 1
                     await trio.sleep(_RETRY_S)
                 except* (BrickFailed, OutOfSpace) as errors:
                     reason = str(errors.exceptions[0])
-                    await self._site.views.drop_replica(self._site.node, None, reason)
+                    await self._drop(None, reason)
                 if self._site.view.epoch == epoch and self._groups:
                     await trio.sleep(_RETRY_S)
             else:
                 await self._site.changed()
+
+    async def _drop(self, groups: set[int] | None, reason: str) -> bool:
+        """Take this replica out of its sets; False if the node is no member at the moment."""
+        try:
+            await self._site.views.drop_replica(self._site.node, groups, reason)
+        except Unavailable:
+            await trio.sleep(_RETRY_S)
+            return False
+        return True
 
     async def _until_changed(self, scope: trio.CancelScope) -> None:
         await self._site.changed()

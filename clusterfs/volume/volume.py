@@ -251,16 +251,20 @@ class Volume:
     async def reserve(self, nbytes: int) -> None:
         """Wait for space credits; a replica that does not answer is waited for.
 
+        So is what other clients hold of our fair share: they give it back when they hear of us.
+
         Raises:
             OutOfSpace: every replica has answered, several times, and they do not promise enough.
             LockLost: this node was removed.
         """
-        for _ in range(_CREDIT_ROUNDS):
-            if self.reserve_nowait(nbytes):
-                return
+        rounds = 0
+        while not self.reserve_nowait(nbytes):
+            if rounds >= _CREDIT_ROUNDS:
+                if not self._purse.due(self._replica_incarnations(), nbytes):
+                    raise OutOfSpace(f"no replica promises {nbytes} bytes")
+                await trio.sleep(_TICK_S)
             await self._ask_for_credit()
-        if not self.reserve_nowait(nbytes):
-            raise OutOfSpace(f"no replica promises {nbytes} bytes")
+            rounds += 1
 
     def unreserve(self, nbytes: int) -> None:
         """Give credits back: the data was committed, or dropped."""

@@ -337,6 +337,29 @@ async def test_losing_the_membership_fails_waits_and_a_session_starts_anew(
         world.assert_replicas_equal()
 
 
+@pytest.mark.parametrize("moment", range(12))
+async def test_a_node_that_is_removed_while_it_catches_up_or_restarts_comes_back_again(
+    autojump_clock: Clock, moment: int
+) -> None:
+    async with cluster() as world:
+        node = world.nodes[1]
+        for number in range(20):
+            await write(node.volume, inode_object(number), 0, b"v")
+        for numbers in ((1,), (1, 2, 3)):  # it syncs with the others; all groups were stopped
+            for attempt in range(3):
+                nodes = [world.nodes[number] for number in numbers]
+                world.agreement.remove([one.incarnation for one in nodes])
+                for one in nodes:
+                    with trio.fail_after(60):
+                        await one.views.lost.wait()
+                for one in nodes:
+                    await rejoin(world, one)
+                if attempt < 2:
+                    await trio.sleep(0.01 + 0.007 * moment)
+            await world.settled()
+        world.assert_replicas_equal()
+
+
 async def rejoin(world: World, node: Node) -> None:
     """What the daemon does with the real membership."""
     node.rejoin(world.agreement.join(node.number))
@@ -361,6 +384,14 @@ async def test_credits_run_out_before_the_space_does(autojump_clock: Clock) -> N
         volume.unreserve(taken)
         await volume.reserve(1 << 20)
         assert (await volume.statfs()).total == 100 << 20
+
+
+async def test_a_newcomer_waits_for_its_share_of_what_others_hold(autojump_clock: Clock) -> None:
+    async with cluster(total_bytes=100 << 20) as world:
+        for number in (1, 2, 3):
+            await world.nodes[number].volume.reserve(1 << 20)
+        newcomer = await world.start(4)
+        await newcomer.volume.reserve(1 << 20)
 
 
 async def test_a_silent_replica_is_no_full_disk(autojump_clock: Clock) -> None:

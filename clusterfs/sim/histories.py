@@ -1,0 +1,151 @@
+"""What clients wrote down of their operations, as histories that can be checked. PURE.
+
+A cluster promises less than a single machine in one point: what was written and not yet synced may
+go with the node that it was written on, unless another node has seen it. So a write counts as
+certain only if it was synced through the same open file before its node was lost, or if its node
+was not lost since; else it may have taken effect at any later time, or never. And what the node's
+own clients saw of such writes proves nothing about the others.
+
+Names are certain at once: they are in the memory of every replica before the call returns. (Not if
+all replicas lose their memory together: then hand over the losses as `full_stops`.)
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from clusterfs.sim.file_models import STRANGER
+from clusterfs.sim.linearizability import Operation
+
+Losses = Mapping[int, Sequence[int]]  # of each node: when it was lost
+
+
+class Record(NamedTuple):
+    """One operation as a client wrote it down; times in nanoseconds of one clock."""
+
+    node: int
+    client: int
+    thing: str
+    action: tuple[Any, ...]
+    invoked: int
+    returned: int | None  # None: the client did not live to see it
+    result: Any = None
+    error: int | None = None  # errno
+    handle: int = 0  # the open file that it went through, a number of the client's own
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether its result is known."""
+        return self.returned is not None and self.error is None
+
+
+def parsed(lines: Iterable[Mapping[str, Any]], node: int, client: int) -> Iterator[Record]:
+    """Put the beginnings and ends that one client noted together."""
+    begun: Mapping[str, Any] | None = None
+    for line in lines:
+        if "action" in line:
+            begun = line
+        elif begun is not None:
+            yield _record(begun, line, node, client)
+            begun = None
+    if begun is not None:
+        yield _record(begun, {}, node, client)
+
+
+def _record(begun: Mapping[str, Any], ended: Mapping[str, Any], node: int, client: int) -> Record:
+    return Record(
+        node,
+        client,
+        begun["thing"],
+        tuple(begun["action"]),
+        begun["at"],
+        ended.get("at"),
+        ended.get("result"),
+        ended.get("error"),
+        ended.get("handle", 0),
+    )
+
+
+def of_data(records: Collection[Record], losses: Losses) -> list[Operation]:
+    """Return the history of one file's content: actions write, append, truncate, read, size."""
+    writes = [r for r in records if r.action[0] in ("write", "append")]
+    synced = [r for r in records if r.action[0] == "sync" and r.succeeded]
+    uncertain = {
+        w.action[1]: w.node for w in writes if not _certain(w, synced, losses.get(w.node, ()))
+    }
+    found = []
+    for record in records:
+        kind = record.action[0]
+        if kind in ("write", "append"):
+            sure = record.succeeded and record.action[1] not in uncertain
+            found.append(_operation(record, record.result) if sure else _unknown(record))
+        elif kind == "truncate":
+            found.append(_operation(record, None) if record.succeeded else _unknown(record))
+        elif kind != "sync" and record.succeeded and not _local_only(record, uncertain, writes):
+            found.append(_operation(record, _hashable(record.result)))
+    return found
+
+
+def _certain(write: Record, synced: Iterable[Record], lost: Sequence[int]) -> bool:
+    """Tell whether a write that succeeded can no longer be lost, or was not."""
+    same = [
+        s.returned
+        for s in synced
+        if s.client == write.client and s.handle == write.handle and s.invoked >= write.invoked
+    ]
+    safe_at = min((at for at in same if at is not None), default=None)
+    return not any(at > write.invoked and (safe_at is None or at < safe_at) for at in lost)
+
+
+def _local_only(read: Record, uncertain: Mapping[int, int], writes: Iterable[Record]) -> bool:
+    """Tell whether a read depends on what its own node wrote, and may have lost since."""
+    if read.action[0] == "read":
+        seen = read.result if isinstance(read.result, (list, tuple)) else (read.result,)
+        return any(uncertain.get(value) == read.node for value in seen)
+    return any(
+        w.action[1] in uncertain and w.node == read.node and w.invoked <= (read.returned or 0)
+        for w in writes
+    )
+
+
+def of_names(records: Collection[Record]) -> list[Operation]:
+    """Return the history of names: actions create, unlink, rename, stat, list.
+
+    The file that a create made goes by its inode number, if the client learned it; else by the
+    number that the client gave the creation, negative. An inode of which nobody knows who made it
+    is a STRANGER: any of those.
+    """
+    made = {r.result for r in records if r.action[0] == "create" and r.succeeded and r.result}
+    found = []
+    for record in records:
+        kind = record.action[0]
+        action, result = record.action, _hashable(record.result)
+        if kind == "create":
+            _, name, number = record.action
+            action = (kind, name, record.result or -number)
+            result = bool(record.result)
+        elif kind == "stat" and result not in made and result is not None:
+            result = STRANGER
+        elif kind == "list" and record.succeeded:
+            result = frozenset(record.result)
+        if record.succeeded:
+            found.append(record_as(record, action, result))
+        elif kind not in ("stat", "list"):
+            found.append(Operation(record.invoked, None, action))
+    return found
+
+
+def record_as(record: Record, action: tuple[Any, ...], result: Any) -> Operation:
+    """Return the operation with another action and result."""
+    return Operation(record.invoked, record.returned, action, result)
+
+
+def _operation(record: Record, result: Any) -> Operation:
+    return record_as(record, record.action, result)
+
+
+def _unknown(record: Record) -> Operation:
+    return Operation(record.invoked, None, record.action)
+
+
+def _hashable(result: Any) -> Any:
+    return tuple(result) if isinstance(result, list) else result

@@ -1,0 +1,202 @@
+"""One round: clients on all nodes work on shared files while faults are played; then a check.
+
+What is checked of each file's history is in clusterfs/sim: linearizability, nothing synced lost.
+The last operations of a history are those of a reader on each node after all is healed. Besides,
+errors: a program may see EIO only on a node that was lost, "not connected" only where the daemon
+was killed, "no space" only where a brick was filled.
+"""
+
+import contextlib
+import errno
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from clusterfs.sim import file_models, histories
+from clusterfs.sim.histories import Record
+from clusterfs.sim.linearizability import Operation, Verdict, check
+from tests.faults.client import BLOCKS, FOLDERS, block
+from tests.faults.cluster import PATIENCE_S, HostCluster
+from tests.faults.hosts import DIES_WITH_US
+from tests.faults.schedule import Player, draw
+
+CLIENTS_PER_NODE = 2
+_CLIENT = Path(__file__).with_name("client.py")
+_DEAD_MOUNT = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV)
+
+
+class Client:
+    """A process of client.py."""
+
+    def __init__(
+        self, cluster: HostCluster, node: int, number: int, folder: str, pace_s: float
+    ) -> None:
+        self.node, self.number = node, number
+        self.output = cluster.folder / f"{folder}-client{number}"
+        mount = str(cluster.node(node).mount)
+        seed = f"{folder}-{number}"
+        arguments = [mount, folder, str(self.output), str(number), seed, str(pace_s)]
+        self._process = subprocess.Popen(
+            [*DIES_WITH_US, sys.executable, str(_CLIENT), *arguments], stdin=subprocess.PIPE
+        )
+
+    def tell_to_stop(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+
+    def end(self, timeout_s: float) -> bool:
+        """Wait for its end; False if it hangs, it is killed then."""
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return False
+        assert code == 0, f"client {self.number} failed: {code}"
+        return True
+
+    def records(self) -> Iterator[Record]:
+        with contextlib.suppress(FileNotFoundError):
+            lines = self.output.read_text().splitlines()
+            yield from histories.parsed(map(json.loads, lines), self.node, self.number)
+
+
+class Rounds:
+    """Rounds on one cluster, one after the other."""
+
+    def __init__(self, cluster: HostCluster) -> None:
+        self.cluster = cluster
+        self.operations = 0
+        self.kinds: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.undecided = 0
+        self.checked = 0
+
+    def play(self, seed: str, *, slots: int = 4, pace_s: float = 0.05, again: int = 0) -> list[str]:
+        """Play one round; returns what is wrong. `again`: it is not the first time here."""
+        folder = f"round-{seed}" + (f"-{again}" if again else "")
+        self._prepare(folder)
+        clients = [
+            Client(self.cluster, node.number, node.number * 10 + n, folder, pace_s)
+            for node in self.cluster.nodes
+            for n in range(CLIENTS_PER_NODE)
+        ]
+        try:
+            played = self._play_faults(seed, slots)
+            self.cluster.wait_synced()
+        finally:
+            for client in clients:
+                client.tell_to_stop()
+            hang = [client.number for client in clients if not client.end(PATIENCE_S)]
+        wrong = [f"clients {hang} hang; {self.cluster.explain()}"] if hang else []
+        clients += self._look_at_all(folder)
+        records = [record for client in clients for record in client.records()]
+        self.operations += len(records)
+        wrong += self._unexpected(records) + self._violations(records)
+        if wrong:
+            wrong.append("played: " + "; ".join(played))
+        return wrong
+
+    def _prepare(self, folder: str) -> None:
+        root = self.cluster.nodes[0].mount / folder
+        root.mkdir()
+        for name in FOLDERS:
+            (root / name).mkdir()
+        for name in BLOCKS:
+            (root / name).write_bytes(block(name, 0))
+        (root / "log").touch()
+
+    def _play_faults(self, seed: str, slots: int) -> list[str]:
+        source, player, played = random.Random(f"{seed}-rests"), Player(self.cluster), []
+        for slot in range(slots):
+            time.sleep(source.uniform(0.2, 1.2))  # work in peace
+            faults = draw(f"{seed}-{slot}", len(self.cluster.nodes), self.cluster.lease_s)
+            played += [str(fault) for fault in faults]
+            self.kinds.update(fault.kind for fault in faults)
+            player.play(faults)
+        return played
+
+    def _look_at_all(self, folder: str) -> list[Client]:
+        """Let a reader on each node look at everything, one after the other."""
+        readers = []
+        for node in self.cluster.nodes:
+            reader = Client(self.cluster, node.number, 900 + node.number, folder, 0)
+            assert reader.end(PATIENCE_S), f"the last reader on {node.name} hangs"
+            readers.append(reader)
+        return readers
+
+    # --- judging
+
+    def _unexpected(self, records: list[Record]) -> list[str]:
+        lost = {node for node, _ in self.cluster.losses()}
+        killed = {node for node, _ in self.cluster.killed}
+        found = []
+        for record in records:
+            if record.error is None:
+                continue
+            name = errno.errorcode.get(record.error, str(record.error))
+            self.errors[f"{record.action[0]}: {name}"] += 1
+            allowed = (
+                (record.error in _DEAD_MOUNT and record.node in killed)
+                or (record.error in (errno.EIO, errno.ESTALE) and record.node in lost)
+                or (record.error == errno.ENOSPC and self.kinds["fill"])
+                or (record.error == errno.ENOENT and record.node in killed)  # of the mount point
+            )
+            if not allowed:
+                found.append(f"n{record.node}: {record.action} failed with {name}")
+        return found
+
+    def _violations(self, records: list[Record]) -> list[str]:
+        losses: dict[int, list[int]] = {}
+        for node, at in self.cluster.losses():
+            losses.setdefault(node, []).append(at)
+        of = {
+            thing: [record for record in records if record.thing == thing]
+            for thing in (*BLOCKS, "log", "tree")
+        }
+        verdicts = {
+            name: check(histories.of_data(of[name], losses), 0, file_models.register)
+            for name in BLOCKS
+        }
+        verdicts["log"] = check(histories.of_data(of["log"], losses), (), file_models.log)
+        verdicts["tree"] = check(histories.of_names(of["tree"]), frozenset(), file_models.tree)
+        self.checked += len(verdicts)
+        self.undecided += sum(verdict.linearizable is None for verdict in verdicts.values())
+        return [
+            _told(thing, verdict, of[thing], losses)
+            for thing, verdict in verdicts.items()
+            if verdict.linearizable is False
+        ]
+
+
+def _told(thing: str, verdict: Verdict, records: list[Record], losses: dict[int, list[int]]) -> str:
+    """Say where a history stops making sense."""
+    stuck = verdict.stuck
+    start = min((operation.invoked for operation in stuck), default=0)
+    lines = [f"{thing}: not linearizable; {len(verdict.explained)} operations can be explained"]
+    lines += [
+        "the last of these: " + _line(operation, start) for operation in verdict.explained[-8:]
+    ]
+    lines += ["cannot be next: " + _line(operation, start) for operation in stuck[:12]]
+    near = [
+        r for r in records if (r.returned or r.invoked) > start - 4e9 and r.invoked < start + 2e9
+    ]
+    for r in sorted(near, key=lambda record: record.invoked)[:60]:
+        took = "?" if r.returned is None else f"{(r.returned - start) / 1e9:.4f}"
+        lines.append(
+            f"  n{r.node} client {r.client} {(r.invoked - start) / 1e9:.4f}-{took} "
+            f"{r.action} -> {r.result} {r.error or ''} handle {r.handle}"
+        )
+    lines.append(
+        f"losses: { {n: [round((t - start) / 1e9, 3) for t in at] for n, at in losses.items()} }"
+    )
+    return "\n".join(lines)
+
+
+def _line(operation: Operation, start: int) -> str:
+    end = "?" if operation.returned is None else f"{(operation.returned - start) / 1e9:.4f}"
+    return f"{(operation.invoked - start) / 1e9:.4f}-{end} {operation.action} -> {operation.result}"
