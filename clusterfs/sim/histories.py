@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from clusterfs.sim.file_models import STRANGER
 from clusterfs.sim.linearizability import Operation
 
+_LATE_NS = 10**9  # a loss may be noted after the operations that it interrupted
+
 Losses = Mapping[int, Sequence[int]]  # of each node: when it was lost
 
 
@@ -107,14 +109,21 @@ def _local_only(read: Record, uncertain: Mapping[int, int], writes: Iterable[Rec
     )
 
 
-def of_names(records: Collection[Record]) -> list[Operation]:
+def of_names(records: Collection[Record], losses: Losses) -> list[Operation]:
     """Return the history of names: actions create, unlink, rename, stat, list.
+
+    Two successes say only that names are as they were asked to be, not who made them so; such a
+    call counts as one of unknown outcome:
+      * of a node that was lost meanwhile: it looked, once it was back, whether it was done;
+      * of a rename, while another client renames the same to the same: Linux looks the two names up
+        one after the other, and does nothing if they lead to one file.
 
     The file that a create made goes by its inode number, if the client learned it; else by the
     number that the client gave the creation, negative. An inode of which nobody knows who made it
     is a STRANGER: any of those.
     """
     made = {r.result for r in records if r.action[0] == "create" and r.succeeded and r.result}
+    renames = [record for record in records if record.action[0] == "rename"]
     found = []
     for record in records:
         kind = record.action[0]
@@ -127,11 +136,27 @@ def of_names(records: Collection[Record]) -> list[Operation]:
             result = STRANGER
         elif kind == "list" and record.succeeded:
             result = frozenset(record.result)
-        if record.succeeded:
+        if record.succeeded and not _maybe_of_another(record, renames, losses):
             found.append(record_as(record, action, result))
         elif kind not in ("stat", "list"):
             found.append(Operation(record.invoked, None, action))
     return found
+
+
+def _maybe_of_another(record: Record, renames: Iterable[Record], losses: Losses) -> bool:
+    """Tell whether what succeeded may have been done by somebody else."""
+    if record.action[0] not in ("unlink", "rename") or not record.result:
+        return False
+    begin, end = record.invoked, record.returned or record.invoked
+    if any(begin <= lost <= end + _LATE_NS for lost in losses.get(record.node, ())):
+        return True
+    return any(
+        other is not record
+        and other.action == record.action
+        and other.invoked <= end
+        and (other.returned is None or other.returned >= begin)
+        for other in renames
+    )
 
 
 def record_as(record: Record, action: tuple[Any, ...], result: Any) -> Operation:

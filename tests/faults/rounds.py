@@ -163,7 +163,9 @@ class Rounds:
             for name in BLOCKS
         }
         verdicts["log"] = check(histories.of_data(of["log"], losses), (), file_models.log)
-        verdicts["tree"] = check(histories.of_names(of["tree"]), frozenset(), file_models.tree)
+        verdicts["tree"] = check(
+            histories.of_names(of["tree"], losses), frozenset(), file_models.tree
+        )
         self.checked += len(verdicts)
         self.undecided += sum(verdict.linearizable is None for verdict in verdicts.values())
         return [

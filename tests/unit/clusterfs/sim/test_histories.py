@@ -1,0 +1,108 @@
+"""From what clients noted to histories: what is certain, what may be lost, what proves nothing."""
+
+from typing import Any
+
+from clusterfs.sim import file_models, histories
+from clusterfs.sim.histories import Losses, Record
+from clusterfs.sim.linearizability import check
+
+NOBODY: Losses = {}
+
+
+def note(node: int, begin: int, end: int | None, *action: Any, **more: Any) -> Record:
+    return Record(node, node * 10, "f", action, begin, end, **more)
+
+
+def data(*records: Record, losses: Losses = NOBODY) -> bool | None:
+    operations = histories.of_data(records, losses)
+    return check(operations, file_models.EMPTY_REGISTER, file_models.register).linearizable
+
+
+def names(*records: Record, losses: Losses = NOBODY) -> bool | None:
+    operations = histories.of_names(records, losses)
+    return check(operations, file_models.EMPTY_TREE, file_models.tree).linearizable
+
+
+WRITE = note(1, 0, 1, "write", 7, handle=3)
+SYNC = note(1, 2, 3, "sync", handle=3)
+OLD = note(2, 20, 21, "read", result=0)
+
+
+def test_a_stale_read_is_a_violation_while_nobody_was_lost() -> None:
+    assert data(WRITE, OLD) is False
+
+
+def test_what_was_not_synced_may_go_with_its_node() -> None:
+    assert data(WRITE, OLD, losses={1: [10]})
+    assert data(WRITE, OLD, losses={2: [10]}) is False
+
+
+def test_what_was_synced_may_not_be_lost() -> None:
+    assert data(WRITE, SYNC, OLD, losses={1: [10]}) is False
+
+
+def test_a_sync_through_another_handle_does_not_count() -> None:
+    assert data(WRITE, SYNC._replace(handle=4), OLD, losses={1: [10]})
+    assert data(WRITE, SYNC._replace(error=5), OLD, losses={1: [10]})
+
+
+def test_what_another_node_has_seen_may_not_be_lost() -> None:
+    seen = note(3, 5, 6, "read", result=7)
+    assert data(WRITE, seen, OLD, losses={1: [10]}) is False
+
+
+def test_what_only_its_own_node_has_seen_may_be_lost() -> None:
+    seen = note(1, 5, 6, "read", result=7)
+    assert data(WRITE, seen, OLD, losses={1: [10]})
+
+
+def test_a_failed_write_may_take_effect_later_or_never() -> None:
+    failed = WRITE._replace(error=5)
+    assert data(failed, OLD)
+    assert data(failed, OLD, note(2, 30, 31, "read", result=7))
+    assert data(failed, note(2, 30, 31, "read", result=7), note(3, 40, 41, "read", result=0)) is (
+        False
+    )
+
+
+def test_beginnings_and_ends_belong_together() -> None:
+    lines = [
+        {"thing": "r", "action": ["write", 1], "at": 1},
+        {"result": 8, "handle": 2, "at": 2},
+        {"thing": "r", "action": ["read"], "at": 3},
+        {"error": 5, "at": 4},
+        {"thing": "r", "action": ["read"], "at": 5},
+    ]
+    first, failed, open_ended = histories.parsed(lines, 1, 10)
+    assert first == Record(1, 10, "r", ("write", 1), 1, 2, 8, None, 2)
+    assert first.succeeded
+    assert not failed.succeeded
+    assert open_ended.returned is None
+
+
+def test_names_of_files_whose_maker_died() -> None:
+    lost = note(1, 0, None, "create", "a/x", 5)
+    assert names(lost, note(2, 10, 11, "stat", "a/x", result=99))
+    assert names(lost, note(2, 10, 11, "stat", "a/x", result=None))
+    assert names(note(2, 10, 11, "stat", "a/x", result=99)) is False
+    assert names(lost, note(2, 10, 11, "stat", "a/y", result=99)) is False
+
+
+MADE = note(1, 0, 1, "create", "a/x", 5, result=99)
+
+
+def test_only_one_of_two_unlinks_succeeds_unless_a_node_was_lost_meanwhile() -> None:
+    unlinks = (
+        note(1, 2, 3, "unlink", "a/x", result=True),
+        note(2, 4, 5, "unlink", "a/x", result=True),
+    )
+    assert names(MADE, *unlinks) is False
+    assert names(MADE, *unlinks, losses={2: [5]})
+
+
+def test_two_clients_may_both_be_told_that_they_renamed_the_same() -> None:
+    one = note(1, 2, 6, "rename", "a/x", "b/x", result=True)
+    two = note(2, 4, 8, "rename", "a/x", "b/x", result=True)
+    assert names(MADE, one, two)
+    assert names(MADE, one, two._replace(invoked=7)) is False
+    assert names(MADE, one, two._replace(action=("rename", "a/x", "b/y"))) is False
