@@ -188,8 +188,15 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time has passed: the deadline that the lockspace named is reached, or a later moment."""
 
 
+class Migrate(msgspec.Struct, frozen=True, gc=False):
+    """Let another member master this root, if we do and it can be moved now."""
+
+    root: bytes
+    target: int
+
+
 class Publish(msgspec.Struct, frozen=True, gc=False):
     """Somebody waits for the directory to know the names made here: tell it now."""
 
 
-Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw | Tick | Publish
+Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw | Tick | Publish | Migrate

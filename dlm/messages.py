@@ -10,37 +10,31 @@ Fields are only ever appended, with defaults: an older node then still reads a n
 """
 
 import enum
-from typing import Annotated, get_args
+from typing import get_args
 
 import msgpack
 import msgspec
 
+from dlm.fields import (
+    Count,
+    Epoch,
+    FlagBits,
+    Kind,
+    LockId,
+    NamePart,
+    NodeId,
+    Owner,
+    Priority,
+    Sequence,
+    State,
+    Story,
+    Term,
+    Thing,
+    Value,
+    Words,
+)
 from dlm.modes import Mode
-
-Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Term = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # epoch << TERM_BITS | number, see below
-NodeId = Annotated[int, msgspec.Meta(ge=1, lt=2**16)]
-LockId = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Sequence = Annotated[int, msgspec.Meta(ge=-(2**62), lt=2**62)]  # place in a queue; 0: in none
-FlagBits = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-NamePart = Annotated[bytes, msgspec.Meta(max_length=256)]
-Value = Annotated[bytes, msgspec.Meta(max_length=4096)]
-Owner = Annotated[str, msgspec.Meta(max_length=1024)]
-Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
-Kind = Annotated[int, msgspec.Meta(ge=0, lt=2**8)]
-Thing = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-State = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-Words = Annotated[str, msgspec.Meta(max_length=2048)]
-Story = Annotated[str, msgspec.Meta(max_length=2**18)]
-
-# A term is handed out by the root's directory node, and is above all earlier ones of that root.
-TERM_BITS = 36
-
-
-def epoch_of(term: int) -> int:
-    """Return the lock epoch in which the term began."""
-    return term >> TERM_BITS
+from dlm.moving import Abandon, Freeze, Frozen, Handover, Move, Noted, Settled
 
 
 class BadMessage(ValueError):
@@ -209,10 +203,13 @@ class Seats(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
 
 
 class Reigns(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
-    """New master to owner: I master these, as of what you told me under `tag`; term 0: nobody."""
+    """New master to owner: I master these, as of what you told under `tag`; term 0: nobody.
+
+    The tag is the epoch in which the owner told its locks, or the term of a Freeze.
+    """
 
     epoch: Epoch
-    tag: Epoch
+    tag: Epoch | Term
     reigns: tuple[Reign, ...]
 
 
@@ -346,6 +343,13 @@ Message = (
     | Claim
     | Claimed
     | Verify
+    | Freeze
+    | Frozen
+    | Handover
+    | Settled
+    | Move
+    | Noted
+    | Abandon
 )
 
 # By tag: msgspec prepares a struct once, but a union at every call.

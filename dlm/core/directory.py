@@ -29,6 +29,7 @@ from dlm.messages import (
     Seat,
     Verify,
 )
+from dlm.moving import Move, Noted
 
 _VERIFY_PAGE = 500
 
@@ -166,6 +167,23 @@ class Directory:
         here = self._here
         self.told(Seat(root, term, here.me, here.incarnation))
 
+    def move(self, sender: int, message: Move) -> None:
+        """Forget a former master, whose successor may have told us of itself already, or not yet.
+
+        It may even have had the tree removed since: then it is to say so again.
+        """
+        here, root = self._here, message.root
+        if here.directory_of(root) != here.me:
+            return  # the sender learns of it, and tells the right one
+        entry = self.entries.get(root)
+        if entry is not None and entry.term < message.term:
+            seat = Seat(root, message.term, message.target, message.incarnation)
+            self._note(root, seat)
+            if here.alive(message.target, message.incarnation):
+                here.send(message.target, Verify(here.epoch, (Reign(root, message.term),)))
+            self.retry(root)
+        here.send(sender, Noted(here.epoch, root, message.term))
+
     def remove(self, sender: int, message: Remove) -> None:
         """Forget an entry unless a forward is still on its way to the master."""
         here, root = self._here, message.root
@@ -257,6 +275,7 @@ class Directory:
 
     def _note(self, root: bytes, seat: Seat) -> None:
         here = self._here
+        here.term = max(here.term, seat.term)  # a master may have made it
         start = (seat.master, seat.incarnation)
         self.entries[root] = Entry(start, seat.term, here.epoch)
 

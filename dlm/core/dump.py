@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.master_copy import Copy
-from dlm.core.mastery import Tree
 from dlm.core.resource import Resource
+from dlm.core.tree import Tree
 from dlm.events import Lock
 from dlm.modes import Mode
 

@@ -10,10 +10,12 @@ Invariants: those of Mastery and Ownership, see `validate`.
 from collections.abc import Callable
 from typing import Any
 
+from dlm.core.affinity import Affinity
 from dlm.core.deadlock import Detector
 from dlm.core.directory import Directory
 from dlm.core.lock_waits import LockWaits
 from dlm.core.mastery import Mastery
+from dlm.core.migration import Migration
 from dlm.core.ownership import Ownership
 from dlm.core.recovery import Recovery
 from dlm.core.situation import NEVER, Situation
@@ -27,12 +29,14 @@ from dlm.events import (
     Enter,
     Event,
     Lose,
+    Migrate,
     Publish,
     Received,
     Release,
     Tick,
     Withdraw,
 )
+from dlm.fields import TERM_BITS, epoch_of
 from dlm.messages import (
     Blocking,
     Cancel,
@@ -57,8 +61,8 @@ from dlm.messages import (
     Status,
     Unlock,
     Verify,
-    epoch_of,
 )
+from dlm.moving import Abandon, Freeze, Frozen, Handover, Move, Noted, Settled
 
 _OF_A_TERM = (
     Granted,
@@ -69,6 +73,11 @@ _OF_A_TERM = (
     Demote,
     Unlock,
     Cancel,
+    Freeze,
+    Frozen,
+    Handover,
+    Settled,
+    Abandon,
 )
 
 
@@ -82,6 +91,8 @@ class LockspaceCore:
         self.ownership = owned = Ownership(here, mastery)
         self.succession = succession = Succession(here, owned)
         self.recovery = recovery = Recovery(here, directory, mastery, owned, succession)
+        self.migration = migration = Migration(here, mastery, recovery)
+        self.affinity = Affinity(here, mastery, migration)
         self.detector = detector = Detector(here, {LOCK: LockWaits(here, mastery, owned)})
         self.lost = False
         self._early: list[tuple[int, Message]] = []  # of epochs that we have not entered yet
@@ -93,6 +104,7 @@ class LockspaceCore:
             Withdraw: owned.withdraw,
             Tick: self._tick,
             Publish: self._publish,
+            Migrate: self._migrate,
             Enter: self._enter,
             Lose: self._lose,
         }
@@ -118,6 +130,13 @@ class LockspaceCore:
             Probe: detector.probe,
             Chase: detector.chase,
             Confirm: detector.confirm,
+            Freeze: succession.freeze,
+            Frozen: migration.frozen,
+            Handover: migration.handover,
+            Settled: migration.settled,
+            Move: directory.move,
+            Noted: migration.noted,
+            Abandon: migration.abandon,
         }
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -150,6 +169,8 @@ class LockspaceCore:
         self.ownership.validate()
         if not self.here.frozen:
             self.mastery.validate()
+            self.migration.validate()
+            self.affinity.validate()
 
     def _received(self, event: Received) -> None:
         if not self.lost:
@@ -178,6 +199,7 @@ class LockspaceCore:
         first, here.leaving, here.frozen = here.frozen, dict(event.leaving), False
         self.directory.enter(skipped=skipped)
         self.mastery.enter(skipped=skipped)
+        self.migration.enter()
         if lost:
             self.mastery.left(lost)
         self.ownership.part()
@@ -214,17 +236,24 @@ class LockspaceCore:
         self.mastery.claims.tick()
         self.ownership.holding.tick()
         self.mastery.tick()
+        self.affinity.tick()
         self.detector.tick()
 
     def _publish(self, _event: Publish) -> None:
         if not self.lost:
             self.mastery.claims.flush()
 
+    def _migrate(self, event: Migrate) -> None:
+        if not self.lost:
+            self.migration.start(event.root, event.target)
+
     def _lose(self, _event: Lose) -> None:
         self.lost = self.here.frozen = True
         self.ownership.lose()
         self._early.clear()
         self.recovery.lose()
+        self.migration.lose()
+        self.affinity.lose()
         self.mastery.clear()
         self.directory.clear()
 
@@ -234,5 +263,5 @@ def _epoch(message: Message) -> int:
     if isinstance(message, _OF_A_TERM):
         return epoch_of(message.term)
     if isinstance(message, Locks | Reigns):
-        return message.tag
+        return message.tag if message.tag < 1 << TERM_BITS else epoch_of(message.tag)
     return message.epoch

@@ -18,10 +18,13 @@ from collections import deque
 from collections.abc import Iterator
 
 from dlm.core.claims import Claims
+from dlm.core.departure import Departure
 from dlm.core.directory import Directory, routed
 from dlm.core.master_copy import LVB_FLAGS, Copy
 from dlm.core.resource import Resource
 from dlm.core.situation import Situation
+from dlm.core.traffic import Traffic
+from dlm.core.tree import Tree
 from dlm.events import Name
 from dlm.messages import (
     Cancel,
@@ -39,27 +42,6 @@ KEEP_S = 1.0  # how long a tree without locks stays
 _PATIENCE_S = 0.01  # and how much longer while the directory has not acknowledged it
 
 
-class Tree:
-    """A root mastered here."""
-
-    __slots__ = ("directory", "removing", "resources", "root", "term", "thawing", "told")
-
-    def __init__(self, root: bytes, term: int) -> None:
-        self.root = root
-        self.term = term
-        self.resources: dict[bytes, Resource] = {}  # by leaf; only those with locks
-        self.removing = False
-        self.thawing = False  # rebuilt, and not all of its queues have been looked at
-        self.directory = (0, 0)  # the start of the directory node that knows of us
-        self.told = 0  # in this epoch
-
-    def reign(self, term: int) -> None:
-        """Begin the term."""
-        self.term = term
-        for resource in self.resources.values():
-            resource.term = term
-
-
 class Mastery:
     """The trees mastered here."""
 
@@ -68,9 +50,12 @@ class Mastery:
         self._directory = directory
         self.claims = Claims(here)
         self.keep_s = KEEP_S
+        self.leaving = False
+        self.traffic = Traffic()
         self.idle: dict[bytes, float] = {}  # trees without locks, and when to give them up
         self.trees: dict[bytes, Tree] = {}
         self.copies: dict[tuple[int, int], Copy] = {}  # by (node, lock)
+        self.departures: dict[bytes, Departure] = {}  # trees that are frozen, or already away
         self._seen: dict[tuple[int, int], int] = {}  # forwarded requests, by start of a node
         self._last: dict[tuple[int, int], list[Copy]] = {}  # held by those that are leaving
         self._dead: deque[Copy] = deque()  # to be dropped
@@ -79,13 +64,19 @@ class Mastery:
     def masters(self, root: bytes) -> bool:
         """Tell whether a local request for `root` may be served here without asking anybody."""
         tree = self.trees.get(root)
-        return tree is not None and not tree.removing
+        return tree is not None and not tree.removing and root not in self.departures
 
     def request(self, sender: int, request: Request) -> None:
         """Serve a request, as directory node or as master."""
         here = self._here
         if request.route is Route.ASK or request.route is Route.UNMADE:
             self._directory.ask(request)
+            return
+        if request.route is Route.FORWARDED:
+            start = (sender, here.members[sender])
+            self._seen[start] = self._seen.get(start, 0) + 1
+        if self.departures and (departure := self.departures.get(request.root)) is not None:
+            departure.take(here, request)
             return
         tree = self.trees.get(request.root)
         if request.route is Route.MAKER and (tree is None or tree.removing):
@@ -105,10 +96,9 @@ class Mastery:
         self.serve(tree, request)
 
     def _forwarded(self, sender: int, request: Request, tree: Tree | None) -> Tree | None:
-        """Count the request; return the tree, which the directory node's word may bring to life."""
+        """Return the tree, which the directory node's word may bring to life."""
         here, root = self._here, request.root
         start = (sender, here.members[sender])
-        self._seen[start] = self._seen.get(start, 0) + 1
         binding = request.epoch == here.epoch and sender == here.directory_of(root)
         if tree is None:
             if not binding:
@@ -133,6 +123,8 @@ class Mastery:
         copy = Copy(request.origin, request.lock, resource, request.owner)
         copy.requested, copy.flags, copy.since_s = request.mode, request.flags, here.now_s
         copy.uses_lvb = bool(request.flags & LVB_FLAGS)
+        if self.traffic.counting:
+            self.traffic.note(request.root, request.origin, here)
         resource.request(copy, here.send)
         if copy.granted is not None or copy.sequence:
             self.copies[key] = copy
@@ -142,27 +134,37 @@ class Mastery:
     def convert(self, sender: int, message: Convert) -> None:
         """Change a lock's mode, with an answer."""
         copy = self._copy(sender, message.lock, message.term)
-        if copy is not None:
+        if copy is not None and not self._is_frozen(copy):  # else it is asked for again
             copy.since_s = self._here.now_s
+            if self.traffic.counting:
+                self.traffic.note(copy.resource.name.root, sender, self._here)
             copy.resource.convert(copy, message.mode, message.flags, message.lvb, self._here.send)
 
     def demote(self, sender: int, message: Demote) -> None:
         """Note that a lock has become weaker."""
         copy = self._copy(sender, message.lock, message.term)
-        if copy is not None:
+        if copy is None:
+            return
+        if self._is_frozen(copy):
+            copy.resource.weaken(copy, message.mode, message.flags, message.lvb)
+        else:
             copy.resource.demote(copy, message.mode, message.flags, message.lvb, self._here.send)
 
     def unlock(self, sender: int, message: Unlock) -> None:
         """Note that a lock is gone."""
         copy = self._copy(sender, message.lock, message.term)
-        if copy is not None:
+        if copy is None:
+            return
+        if self._is_frozen(copy):
+            copy.resource.drop(copy, message.flags, message.lvb)
+        else:
             copy.resource.unlock(copy, message.flags, message.lvb, self._here.send)
-            self._drop(sender, copy)
+        self._drop(sender, copy)
 
     def cancel(self, sender: int, message: Cancel) -> None:
         """Take back a waiting request or conversion; one that has been answered stays as it is."""
         copy = self.copies.get((sender, message.lock))
-        if copy is None or copy.resource.term != message.term:
+        if copy is None or copy.resource.term != message.term or self._is_frozen(copy):
             return
         if copy.resource.cancel(copy, self._here.send):
             self._drop(sender, copy)
@@ -182,10 +184,17 @@ class Mastery:
         """Return the tree of which the directory node has just made us the master."""
         here = self._here
         assert root not in self.trees, root
+        self.return_to(root)
         tree = self.trees[root] = Tree(root, term)
         node = here.directory_of(root)
         tree.directory, tree.told = (node, here.members[node]), here.epoch
         return tree
+
+    def return_to(self, root: bytes) -> None:
+        """Forget that the tree went away: we are its master again."""
+        departure = self.departures.pop(root, None)
+        for request in departure.held if departure is not None else ():
+            self._here.send(self._here.me, request)
 
     def make(self, root: bytes) -> Tree:
         """Return the tree of a root that is new: mastered here without asking anybody."""
@@ -209,17 +218,23 @@ class Mastery:
             if due_s > self._here.now_s:
                 self._here.wake(due_s)
                 return
-            if self.claims.is_pending(root):
-                self.idle[root] = self.idle.pop(root) + _PATIENCE_S
-                self._here.wake(due_s + _PATIENCE_S)
+            if patience_s := self._patience_s(root):
+                self.idle[root] = self.idle.pop(root) + patience_s
+                self._here.wake(due_s + patience_s)
                 continue
             del self.idle[root]
             self._begin_removal(self.trees[root])
 
+    def leave(self) -> None:
+        """Keep no trees without locks any more."""
+        self.leaving, self.keep_s = True, 0.0
+        self.idle = dict.fromkeys(self.idle, self._here.now_s)
+        self._here.wake(self._here.now_s)
+
     def verify(self, sender: int, message: Verify) -> None:
         """Ask the directory node to remove what we do not master."""
         for root, term in ((reign.root, reign.term) for reign in message.reigns):
-            if root not in self.trees:
+            if root not in self.trees and root not in self.departures:
                 self.disown(sender, root, term)
 
     def disown(self, node: int, root: bytes, term: int) -> None:
@@ -245,22 +260,25 @@ class Mastery:
 
     def left(self, starts: dict[int, int]) -> None:
         """These starts of nodes are no members any more, or are leaving."""
-        here = self._here
         for key, copy in tuple(self.copies.items()):
             if copy.node not in starts:
                 continue
             del self.copies[key]
-            start = (copy.node, starts[copy.node])
-            copy.node = -copy.node  # nobody is told anything, and no later start is taken for it
-            if copy.requested is not None:
-                copy.resource.stop_waiting(copy)
-                self._freed.append(copy.resource)
-            if copy.granted is None:
-                continue
-            if here.gone(*start):
-                self._dead.append(copy)
-            else:
-                self._last.setdefault(start, []).append(copy)
+            self.orphan(copy, starts[copy.node])
+
+    def orphan(self, copy: Copy, incarnation: int) -> None:
+        """The owner of this copy is no member any more, or is leaving."""
+        start = (copy.node, incarnation)
+        copy.node = -copy.node  # nobody is told anything, and no later start is taken for it
+        if copy.requested is not None:
+            copy.resource.stop_waiting(copy)
+            self._freed.append(copy.resource)
+        if copy.granted is None:
+            return
+        if self._here.gone(*start):
+            self._dead.append(copy)
+        else:
+            self._last.setdefault(start, []).append(copy)
 
     def bury(self) -> Iterator[None]:
         """Drop what the dead held, step by step, and let those go on who waited for it."""
@@ -274,20 +292,30 @@ class Mastery:
             yield
 
     def install(self, tree: Tree) -> None:
-        """Take in a tree that has been rebuilt; `thaw` lets it go."""
+        """Take in a tree that has been rebuilt or has moved here; `thaw` lets it go."""
         assert tree.root not in self.trees or not self.trees[tree.root].resources
+        self.return_to(tree.root)
         self.trees[tree.root] = tree
         self.idle.pop(tree.root, None)
         tree.thawing = True
         for resource in tree.resources.values():
             for copy in resource.copies():
-                self.copies[copy.node, copy.lock] = copy
+                if copy.node > 0:
+                    self.copies[copy.node, copy.lock] = copy
 
-    def thaw(self, tree: Tree) -> Iterator[None]:
-        """Grant what can be, step by step."""
+    def part_with(self, tree: Tree) -> None:
+        """Forget a tree that another node masters from now on."""
+        del self.trees[tree.root]
+        self.idle.pop(tree.root, None)
+        for resource in tree.resources.values():
+            for copy in resource.copies():
+                del self.copies[copy.node, copy.lock]
+
+    def thaw(self, tree: Tree, *, recover: bool) -> Iterator[None]:
+        """Grant what can be, step by step; `recover` as for Resource.settle."""
         for leaf, resource in tuple(tree.resources.items()):
             if tree.resources.get(leaf) is resource:
-                resource.settle(self._here.send, recover=True)
+                resource.settle(self._here.send, recover=recover)
             yield
         tree.thawing = False
 
@@ -316,6 +344,7 @@ class Mastery:
         self.trees.clear()
         self.idle.clear()
         self.copies.clear()
+        self.departures.clear()
         self._last.clear()
         self._dead.clear()
         self._freed.clear()
@@ -334,8 +363,9 @@ class Mastery:
             for leaf, resource in tree.resources.items():
                 assert resource.name == (root, leaf)
                 assert resource.term == tree.term
-                assert not resource.empty
-                resource.validate(settled=not tree.thawing and not self.burying)
+                assert not resource.empty or self.burying
+                settled = not (tree.thawing or self.burying or root in self.departures)
+                resource.validate(settled=settled)
                 for copy in resource.copies():
                     if copy.node > 0:
                         seen += 1
@@ -351,10 +381,20 @@ class Mastery:
             return None
         return copy
 
+    def _is_frozen(self, copy: Copy) -> bool:
+        """Tell whether its tree grants nothing, as it is about to move."""
+        return bool(self.departures) and copy.resource.name.root in self.departures
+
     def _drop(self, sender: int, copy: Copy) -> None:
         del self.copies[sender, copy.lock]
         if copy.resource.empty:
             self._forget(copy.resource)
+
+    def _patience_s(self, root: bytes) -> float:
+        """Return for how long a tree without locks must stay all the same."""
+        if self.claims.is_pending(root) or root in self.departures:
+            return _PATIENCE_S
+        return KEEP_S if self.trees[root].pinned and not self.leaving else 0.0
 
     def _look_at(self, resource: Resource) -> None:
         """Settle the resource, if it is still there; forget it if it has become empty."""
@@ -363,7 +403,7 @@ class Mastery:
             return
         if resource.empty:
             self._forget(resource)
-        else:
+        elif resource.name.root not in self.departures:
             resource.settle(self._here.send)
 
     def _forget(self, resource: Resource) -> None:

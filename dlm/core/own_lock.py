@@ -17,7 +17,7 @@ _LVB = _VALBLK | _IVVALBLK
 class Root:
     """A root under which we have locks, and who masters it."""
 
-    __slots__ = ("early", "incarnation", "locks", "log", "marks", "master", "term")
+    __slots__ = ("early", "incarnation", "locks", "log", "marks", "master", "moving", "term")
 
     def __init__(self, master: int, incarnation: int, term: int) -> None:
         self.master = master
@@ -27,6 +27,7 @@ class Root:
         self.marks: dict[int, int] = {}  # where the log began when we told our locks, by tag
         self.log: list[Demote | Unlock] = []  # done since we first told our locks to anybody
         self.early: list[tuple[int, Answer]] = []  # of a term to come
+        self.moving: tuple[int, int] | None = None  # to this start of a node; until it reigns
 
 
 def settled(lock: Lock) -> Mode:

@@ -418,7 +418,7 @@ class Ownership:
             root.log.append(message)
 
     def _is_frozen(self, root: Root) -> bool:
-        return not self._here.alive(root.master, root.incarnation)
+        return root.moving is not None or not self._here.alive(root.master, root.incarnation)
 
     def _is_of_present_term(self, lock: Lock, sender: int, message: Answer) -> bool:
         """Tell whether the master's word counts; one of a term to come is kept for it."""

@@ -19,11 +19,13 @@ from collections import deque
 from collections.abc import Iterator
 
 from dlm.core.directory import Directory
-from dlm.core.mastery import Mastery, Tree
+from dlm.core.mastery import Mastery
+from dlm.core.own_lock import Root
 from dlm.core.ownership import Ownership
 from dlm.core.rebuild import rebuild
 from dlm.core.situation import Situation
 from dlm.core.succession import Succession
+from dlm.core.tree import Tree
 from dlm.events import Name
 from dlm.messages import Locks, Record, Reign, Reigns, Seat, Seats
 
@@ -121,6 +123,11 @@ class Recovery:
         return {"pages": sorted(self._missing), "leaving": sorted(self._here.leaving)}
 
     @property
+    def telling(self) -> bool:
+        """Some directory node may not have been told of the trees mastered here."""
+        return bool(self._jobs)
+
+    @property
     def busy(self) -> bool:
         """Something of the last change of members is still to be done here."""
         return bool(self._missing or self._jobs or self._chores or self._orphans)
@@ -176,7 +183,7 @@ class Recovery:
             yield
             if owned.roots.get(root) is not known:
                 continue
-            if not here.gone(known.master, known.incarnation):
+            if not self._is_lost(known):
                 continue
             page = pages[here.directory_of(root)]
             self._succession.mark(root, here.epoch)
@@ -186,6 +193,13 @@ class Recovery:
                 yield
         for page in pages.values():
             page.flush()
+
+    def _is_lost(self, known: Root) -> bool:
+        """Tell whether its master is gone, or who was to be it."""
+        here = self._here
+        if known.moving is not None and here.gone(*known.moving):
+            return True
+        return here.gone(known.master, known.incarnation)
 
     # -- rebuilding ------------------------------------------------------------------------------
 
@@ -241,7 +255,7 @@ class Recovery:
         confirmed.clear()
         for tree in ready:
             if tree.resources:
-                self.add_chore(self._mastery.thaw(tree))
+                self.add_chore(self._mastery.thaw(tree, recover=True))
             self._directory.retry(tree.root)
         ready.clear()
 

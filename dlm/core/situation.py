@@ -12,7 +12,8 @@ from xxhash import xxh3_64_intdigest
 from dlm.core.resource import Resource
 from dlm.core.waits import Waits
 from dlm.effects import Effect, Send
-from dlm.messages import TERM_BITS, Message
+from dlm.fields import TERM_BITS
+from dlm.messages import Message
 
 NEVER = float("inf")
 

@@ -12,6 +12,7 @@ from dlm.core.situation import Situation
 from dlm.events import Lock
 from dlm.messages import Demote, Message, Record, Reign, Reigns, Unlock
 from dlm.modes import Flags
+from dlm.moving import Freeze, Frozen
 
 _CONVDEADLK = int(Flags.CONVDEADLK)
 
@@ -39,6 +40,19 @@ class Succession:
             if lock.id in locks:
                 yield record(lock)
 
+    def freeze(self, sender: int, message: Freeze) -> None:
+        """Say nothing more under this root until somebody reigns again.
+
+        We do not consent if the one to come is lost already: no view to come would make us tell our
+        locks because of that.
+        """
+        here, known = self._here, self._owned.roots.get(message.root)
+        target = message.target, message.incarnation
+        if known is not None and known.term == message.former:
+            known.moving = target
+            self.mark(message.root, message.term)
+        here.send(sender, Frozen(message.term, message.root, here.alive(*target)))
+
     def reigns(self, sender: int, message: Reigns) -> None:
         """Go on under the new masters of these roots."""
         resumed: set[bytes] = set()
@@ -55,11 +69,11 @@ class Succession:
 
     def _begin_reign(self, known: Root, sender: int, tag: int, reign: Reign) -> None:
         here = self._here
-        assert reign.term > known.term or not reign.term
+        assert reign.term >= known.term or not reign.term
         assert reign.term or not known.locks
         done = known.log[known.marks[tag] :]
         known.master, known.incarnation = sender, here.members[sender]
-        known.term = reign.term
+        known.term, known.moving = reign.term, None
         known.marks.clear()
         known.log.clear()
         for message in done:

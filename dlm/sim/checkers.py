@@ -38,6 +38,8 @@ class Checker:
             core = machine.core
             _require(not core.here.frozen, "never entered a view", machine.node)
             _require(not core.recovery.busy, "a recovery never ended", core.recovery.awaited())
+            _require(not core.mastery.departures, "never forgotten", core.mastery.departures)
+            _require(not core.migration.arriving, "never arrived", core.migration.arriving)
             _require(not core.directory.held, "a request never found its master", machine.node)
             _require(
                 not core.ownership.pending, "never answered", machine.node, core.ownership.pending

@@ -34,6 +34,7 @@ class Faults(msgspec.Struct, frozen=True):
     crash_interval_s: float = 0.1  # between two crashes or removals; infinite: none
     second_crash_probability: float = 0.3  # soon after another one, so during its recovery
     removal_probability: float = 0.3  # of being removed alive instead of crashing
+    migration_interval_s: float = NEVER  # between two trees that are to move
 
 
 def some_faults(dice: random.Random) -> Faults:
@@ -82,6 +83,23 @@ def circumstances(machine: "Machine", machines: "Iterable[Machine]") -> Iterator
         yield "while trees are thawing"
     if any(root.marks for core in everybody for root in core.ownership.roots.values()):
         yield "while trees are without a master"
+    yield from _moves(machine, machines)
+
+
+def _moves(machine: "Machine", machines: "Iterable[Machine]") -> Iterator[str]:
+    """Yield what this machine has to do with trees that are on their way."""
+    me = machine.node, machine.incarnation
+    for other in machines:
+        for root, departure in other.core.mastery.departures.items():
+            step = "that is handed over" if departure.away else "that is frozen"
+            if other is machine:
+                yield f"the source of a tree {step}"
+            elif departure.target == me:
+                yield f"the target of a tree {step}"
+            elif me in departure.owners:
+                yield f"an owner in a tree {step}"
+            if other.core.here.directory_of(root) == machine.node:
+                yield f"the directory node of a tree {step}"
 
 
 CIRCUMSTANCES: Final = (
@@ -93,6 +111,11 @@ CIRCUMSTANCES: Final = (
     "while another one is leaving",
     "while the directory is told",
     "while trees are without a master",
+)
+MOVES: Final = tuple(
+    f"{who} a tree that is {step}"
+    for who in ("the source of", "the target of", "an owner in", "the directory node of")
+    for step in ("frozen", "handed over")
 )
 KINDS: Final = ("crash", "cut off", "mute", "deaf", "removed alive", "pause", "partition", "join")
 

@@ -51,17 +51,20 @@ def simulate(  # noqa: PLR0913  all but the seed is for tests of one thing
     return outcome if outcome.violation is None else _run(settings, tracing=True)
 
 
-def short_life(seed: int) -> Outcome:
+def short_life(seed: int, *, migrations: bool = False) -> Outcome:
     """Run a short life of 3 to 9 nodes with faults of every kind; what the users do is by the seed.
 
     Most seeds have users of one lock, every tenth those that get into deadlocks, half of them by
-    the rules of o2dlm.
+    the rules of o2dlm. With `migrations` trees move all the time.
     """
-    faults, nodes = all_faults(seed), 3 + seed % 7
+    faults, nodes, calm_s = all_faults(seed), 3 + seed % 7, 0.05
+    if migrations:
+        often_s = random.Random(~seed).choice((0.0005, 0.002, 0.01))
+        faults = msgspec.structs.replace(faults, migration_interval_s=often_s)
     if seed % 10:
-        return simulate(seed, nodes, 0.15, faults, calm_s=0.05)
+        return simulate(seed, nodes, 0.15, faults, calm_s=calm_s)
     rules = OvertakingResource if seed % 20 else Resource
-    return simulate(seed, nodes, 0.1, faults, calm_s=0.05, transactions=True, rules=rules)
+    return simulate(seed, nodes, 0.1, faults, calm_s=calm_s, transactions=True, rules=rules)
 
 
 class _Settings(NamedTuple):

@@ -6,13 +6,14 @@ a survivor holds the lock in more than CR and knows the last value. A sequence n
 has seen never goes back while that lock lives.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from dlm.events import Lock, Name
 from dlm.modes import Mode
 
 if TYPE_CHECKING:
+    from dlm.core.tree import Tree
     from dlm.sim.world import Machine
 
 SETTLED_S: Final = 0.5  # after a death: whatever it causes has been caused
@@ -33,6 +34,7 @@ class Values:
         self._holders: dict[int, set[Name]] = {}  # who surely may
         self._masters: dict[int, set[Name]] = {}
         self._strong: dict[int, set[Name]] = {}  # of which each has the last value
+        self._sent: dict[Name, int] = {}  # on the way to that start of a node, with their tree
         self._unsettled: dict[Name, float] = {}  # their master died, at that time
         self._sequences: dict[tuple[int, int], int] = {}  # by incarnation and lock
 
@@ -43,6 +45,7 @@ class Values:
         if acted.incarnation in alive and not acted.core.lost:
             self._nodes[acted.incarnation] = acted.node
             self._strong[acted.incarnation] = self._look_at(acted.incarnation, acted)
+        self._look_for_lost_trees(alive)
         gone = {i for i in self._writers if i not in alive or alive[i].core.lost}
         for incarnation in gone:
             self._bury(incarnation)
@@ -103,11 +106,24 @@ class Values:
             self._sequences[key] = lock.known_sequence
         self._writers[incarnation], self._holders[incarnation] = writers, holders
         self._masters[incarnation] = {
-            resource.name
-            for tree in machine.core.mastery.trees.values()
-            for resource in tree.resources.values()
+            resource.name for tree in _trees(machine) for resource in tree.resources.values()
         }
         return strong
+
+    def _look_for_lost_trees(self, alive: "dict[int, Machine]") -> None:
+        """A tree that was sent to somebody who is dead has lost its master."""
+        for machine in alive.values():
+            for departure in machine.core.mastery.departures.values():
+                if departure.away and not departure.settled:
+                    for resource in departure.tree.resources.values():
+                        self._sent[resource.name] = departure.target[1]
+        for name, incarnation in tuple(self._sent.items()):
+            target = alive.get(incarnation)
+            if target is None or target.core.lost or target.cut:
+                self._unsettled[name] = self._now_s
+                del self._sent[name]
+            elif name.root in target.core.mastery.trees:
+                del self._sent[name]
 
     def _bury(self, incarnation: int) -> None:
         for name in self._writers.pop(incarnation):
@@ -119,7 +135,7 @@ class Values:
 
     def _doubt_what_it_held(self, dead: int, master: "Machine") -> None:
         """What the dead one gave up may be unknown to the master for ever."""
-        for tree in master.core.mastery.trees.values():
+        for tree in _trees(master):
             for resource in tree.resources.values():
                 strongest = [
                     max(copy.granted or 0, copy.requested or 0)
@@ -128,3 +144,11 @@ class Values:
                 ]
                 if max(strongest, default=0) >= Mode.PW:
                     self._doubts[resource.name] = self._now_s
+
+
+def _trees(machine: "Machine") -> "Iterator[Tree]":
+    """Yield the trees that this machine masters, and those that it has sent but not got rid of."""
+    yield from machine.core.mastery.trees.values()
+    for departure in machine.core.mastery.departures.values():
+        if departure.away:
+            yield departure.tree

@@ -138,7 +138,22 @@ class WaitGraph:
         if master is None or master.core.here.frozen or machine.core.here.frozen:
             return None
         copy = master.core.mastery.copies.get((machine.node, lock.id))
+        if copy is None and root is not None and root.moving is not None:
+            copy = self._on_its_way(machine, lock, master, root.moving[0])
         return copy if copy is not None and copy.requested is not None else None
+
+    def _on_its_way(
+        self, machine: "Machine", lock: Lock, source: "Machine", target: int
+    ) -> Copy | None:
+        """Return the wait as the next master knows it, or as the last one has sent it."""
+        key = machine.node, lock.id
+        taker = self.machines.get(target)
+        if taker is not None and key in taker.core.mastery.copies:
+            return taker.core.mastery.copies[key]
+        departure = source.core.mastery.departures.get(lock.name.root)
+        resource = None if departure is None else departure.tree.resources.get(lock.name.leaf)
+        copies = () if resource is None else resource.copies()
+        return next((copy for copy in copies if (copy.node, copy.lock) == key), None)
 
     def _waits_of_holders(self, copy: Copy) -> Iterator[Node]:
         home, lock = self._home(copy)

@@ -18,8 +18,9 @@ from dlm.core.lockspace import LockspaceCore
 from dlm.core.mastery import KEEP_S
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import LockError
-from dlm.events import Enter, Event, Lose, Received, Tick
-from dlm.messages import Epoch, decode, encode
+from dlm.events import Enter, Event, Lose, Migrate, Received, Tick
+from dlm.fields import Epoch
+from dlm.messages import decode, encode
 from dlm.sim.checkers import Checker
 from dlm.sim.faults import NEVER, Faults, circumstances
 
@@ -103,6 +104,8 @@ class World:
             self.after(self.around(self.faults.pause_interval_s), self._pause)
         if self.faults.split_interval_s != NEVER:
             self.after(self.around(self.faults.split_interval_s), self._split)
+        if self.faults.migration_interval_s != NEVER:
+            self._migrate()
 
     def run(self, until_s: float) -> None:
         """Run events in time order until none is left or `until_s` is reached."""
@@ -141,6 +144,8 @@ class World:
             return False
         for effect in effects:
             self._carry_out(machine, effect)
+        self.met["tree moved"] += machine.core.migration.taken
+        machine.core.migration.taken = 0
         machine.core.validate()
         assert not machine.core.here.misdirected, "no correct peer sends that"
         self.checker.after_event(list(self.machines.values()), machine, self.now_s)
@@ -298,6 +303,23 @@ class World:
 
     def _splits(self, one: int, other: int) -> bool:
         return (one in self._apart) != (other in self._apart)
+
+    def _migrate(self) -> None:
+        """Let some tree move to some other member."""
+        if self.quiet:
+            return
+        roots = [
+            (node, root)
+            for node, machine in sorted(self.machines.items())
+            for root, tree in machine.core.mastery.trees.items()
+            if tree.resources and not machine.cut
+        ]
+        if roots:
+            node, root = self.random.choice(roots)
+            machine = self.machines[node]
+            target = self.random.choice(list(machine.core.here.members))
+            self.act(machine, Migrate(root, target))
+        self.after(self.around(self.faults.migration_interval_s), self._migrate)
 
     def _schedule_fault(self) -> None:
         if self.faults.crash_interval_s != NEVER:

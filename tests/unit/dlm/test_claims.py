@@ -9,8 +9,8 @@ from dlm.core.situation import directory_among
 from dlm.effects import Complete, Effect, Notify, Send
 from dlm.errors import LockBusy
 from dlm.events import Acquire, Change, Enter, Event, Lock, Name, Received, Release, Tick
+from dlm.fields import TERM_BITS
 from dlm.messages import (
-    TERM_BITS,
     Claim,
     Claimed,
     Mastered,
