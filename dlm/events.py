@@ -195,8 +195,36 @@ class Migrate(msgspec.Struct, frozen=True, gc=False):
     target: int
 
 
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """By command: send this root, which is mastered here, to a member, now or when it can go.
+
+    With `pin`, keep it there as well; on node 0: nowhere, and it goes by its use again.
+    """
+
+    root: bytes
+    target: int
+    pin: bool
+
+
+class Depart(msgspec.Struct, frozen=True, gc=False):
+    """This node is about to leave: let others master what they use here."""
+
+
 class Publish(msgspec.Struct, frozen=True, gc=False):
     """Somebody waits for the directory to know the names made here: tell it now."""
 
 
-Event = Enter | Lose | Received | Acquire | Change | Release | Withdraw | Tick | Publish | Migrate
+Event = (
+    Enter
+    | Lose
+    | Received
+    | Acquire
+    | Change
+    | Release
+    | Withdraw
+    | Tick
+    | Publish
+    | Migrate
+    | Place
+    | Depart
+)

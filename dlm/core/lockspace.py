@@ -26,10 +26,12 @@ from dlm.errors import LockLost
 from dlm.events import (
     Acquire,
     Change,
+    Depart,
     Enter,
     Event,
     Lose,
     Migrate,
+    Place,
     Publish,
     Received,
     Release,
@@ -105,6 +107,8 @@ class LockspaceCore:
             Tick: self._tick,
             Publish: self._publish,
             Migrate: self._migrate,
+            Place: self._place,
+            Depart: self._depart,
             Enter: self._enter,
             Lose: self._lose,
         }
@@ -246,6 +250,18 @@ class LockspaceCore:
     def _migrate(self, event: Migrate) -> None:
         if not self.lost:
             self.migration.start(event.root, event.target)
+
+    def _place(self, event: Place) -> None:
+        if self.lost or event.root not in self.mastery.trees:
+            return
+        if event.pin:
+            self.affinity.pin(event.root, event.target)
+        else:
+            self.affinity.wish(event.root, event.target)
+
+    def _depart(self, _event: Depart) -> None:
+        if not self.lost:
+            self.affinity.leave()
 
     def _lose(self, _event: Lose) -> None:
         self.lost = self.here.frozen = True

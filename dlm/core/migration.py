@@ -125,6 +125,8 @@ class Migration:
         here, tree, term = self._here, departure.tree, departure.term
         worths: list[Worth] = []
         page: list[Carried] = []
+        if self._mastery.departures.get(tree.root) is not departure:
+            return  # before the first step
         for leaf, resource in tree.resources.items():
             worths.append(Worth(leaf, resource.lvb, resource.lvb_sequence, resource.lvb_valid))
             for copy in resource.copies():

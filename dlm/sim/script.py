@@ -12,6 +12,7 @@
     crash n1                    stop a node; what it sent and nobody received is lost
     start n1                    start a node (again), with no view yet
     view                        tell all nodes who is alive
+    move n1 a n2                let the master of a root hand its tree to another node
     wait SECONDS                let time pass on all nodes
     show                        each node's locks, trees and directory entries
 
@@ -33,6 +34,7 @@ from dlm.events import (
     Enter,
     Event,
     Lock,
+    Migrate,
     Name,
     Owner,
     Received,
@@ -55,6 +57,7 @@ from dlm.messages import (
     Unlock,
 )
 from dlm.modes import Flags, Mode
+from dlm.moving import Carried, Start, Worth
 
 INDENT = "  "
 _HIDDEN = frozenset(
@@ -69,9 +72,17 @@ _HIDDEN = frozenset(
         "lvb_sequence",
         "root",
         "leaf",
+        "former",
     }
 )
-_DULL = {"story": "", "demoted": False, "lvb_valid": True, "last": True}
+_DULL = {
+    "story": "",
+    "demoted": False,
+    "lvb_valid": True,
+    "last": True,
+    "consents": True,
+    "pinned": 0,
+}
 _FROM_OWNER = (Convert, Demote, Unlock, Cancel)
 
 
@@ -99,6 +110,7 @@ class Script:
             "crash": self._crash,
             "start": self._start,
             "view": self._view,
+            "move": self._move,
             "show": self._show,
         }
 
@@ -174,6 +186,10 @@ class Script:
         node = int(words[0][1:])
         self._incarnation += 1
         self.cores[node] = LockspaceCore(node, self._incarnation)
+
+    def _move(self, words: list[str]) -> None:
+        node, root, target = int(words[0][1:]), words[1].encode(), int(words[2][1:])
+        self._act(node, Migrate(root, target))
 
     def _view(self, _words: list[str]) -> None:
         self._epoch += 1
@@ -274,6 +290,18 @@ def _entry(value: object) -> str:
         place = f" at {value.sequence}" if value.sequence else ""
         name = "/".join(part.decode() for part in (value.root, value.leaf) if part)
         return f"{name} {held}{wanted}{place}"
+    return _of_a_handover(value)
+
+
+def _of_a_handover(value: object) -> str:
+    if isinstance(value, Carried):
+        held = "nothing" if value.granted is None else value.granted.name
+        wanted = "" if value.requested is None else f" wants {value.requested.name}"
+        return f"n{value.node}:{value.leaf.decode() or '.'} {held}{wanted}"
+    if isinstance(value, Worth):
+        return value.leaf.decode() or "."
+    if isinstance(value, Start):
+        return f"n{value.node}"
     return repr(value)
 
 

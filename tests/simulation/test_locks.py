@@ -8,7 +8,7 @@ import pytest
 
 from dlm.core.overtaking import OvertakingResource
 from dlm.core.resource import Resource
-from dlm.sim.faults import CIRCUMSTANCES, KINDS, Faults
+from dlm.sim.faults import CIRCUMSTANCES, KINDS, MOVES, Faults
 from dlm.sim.run import short_life, simulate
 
 REGRESSIONS = tomllib.loads(Path(__file__).with_name("regressions.toml").read_text())["locks"]
@@ -36,6 +36,17 @@ def test_short_lives_meet_every_fault_and_nothing_breaks(first: int) -> None:
     assert not [what for what in (*KINDS, *CIRCUMSTANCES, *sizes) if not met[what]], met
 
 
+@pytest.mark.parametrize("first", range(40_000 + FIRST_SEED, 40_400 + FIRST_SEED, 200))
+def test_trees_that_move_all_the_time_break_nothing(first: int) -> None:
+    met: Counter[str] = Counter()
+    for seed in range(first, first + 200):
+        outcome = short_life(seed, migrations=True)
+        assert outcome.violation is None, (seed, outcome.violation, *outcome.trace)
+        met.update(outcome.met)
+    assert met["tree moved"] > 1000
+    assert not [what for what in (*KINDS, *MOVES) if not met[what]], met
+
+
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + 20))
 def test_every_deadlock_is_found_and_nothing_else_under_any_faults(seed: int) -> None:
     outcome = simulate(seed, until_s=0.6, transactions=True)
@@ -54,7 +65,12 @@ def test_the_rules_of_o2dlm_hold_under_any_faults(seed: int) -> None:
 def test_fixed_bugs_stay_fixed(entry: dict[str, Any]) -> None:
     rules = OvertakingResource if entry.get("rules") == "o2dlm" else Resource
     seed, short = entry["seed"], entry.get("short", False)
-    outcome = short_life(seed) if short else simulate(seed, rules=rules, **entry.get("life", {}))
+    storm = entry.get("migrations", False)
+    outcome = (
+        short_life(seed, migrations=storm)
+        if short or storm
+        else simulate(seed, rules=rules, **entry.get("life", {}))
+    )
     assert outcome.violation is None, (outcome.violation, *outcome.trace)
 
 

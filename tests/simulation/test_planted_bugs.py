@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from msgspec.structs import replace
 
-from dlm.core import conversion_deadlock, deadlock, resource
+from dlm.core import conversion_deadlock, deadlock, migration, resource
 from dlm.core.deadlock import Detector
+from dlm.core.departure import Departure
 from dlm.core.directory import Directory
 from dlm.core.holding import Holding
 from dlm.core.master_copy import Copy
 from dlm.core.mastery import Mastery
+from dlm.core.migration import Migration
 from dlm.core.own_lock import Root
 from dlm.core.ownership import Ownership
 from dlm.core.recovery import Recovery
@@ -21,8 +23,9 @@ from dlm.core.succession import Succession
 from dlm.effects import Complete
 from dlm.events import Wait
 from dlm.messages import Chase, Denied, Hop, Record, Remove, Removed, Seats
+from dlm.moving import Frozen, Handover
 from dlm.sim.faults import Faults
-from dlm.sim.run import simulate
+from dlm.sim.run import short_life, simulate
 
 HOSTILE = Faults(crash_interval_s=0.1, delay_s=0.002)
 SEEDS = range(200)
@@ -205,6 +208,123 @@ def do_not_ask_the_maker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forget_what_was_postponed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Holding, "tick", Holding.clear)
+
+
+# -- while trees move
+
+
+def forget_a_waiter_in_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Migration.handover
+
+    def careless(self: Migration, sender: int, message: Handover) -> None:
+        held = tuple(copy for copy in message.copies if copy.granted is not None)
+        take(self, sender, replace(message, copies=held))
+
+    monkeypatch.setattr(Migration, "handover", careless)
+
+
+def lose_the_values_in_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Migration.handover
+
+    def careless(self: Migration, sender: int, message: Handover) -> None:
+        worths = tuple(replace(worth, lvb=b"stale") for worth in message.worths)
+        take(self, sender, replace(message, worths=worths))
+
+    monkeypatch.setattr(Migration, "handover", careless)
+
+
+def grant_after_the_handover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old master goes on as if the tree were still there."""
+    let_go = Migration._let_go
+
+    def stubborn(self: Migration, departure: Departure) -> None:
+        tree = departure.tree
+        let_go(self, departure)
+        del self._mastery.departures[tree.root]
+        self._mastery.install(tree)
+        self._recovery.add_chore(self._mastery.thaw(tree, recover=False))
+
+    monkeypatch.setattr(Migration, "_let_go", stubborn)
+
+
+def grant_while_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mastery, "_is_frozen", lambda _self, _copy: False)
+
+
+def forget_to_tell_the_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was the master forgets that at once; nobody says who is."""
+    let_go = Migration._let_go
+
+    def silent(self: Migration, departure: Departure) -> None:
+        let_go(self, departure)
+        del self._mastery.departures[departure.tree.root]
+
+    monkeypatch.setattr(Migration, "_let_go", silent)
+
+
+def serve_before_the_last_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migration, "PAGE", 1)
+    take = Migration.handover
+
+    def hasty(self: Migration, sender: int, message: Handover) -> None:
+        if message.root not in self._mastery.trees:
+            take(self, sender, replace(message, last=True, owners=()))
+
+    monkeypatch.setattr(Migration, "handover", hasty)
+
+
+def hand_over_before_all_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = Migration.frozen
+
+    def hasty(self: Migration, sender: int, message: Frozen) -> None:
+        departure = self._mastery.departures.get(message.root)
+        if departure is not None and departure.term == message.term:
+            departure.owners = dict.fromkeys(departure.owners, True)
+        frozen(self, sender, message)
+
+    monkeypatch.setattr(Migration, "frozen", hasty)
+
+
+def consent_to_a_dead_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner falls silent for one that it saw die, and nobody is told its locks any more."""
+    frozen = Migration.frozen
+
+    def deaf(self: Migration, sender: int, message: Frozen) -> None:
+        frozen(self, sender, replace(message, consents=True))
+
+    monkeypatch.setattr(Migration, "frozen", deaf)
+    monkeypatch.setattr(Recovery, "_is_lost", _master_is_gone)
+
+
+def _master_is_gone(recovery: Recovery, known: Root) -> bool:
+    return recovery._here.gone(known.master, known.incarnation)
+
+
+MIGRATION_PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
+    (forget_a_waiter_in_migration, "never answered"),
+    (lose_the_values_in_migration, "stale LVB"),
+    (grant_after_the_handover, ""),
+    (grant_while_frozen, ""),
+    (forget_to_tell_the_directory, ""),
+    (serve_before_the_last_page, ""),
+    (hand_over_before_all_are_silent, ""),
+    (consent_to_a_dead_target, ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("plant", "complaint"), MIGRATION_PLANTS, ids=[plant.__name__ for plant, _ in MIGRATION_PLANTS]
+)
+def test_the_simulator_finds_a_bug_planted_in_migration(
+    plant: Callable[[pytest.MonkeyPatch], None], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    for seed in SEEDS:
+        outcome = short_life(seed, migrations=True)
+        if outcome.violation is not None:
+            assert re.search(complaint, outcome.violation), outcome.violation
+            return
+    raise AssertionError("it was not found")
 
 
 PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], bool, str]] = [
