@@ -16,7 +16,7 @@ from clusterfs.cluster import consent, report
 from clusterfs.cluster.membership import given_up, reinstated, retired
 from clusterfs.cluster.node import Membership
 from clusterfs.config import Config
-from clusterfs.errors import InvalidArgument, Unavailable
+from clusterfs.errors import FilesystemError, InvalidArgument, Unavailable
 from clusterfs.fs.filesystem import Filesystem
 from clusterfs.store.opening import Tuning
 from clusterfs.store.store import Store
@@ -62,6 +62,7 @@ class Administration:
             "tune": self._tune,
             "df": lambda _: _NO_STORE if self._node.store is None else self._node.store.usage(),
             "scrub": self._scrub,
+            "clone": self._clone,
         }
 
     def status(self) -> dict[str, Any]:
@@ -196,6 +197,18 @@ class Administration:
             "damage_left": numbers["damaged_chunks"],
             "damage_healed": numbers["damage_healed"],
         }
+
+    async def _clone(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill an empty directory with a clone of a tree; both are named by inode number."""
+        source, target = request.get("source"), request.get("target")
+        if not isinstance(source, int) or not isinstance(target, int):
+            return {"ok": False, "error": "source and target are inode numbers"}
+        try:
+            done = await self._node.filesystem.trees.clone(source, target)
+        except FilesystemError as failure:
+            reason = str(failure) or os.strerror(failure.errno)
+            return {"ok": False, "error": reason}
+        return msgspec.structs.asdict(done)
 
     def _tune(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self._node.store is None:

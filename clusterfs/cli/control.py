@@ -66,6 +66,16 @@ def find_socket(target: str | None, table: Path = MOUNTINFO) -> Path:
     raise SetupError(f"{target}: no clusterfs mount point, config file or admin socket")
 
 
+def socket_for(path: Path, table: Path = MOUNTINFO) -> Path:
+    """Return the admin socket of the daemon that serves a path. Raises SetupError."""
+    place = resolved(path)
+    found = [mount for mount in mounts(table) if place.is_relative_to(mount.point)]
+    if not found:
+        raise SetupError(f"{path} is on no clusterfs that is mounted here")
+    nearest = max(found, key=lambda mount: len(mount.point.parts))
+    return config.load(Path(nearest.source)).control_socket
+
+
 def _only_mount(table: Path) -> Mount:
     found = mounts(table)
     if not found:

@@ -10,6 +10,7 @@ call may do less than it was asked for; its caller goes on, as with any copy_fil
 An empty target takes over the source's placement, so that its stripes have the same replicas.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -104,6 +105,14 @@ class Cloning:
         if sink.inode.pages_possible and done:
             await self._coherence.drop_range(sink.inode, target_offset, done)
         return done
+
+    async def clone_held(self, source: Inode, target: Inode) -> int:
+        """Copy all of a file into an empty one; both are used exclusively, their records loaded."""
+        record = await self._files.load_for_change(source)
+        job = Job(source, 0, OpenFile(0, target, os.O_RDWR, privileged=True), 0, record.size)
+        while job.length:
+            job = job.after(await self._copy_held(job))
+        return record.size
 
     async def _copy(self, job: Job) -> int:
         source, target = job.source, job.target.inode

@@ -151,6 +151,11 @@ class Coherence:
             await self._kernel.drop_dentries()
             inode.entries_until_s = float("-inf")
 
+    async def changed_here(self, inode: Inode) -> None:
+        """The daemon itself changed an inode: this kernel is not to believe what it was told."""
+        await self._drop_attributes(inode)
+        await self._drop_names(inode)
+
     async def _write_back(self, inode: Inode) -> None:
         while inode.needs_flush:
             try:

@@ -52,6 +52,15 @@ class Directories:
         if await self._scan(directory, b"", 1):
             raise DirectoryNotEmpty
 
+    async def everything(self, directory: Inode) -> dict[bytes, Entry]:
+        """Return all names in a directory whose lock is held."""
+        names: dict[bytes, Entry] = {}
+        after = b""
+        while page := await self._scan(directory, after, _PAGE):
+            names.update(page)
+            after = page[-1][0]
+        return names
+
     async def page(
         self, opened: OpenDirectory, cookie: int, count: int
     ) -> list[tuple[bytes, Entry, int]]:

@@ -44,6 +44,7 @@ from clusterfs.fs.readmission import Readmission
 from clusterfs.fs.renames import Renames
 from clusterfs.fs.results import Caller, Changes, Created, Entry, Listed, Opened, Statfs, Status
 from clusterfs.fs.transactions import Edit, Transactions
+from clusterfs.fs.trees import Trees
 from clusterfs.fs.writeback import Writeback
 from clusterfs.fs.xattrs import Xattrs
 from clusterfs.store.objects import BLOCK_BYTES
@@ -109,6 +110,7 @@ class Filesystem:
         self._files = Files(parts)
         self._metadata = Metadata(parts, self._files, self._xattrs)
         self._cloning = Cloning(parts, self._files)
+        self.trees = Trees(parts, self._directories, self._namespace, self._files, self._cloning)
         self._unnamed: set[int] = set()  # made without a name, and open here
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts)

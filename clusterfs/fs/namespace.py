@@ -53,6 +53,7 @@ class Newborn(msgspec.Struct, frozen=True):
     caller: Caller
     rdev: int = 0
     target: bytes | None = None  # of a symlink
+    group: int | None = None  # of a clone: where its origin is
 
 
 class Namespace:
@@ -215,7 +216,9 @@ class Namespace:
         return child, Entry(attributes_of(child.number, record), timeout_s, 0.0)
 
     def _new_child(self, attempt: Attempt, directory: Inode, newborn: Newborn) -> Inode:
-        group = None if stat.S_ISDIR(newborn.mode) else directory.group
+        group = newborn.group
+        if group is None and not stat.S_ISDIR(newborn.mode):
+            group = directory.group
         attempt.inode = self._volume.new_inode(group)
         return self._inodes.get(attempt.inode)
 

@@ -1,0 +1,122 @@
+"""clusterfs clone and clusterfs snapshot on three nodes."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+
+
+def clusterfs(*arguments: str | Path) -> str:
+    command = [sys.executable, "-m", "clusterfs.cli.main", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout if done.returncode == 0 else f"refused: {done.stderr}"
+
+
+def live_bytes(folder: Path) -> int:
+    found: dict[str, Any] = json.loads(clusterfs("df", folder.parent, "--json"))
+    return int(found["live_bytes"])
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def test_a_clone_of_a_file_takes_no_room(folders: list[Path]) -> None:
+    data = random.Random(3).randbytes(5 * MIB + 77)
+    write_synced(folders[0] / "disk", data)
+    (folders[0] / "disk").chmod(0o604)
+    os.setxattr(folders[0] / "disk", "user.origin", b"yes")
+    before = live_bytes(folders[0])
+    clusterfs("clone", folders[1] / "disk", folders[1] / "clone")
+    clone = folders[2] / "clone"
+    assert clone.read_bytes() == data
+    assert clone.stat().st_mode & 0o777 == 0o604
+    assert clone.stat().st_mtime_ns == (folders[0] / "disk").stat().st_mtime_ns
+    assert os.getxattr(clone, "user.origin") == b"yes"
+    assert live_bytes(folders[0]) - before < MIB
+    refusal = clusterfs("clone", folders[1] / "disk", clone)
+    assert f"{clone} exists" in refusal
+    assert sorted(path.name for path in folders[0].iterdir()) == ["clone", "disk"]
+
+
+def test_a_clone_of_a_tree_goes_its_own_way(folders: list[Path]) -> None:
+    tree = folders[0] / "tree"
+    (tree / "inner").mkdir(parents=True)
+    (tree / "inner" / "file").write_bytes(b"old")
+    (tree / "link").symlink_to("inner/file")
+    clusterfs("clone", folders[1] / "tree", folders[1] / "copy")
+    (tree / "inner" / "file").write_bytes(b"new")
+    (tree / "more").touch()
+    for folder in folders:
+        assert (folder / "copy" / "link").read_bytes() == b"old"
+        assert sorted(path.name for path in (folder / "copy").iterdir()) == ["inner", "link"]
+    assert sorted(path.name for path in folders[1].iterdir()) == ["copy", "tree"]
+
+
+def test_a_snapshot_is_of_one_moment_while_another_node_writes(folders: list[Path]) -> None:
+    top = folders[0] / "top"
+    top.mkdir()
+    names = ["a", "b", "c"]
+    for name in names:
+        (top / name).write_bytes(b"00000000")
+    stop = threading.Event()
+    turns = [0]
+
+    def count_up() -> None:
+        files = [os.open(folders[1] / "top" / name, os.O_RDWR) for name in names]
+        while not stop.is_set():
+            turns[0] += 1
+            for file in files:
+                os.pwrite(file, b"%08d" % turns[0], 0)
+        for file in files:
+            os.close(file)
+
+    writer = threading.Thread(target=count_up)
+    writer.start()
+    try:
+        for number in range(3):
+            clusterfs("snapshot", "create", folders[number] / "top", f"s{number}")
+    finally:
+        stop.set()
+        writer.join()
+    for number in range(3):
+        taken = folders[2] / "top" / ".snapshots" / f"s{number}"
+        values = [int((taken / name).read_bytes()) for name in names]
+        assert values == sorted(values, reverse=True)
+        assert values[0] - values[-1] <= 1
+    listed = json.loads(clusterfs("snapshot", "list", folders[0] / "top", "--json"))
+    assert [one["name"] for one in listed] == ["s0", "s1", "s2"]
+
+
+def test_snapshots_are_restored_and_removed_and_cost_what_changed(folders: list[Path]) -> None:
+    top = folders[0] / "top"
+    top.mkdir()
+    data = random.Random(4).randbytes(4 * MIB)
+    write_synced(top / "disk", data)
+    before = live_bytes(top.parent)
+    clusterfs("snapshot", "create", folders[1] / "top", "first")
+    with (folders[2] / "top" / "disk").open("r+b") as file:
+        file.write(b"changed")
+        file.flush()
+        os.fsync(file.fileno())
+    (top / "later").touch()
+    assert live_bytes(top.parent) - before < MIB
+    assert "no snapshot other" in clusterfs("snapshot", "restore", top, "other")
+    clusterfs("snapshot", "restore", top, "first")
+    for folder in folders:
+        assert (folder / "top" / "disk").read_bytes() == data
+        assert sorted(p.name for p in (folder / "top").iterdir()) == [".snapshots", "disk"]
+    clusterfs("snapshot", "remove", folders[2] / "top", "first")
+    assert json.loads(clusterfs("snapshot", "list", top, "--json")) == []
+    assert (top / "disk").read_bytes() == data
+    assert sorted(path.name for path in folders[1].iterdir()) == ["top"]

@@ -1,0 +1,119 @@
+"""Trees cloned at one moment, in a simulated cluster."""
+
+import os
+
+import pytest
+import trio
+
+from clusterfs.errors import NoSuchEntry, NotADirectory
+from clusterfs.fs.filesystem import Filesystem
+from clusterfs.fs.keys import ROOT
+from clusterfs.fs.results import Changes
+from clusterfs.sim.mounts import World
+
+BLOCK = 4096
+
+
+async def number(fs: Filesystem, *names: bytes) -> int:
+    inode = ROOT
+    for name in names:
+        entry = await fs.lookup(inode, name)
+        assert entry.attributes is not None, names
+        inode = entry.attributes.inode
+    return inode
+
+
+async def content(fs: Filesystem, *names: bytes) -> bytes:
+    opened = await fs.open(await number(fs, *names), os.O_RDONLY)
+    data = await fs.read(opened.handle, 0, 1 << 20)
+    await fs.release(opened.handle)
+    return data
+
+
+async def written(fs: Filesystem, parent: int, name: bytes, data: bytes) -> int:
+    created = await fs.create(parent, name, 0o640, os.O_RDWR)
+    await fs.write(created.opened.handle, 0, data)
+    await fs.release(created.opened.handle)
+    assert created.entry.attributes is not None
+    return created.entry.attributes.inode
+
+
+async def test_a_clone_has_everything_and_goes_its_own_way() -> None:
+    async with World(3).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        top = await number_of_new(one, b"top")
+        inner = await number_of_new(one, b"inner", top)
+        file = await written(one, inner, b"file", b"x" * 5 * BLOCK + b"end")
+        await one.link(file, top, b"other name")
+        await one.symlink(top, b"link", b"inner/file")
+        await one.mknod(top, b"fifo", 0o010600, 0)
+        await one.setxattr(file, b"user.a", b"1")
+        await one.setattr(inner, Changes(mode=0o1751, mtime_ns=5, atime_ns=6))
+        await number_of_new(one, b".snapshots", top)
+        copy = await number_of_new(two, b"copy")
+        done = await two.trees.clone(top, copy)
+        assert (done.files, done.directories, done.others) == (1, 1, 2)
+        assert done.nbytes == 5 * BLOCK + 3
+        await two.write((await two.open(file, os.O_RDWR)).handle, 0, b"new")
+        three = world.nodes[3].fs
+        assert await content(three, b"copy", b"inner", b"file") == b"x" * 5 * BLOCK + b"end"
+        assert (await content(three, b"top", b"inner", b"file")).startswith(b"newxx")
+        cloned = await number(three, b"copy", b"inner", b"file")
+        assert cloned == await number(three, b"copy", b"other name")
+        assert (await three.getattr(cloned)).attributes.nlink == 2
+        assert await three.getxattr(cloned, b"user.a") == b"1"
+        made = (await three.getattr(await number(three, b"copy", b"inner"))).attributes
+        assert (made.mode & 0o7777, made.mtime_ns, made.atime_ns) == (0o1751, 5, 6)
+        assert await three.readlink(await number(three, b"copy", b"link")) == b"inner/file"
+        assert (await three.lookup(copy, b".snapshots")).attributes is None
+        world.validate()
+
+
+async def number_of_new(fs: Filesystem, name: bytes, parent: int = ROOT) -> int:
+    entry = await fs.mkdir(parent, name, 0o755)
+    assert entry.attributes is not None
+    return entry.attributes.inode
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_clone_is_of_one_moment(seed: int, autojump_clock: object) -> None:
+    del autojump_clock
+    async with World(3, seed=seed).running() as world:
+        fs = world.nodes[1].fs
+        top = await number_of_new(fs, b"top")
+        files = [await written(fs, top, b"%d" % n, bytes([0])) for n in range(4)]
+        stop = False
+
+        async def count_up() -> None:
+            """Write 1 to each file in turn, then 2 to each, ...; from another node."""
+            writer = world.nodes[2].fs
+            handles = [(await writer.open(file, os.O_RDWR)).handle for file in files]
+            for value in range(1, 250):
+                for handle in handles:
+                    if stop:
+                        return
+                    await writer.write(handle, 0, bytes([value]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_up)
+            for turn in range(4):
+                await trio.sleep(0.01)
+                node = world.nodes[1 + turn % 3].fs
+                copy = await number_of_new(node, b"copy %d" % turn)
+                await node.trees.clone(top, copy)
+                values = [(await content(node, b"copy %d" % turn, b"%d" % n))[0] for n in range(4)]
+                assert values == sorted(values, reverse=True)
+                assert values[0] - values[-1] <= 1
+            stop = True
+        world.validate()
+
+
+async def test_what_cannot_be_cloned_is_refused() -> None:
+    async with World(1).running() as world:
+        fs = world.nodes[1].fs
+        file = await written(fs, ROOT, b"file", b"x")
+        copy = await number_of_new(fs, b"copy")
+        with pytest.raises(NotADirectory):
+            await fs.trees.clone(file, copy)
+        with pytest.raises(NoSuchEntry):
+            await fs.trees.clone(12345 << 29 | 7, copy)
