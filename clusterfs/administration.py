@@ -6,6 +6,7 @@ A status reply and a statistics reply are consistent pictures: nothing here wait
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ from clusterfs.cluster.node import Membership
 from clusterfs.config import Config
 from clusterfs.errors import FilesystemError, InvalidArgument, Unavailable
 from clusterfs.fs.filesystem import Filesystem
+from clusterfs.handover import Handover
 from clusterfs.store.opening import Tuning
 from clusterfs.store.store import Store
 from clusterfs.volume.volume import Volume
@@ -31,6 +33,8 @@ class Node(Protocol):
     """A running node: `clusterfs.daemon.Daemon`."""
 
     config: Config
+    source: Path  # of the config
+    handover: Handover
     mountpoint: str  # "" for a node that only serves its brick
     membership: Membership
     store: Store | None
@@ -78,6 +82,9 @@ class Administration:
             "lease_left_s": max(0.0, membership.lease_left_s()),
             "mount": self._node.mountpoint,
             "pid": os.getpid(),
+            "config": str(self._node.source),
+            "serving": self._node.handover.serving,
+            "takeovers": self._node.handover.takeovers,
             "synced": not lost and report.is_synced(view, node),
             "space": self._space(),
             "health": [] if store is None else store.health() + brick.health(self._node.config),

@@ -64,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3  # for a new volume only
     groups: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 256  # for a new volume only
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=300)] = 5.0
+    after_crash: Literal["restart", "unmount"] = "restart"  # of the daemon: what its mount does
     on_lost: Literal["stall", "eio"] = "stall"
     mmap: Literal["strict", "relaxed"] = "strict"
     segment_mib: Annotated[int, msgspec.Meta(ge=4, le=1024)] = 64
@@ -150,8 +151,9 @@ def _with_files(part: T, folder: Path, *names: str) -> T:
 
 def _check_tls(path: Path, config: Config) -> None:
     tls = config.tls
-    given = [name for name in ("ca", "certificate", "key") if getattr(tls, name) is not None]
-    if given and len(given) < len(("ca", "certificate", "key")):
+    files = (tls.ca, tls.certificate, tls.key)
+    given = any(file is not None for file in files)
+    if given and None in files:
         raise SetupError(f"{path}: tls: ca, certificate and key must be given together")
     if given and tls.off:
         raise SetupError(f"{path}: tls.off: there is a certificate; leave one of them out")

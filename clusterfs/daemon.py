@@ -43,10 +43,11 @@ from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fs.kernel import NoKernel
 from clusterfs.fs.value_block import VALUE_BYTES
 from clusterfs.fuse.beat import Beat
-from clusterfs.fuse.cached import CachedInodes
+from clusterfs.fuse.inheritance import Inheritance
 from clusterfs.fuse.mount import Mount, MountOptions
 from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
+from clusterfs.handover import Handover
 from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.store import Store
@@ -60,28 +61,31 @@ from dlm.node import Lockspace
 _BEAT_S = 0.1
 _COLLECTED_AFTER = (20_000, 20, 50)  # new objects, and rounds of each generation
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+_COMES_BACK_S = 30.0
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917  (the command line decides what there is)
     config: Config,
     source: Path,
     mountpoint: Path | None,
     kernel_options: tuple[str, ...],
     beat: Beat,
     ready: ReadyPipe,
+    inheritance: Inheritance | None = None,
 ) -> int:
     """Run one node until it is unmounted; returns the exit code. Raises SetupError.
 
-    Without a mount point it serves its brick to the others until it is told to end.
+    Without a mount point it serves its brick to the others until it is told to end. With an
+    inheritance it goes on with a mount whose daemon has ended.
     """
     observe.set_up_logs(None, config.log_level, node=config.name)
     options = MountOptions(fsname=str(source), extra=kernel_options)
     gc.freeze()  # the modules stay: do not look at them in every collection
     gc.set_threshold(*_COLLECTED_AFTER)
     try:
-        mount = None if mountpoint is None else Mount(str(mountpoint), options)
-        trio.run(Daemon(config, mount, beat, ready).main)
+        mount = None if mountpoint is None else Mount(str(mountpoint), options, inheritance)
+        trio.run(Daemon(config, source, mount, beat, ready).main)
     except* SetupError as group:
         raise _first(group) from None
     return 0
@@ -108,8 +112,11 @@ class Daemon:
     locks: Lockspace
     filesystem: Filesystem
 
-    def __init__(self, config: Config, mount: Mount | None, beat: Beat, ready: ReadyPipe) -> None:
+    def __init__(
+        self, config: Config, source: Path, mount: Mount | None, beat: Beat, ready: ReadyPipe
+    ) -> None:
         self.config = config
+        self.source = source
         self._mount = mount
         self.mountpoint = "" if mount is None else mount.mountpoint
         self._beat = beat
@@ -120,12 +127,14 @@ class Daemon:
         self._reclaim = trio.Event()
         self._incarnation = 0  # the one that locks and volume are set up for
         self._poked_epoch = 0
+        self.handover = Handover(self, mount, beat)
 
     async def main(self) -> None:
         """Run until the filesystem is unmounted. Raises SetupError."""
         provider = open_provider(self.config)
         try:
             await self._open_and_serve(provider)
+            self.handover.end()
         finally:
             with trio.CancelScope(shield=True):
                 await provider.close()
@@ -225,6 +234,7 @@ class Daemon:
                 dirty_bytes=self.config.cache_mib << 20,
                 fail_when_lost=self.config.on_lost == "eio",
             ),
+            journal=None if self._mount is None else self.handover.journal,
         )
         self.membership.subscribe(self._entered)
         self._connect(self.membership.view)
@@ -238,10 +248,12 @@ class Daemon:
         await self._nursery.start(self.volume.run)
         self._nursery.start_soon(self._keep_beating)
         self._nursery.start_soon(self._readmit_when_lost)
-        self._nursery.start_soon(self._reclaim_when_told)
-        server = control.Server(Administration(self).handlers())
-        await self._nursery.start(server.serve, self.config.control_socket)
+        handlers = Administration(self).handlers() | {"hand_over": self.handover.begin}
+        await self._nursery.start(control.Server(handlers).serve, self.config.control_socket)
         await self._nursery.start(self.filesystem.run)
+        await self.handover.take_over()
+        self._nursery.start_soon(self._reclaim_when_told)
+        self._nursery.start_soon(self.handover.keep_settled)
 
     def _new_locks(self) -> Lockspace:
         self._incarnation = self.membership.incarnation
@@ -272,6 +284,7 @@ class Daemon:
 
     def _remember_epoch(self, view: View) -> None:
         """Let the store refuse, at its next start, a provider that has lost views."""
+        self.handover.enter(view.epoch)
         with suppress(WouldBlock, BrickFailed):  # a later view, or a full log, costs nothing here
             if self.store is not None:
                 self.store.set_fact(_EPOCH, view.epoch)
@@ -357,30 +370,37 @@ class Daemon:
         self.volume.lose()
 
     async def _reclaim_when_told(self) -> None:
-        """Reclaim what clients that are gone left unlinked but open."""
+        """Reclaim what clients that are gone left unlinked but open.
+
+        Not at once: a mount that goes on with another daemon takes such files up again.
+        """
+        patience_s = 0.0
         self._reclaim.set()
         while True:
             await self._reclaim.wait()
             self._reclaim = trio.Event()
+            await trio.sleep(patience_s)
+            patience_s = max(_COMES_BACK_S, 3 * self.config.lease_s)
             await self.filesystem.reclaim_marked(
                 report.led_groups(self.membership.view, self.membership.node)
             )
 
     async def _serve_mount(self, mount: Mount) -> None:
-        cached = CachedInodes(self._beat)
-        mount.attach(Operations(self.filesystem, cached))
+        mount.attach(Operations(self.filesystem, self.handover.cached, self.handover.again))
         try:
             mount.share_with_supervisor(self._beat)
             # Signals are taken until the very end: one that comes during the last flush must not
             # end the process before it has written everything.
             self._nursery.start_soon(self._detach_on_signal, mount)
-            self._nursery.start_soon(self._say_ready)
+            self._nursery.start_soon(self._say_ready, mount)
             await mount.run()
         finally:
             mount.close()
 
-    async def _say_ready(self) -> None:
+    async def _say_ready(self, mount: Mount) -> None:
         await trio.to_thread.run_sync(os.statvfs, self.mountpoint, abandon_on_cancel=True)
+        mount.share_with_supervisor(self._beat)
+        self.handover.allow(after_crash=self.config.after_crash == "restart")
         self._ready.ready()
 
     async def _detach_on_signal(self, mount: Mount) -> None:

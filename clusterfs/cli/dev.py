@@ -369,7 +369,9 @@ def _write_config(node: Node, port: int, replicas: int, provider: str, *, tls: b
         f'brick = "../bricks/{node.name}"\n'
         f'provider = "{provider}"\n'
         f'listen = "127.0.0.1:{port}"\n'
-        f"replicas = {replicas}\n" + (_TLS.format(name=node.name) if tls else "")
+        f"replicas = {replicas}\n"
+        'after_crash = "unmount"\n'  # `dev kill` is the loss of a node
+        + (_TLS.format(name=node.name) if tls else "")
     )
     staged.replace(node.config)
 

@@ -18,8 +18,9 @@ from clusterfs.cli import brick, cluster, snapshot, tables, tls
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
-from clusterfs.cli.mount import mount, parse_options
+from clusterfs.cli.mount import mount
 from clusterfs.cli.scrub import scrub
+from clusterfs.cli.upgrade import upgrade
 from clusterfs.errors import SetupError
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.add_typer(snapshot.app, name="snapshot")
 app.command()(snapshot.clone)
 app.command()(fsck)
 app.command()(scrub)
+app.command()(upgrade)
 
 Folder = Annotated[Path, typer.Option("--dir", help="Where the cluster lives.")]
 NodeName = Annotated[str, typer.Argument(metavar="nK", help="Which node.")]
@@ -66,7 +68,7 @@ def serve(
     """Serve a node's brick without mounting the volume here; SIGTERM ends it."""
     words = [f"log={log}"] if log else []
     words += [f"pidfile={pidfile}"] if pidfile else []
-    raise typer.Exit(mount(source, None, parse_options(words), foreground=foreground))
+    raise typer.Exit(mount(source, None, words, foreground=foreground))
 
 
 @dev.command()

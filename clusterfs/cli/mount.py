@@ -9,6 +9,7 @@ nothing changed.
 import os
 import socket
 import stat
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,13 +22,15 @@ from clusterfs.cli import processes
 from clusterfs.cli.control import FILESYSTEM_TYPE, mount_at, resolved
 from clusterfs.errors import SetupError
 from clusterfs.fuse.beat import Beat
-from clusterfs.fuse.supervisor import ReadyPipe, run_supervised
+from clusterfs.fuse.inheritance import Inheritance, inherited
+from clusterfs.fuse.supervisor import ReadyPipe, run_supervised, take_over
 from clusterfs.fuse.unmounting import clear_dead
 
 FUSE_DEVICE = Path("/dev/fuse")
 
 _CONFIG_KEYS = {"on_lost", "mmap", "log_level"}
 _OWN_KEYS = {"log", "pidfile"}
+_MODULE = "clusterfs.cli.mount"
 _PLAIN_WORDS = {"defaults", "rw", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users"}
 _KERNEL_WORDS = {
     *("ro", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "sync", "async", "dirsync"),
@@ -123,36 +126,62 @@ def check_address(address: str) -> None:
         ) from failure
 
 
-def mount(source: Path, directory: Path | None, options: Options, *, foreground: bool) -> int:
+def mount(
+    source: Path,
+    directory: Path | None,
+    words: Sequence[str],
+    *,
+    foreground: bool,
+    inheritance: Inheritance | None = None,
+) -> int:
     """Run a node's daemon and its supervisor; without a directory it only serves its brick.
+
+    With an inheritance it is only the daemon, which goes on with a mount.
 
     In the background it returns when the mount answers, in the foreground when it has ended. A
     failure of the daemon is one line on stderr and exit code 1. Raises SetupError before it starts
     anything.
     """
+    options = parse_options(words)
     loaded = config.load(source, dict(options.settings))
-    place = None if directory is None else check_mount_point(directory)
-    if place is not None:
-        check_device()
-    elif not loaded.storage:
+    place = directory
+    if directory is None and not loaded.storage:
         raise SetupError(f"{source}: storage is false, so there is nothing to serve: mount it")
+    if directory is not None and inheritance is None:
+        place = check_mount_point(directory)
+        check_device()
     check_brick(Path(loaded.brick))
-    check_address(loaded.listen)
+    if inheritance is None:
+        check_address(loaded.listen)
 
     def daemon(beat: Beat, ready: ReadyPipe) -> int:
         from clusterfs import daemon as composition  # noqa: PLC0415  (the supervisor stays small)
 
         if options.pidfile:
             processes.record(options.pidfile, processes.family())
-        return composition.run(loaded, source.absolute(), place, options.kernel, beat, ready)
+        return composition.run(
+            loaded, source.absolute(), place, options.kernel, beat, ready, inheritance
+        )
 
     def report(node: int, incarnation: int) -> None:
         from clusterfs import daemon as composition  # noqa: PLC0415  (as above)
 
         composition.caches_dropped(loaded, node, incarnation)
 
+    if inheritance is not None:
+        return take_over(daemon, inheritance)
+
+    def successor(inheritance: Inheritance) -> list[str]:
+        command = [sys.executable, *interpreter, "-m", _MODULE, str(source.absolute()), str(place)]
+        for word in words:
+            command += ["-o", word]
+        return [*command, "--take-over", inheritance.text()]
+
+    interpreter = ["-P"] if sys.flags.safe_path else []
     log = None if foreground else str(options.log)
-    return run_supervised(daemon, foreground=foreground, report=report, log_path=log)
+    return run_supervised(
+        daemon, foreground=foreground, report=report, successor=successor, log_path=log
+    )
 
 
 def _mount(  # noqa: PLR0913  (mount(8) decides what there is)
@@ -171,6 +200,7 @@ def _mount(  # noqa: PLR0913  (mount(8) decides what there is)
     verbose: Annotated[bool, typer.Option("-v", help="Say what is mounted.")] = False,
     no_mtab: Annotated[bool, typer.Option("-n", hidden=True)] = False,
     kind: Annotated[str, typer.Option("-t", hidden=True)] = "clusterfs",
+    heir: Annotated[str, typer.Option("--take-over", hidden=True)] = "",
 ) -> None:
     """Mount a clusterfs node: start its daemon and return when the mount answers.
 
@@ -178,7 +208,9 @@ def _mount(  # noqa: PLR0913  (mount(8) decides what there is)
     """
     del sloppy, no_mtab, kind  # mount(8) passes them; they change nothing here
     try:
-        code = mount(source, directory, parse_options(option or []), foreground=foreground)
+        inheritance = inherited(heir) if heir else None
+        words = option or []
+        code = mount(source, directory, words, foreground=foreground, inheritance=inheritance)
     except SetupError as failure:
         typer.echo(f"mount.clusterfs: {failure}", err=True)
         raise typer.Exit(1) from failure

@@ -53,6 +53,11 @@ class Asker:
         """Tell whether this is the task that may be interrupted."""
         return self._task is trio.lowlevel.current_task()
 
+    @property
+    def may_be_asked_anew(self) -> bool:
+        """Whether it waits, and has changed nothing: nobody would notice if it started again."""
+        return self._wait is not None and not self.changing
+
     def interrupt(self, *, dying: bool) -> None:
         """End the request as soon as it may; `dying`: its program will not see the answer."""
         self._unwanted = True

@@ -89,6 +89,7 @@ class AtomicWrites:
         self._coherence = parts.coherence
         self._now_ns = parts.now_ns
         self._handles = handles
+        self._endangered = parts.endangered
         self._load_for_change = load_for_change
         self._staged: dict[int, Staged] = {}
         self.commits = self.aborts = 0
@@ -158,12 +159,12 @@ class AtomicWrites:
         return staged
 
     def _enter(self, opened: OpenFile, staged: Staged) -> None:
-        opened.staged = staged
+        self._endangered.stage(opened, staged)
         staged.handles.add(opened)
 
     def _end(self, staged: Staged) -> None:
         for opened in staged.handles:
-            opened.staged = None
+            self._endangered.stage(opened, None)
         del self._staged[staged.number]
 
     # -- commit

@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from clusterfs.errors import FilesystemError, Unavailable
+from clusterfs.fs.endangered import Endangered
 from clusterfs.fs.inodes import Inode, Inodes
 from clusterfs.fs.kernel import Kernel
 from clusterfs.fs.locks import NL, PR
@@ -43,8 +44,11 @@ class Counters(msgspec.Struct):
 class Coherence:
     """Keeps the kernel's caches within what the locks allow."""
 
-    def __init__(self, kernel: Kernel, writeback: Writeback, cache_s: float) -> None:
+    def __init__(
+        self, kernel: Kernel, writeback: Writeback, endangered: Endangered, cache_s: float
+    ) -> None:
         self._kernel = kernel
+        self._endangered = endangered
         self._writeback = writeback
         self._cache_s = cache_s
         self._lease_left_s: Callable[[], float] = _forever
@@ -166,7 +170,8 @@ class Coherence:
                 # Nobody can take this data any more: say so to its writers, let the others go on.
                 inode.write_error = failure
                 for opened in inode.opened:
-                    opened.dead = opened.dead or opened.writable
+                    if opened.writable:
+                        self._endangered.kill(opened)
                 self._writeback.abandon(inode)
                 inode.void()
 

@@ -1,8 +1,7 @@
 """Open files: open, read, write, fsync, release.
 
 With the lock held, read and write do not await: two comparisons for the lock, then the dirty blocks
-and the local store. Everything else is the slow path, inside the gate and run again if this node
-was lost meanwhile.
+and the local store. All else is the slow path, inside the gate, run again if this node was lost.
 
 Handles opened for writing are direct_io, so the kernel's page cache is filled by read-only handles
 and by mmap. A READ that fills it (`page_io`) has its pages locked by the kernel until it is
@@ -53,7 +52,8 @@ class Files:
     """What can be done with files that have a handle."""
 
     def __init__(self, parts: Parts) -> None:
-        self.handles = Handles()
+        self.handles = Handles(parts.endangered)
+        self._endangered = parts.endangered
         self.atomic = AtomicWrites(parts, self.handles, self.load_for_change)
         self.truncation = Truncation(parts.volume, parts.transactions, parts.writeback)
         self.fast_reads = self.slow_reads = 0
@@ -427,8 +427,8 @@ class Files:
 
     async def sync_inode(self, inode: Inode) -> None:
         """Write back what is dirty, and wait for the disks: in one round trip if need be."""
-        if not await self.write_back(inode, durable=True):
-            await self._volume.sync()
+        durable = await self.write_back(inode, durable=True)
+        await self._endangered.make_safe(inode, None if durable else self._volume.sync)
 
     async def write_back(self, inode: Inode, *, durable: bool = False) -> bool:
         """Commit what is dirty now to the replicas' memory.

@@ -26,6 +26,7 @@ from clusterfs.fs.attributes import fresh
 from clusterfs.fs.cloning import Cloning
 from clusterfs.fs.coherence import Coherence
 from clusterfs.fs.directories import Directories
+from clusterfs.fs.endangered import Endangered, Journal
 from clusterfs.fs.files import Files
 from clusterfs.fs.gate import Attempt, Gate
 from clusterfs.fs.inodes import Inode, Inodes
@@ -43,6 +44,7 @@ from clusterfs.fs.ports import Lockspace, Name, Volume
 from clusterfs.fs.readmission import Readmission
 from clusterfs.fs.renames import Renames
 from clusterfs.fs.results import Caller, Changes, Created, Entry, Listed, Opened, Statfs, Status
+from clusterfs.fs.succession import Succession
 from clusterfs.fs.transactions import Edit, Transactions
 from clusterfs.fs.trees import Trees
 from clusterfs.fs.writeback import Writeback
@@ -72,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True):
 class Filesystem:
     """One mount of the volume."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (everything that a mount is made of)
         self,
         volume: Volume,
         lockspace: Lockspace,
@@ -81,15 +83,19 @@ class Filesystem:
         lease_left_s: Callable[[], float],
         now_ns: Callable[[], int],
         settings: Settings | None = None,
+        journal: Journal | None = None,
     ) -> None:
         settings = settings or Settings()
         self._volume = volume
         self._now_ns = now_ns
         self._gate = Gate(lease_left_s, fail_when_lost=settings.fail_when_lost)
         self._locks = LockCache(lockspace)
-        self._transactions = Transactions(volume)
-        self._writeback = Writeback(volume, self._transactions, settings.dirty_bytes)
-        self._coherence = Coherence(kernel, self._writeback, settings.cache_s)
+        self._endangered = Endangered(journal)
+        self._transactions = Transactions(volume, self._endangered)
+        self._writeback = Writeback(
+            volume, self._transactions, self._endangered, settings.dirty_bytes
+        )
+        self._coherence = Coherence(kernel, self._writeback, self._endangered, settings.cache_s)
         self._inodes = Inodes(volume, self._locks, self._coherence.give_up, settings.inodes)
         parts = Parts(
             volume,
@@ -99,6 +105,7 @@ class Filesystem:
             self._transactions,
             self._writeback,
             self._coherence,
+            self._endangered,
             now_ns,
         )
         self._directories = Directories(volume, self._transactions)
@@ -114,6 +121,10 @@ class Filesystem:
         self._unnamed: set[int] = set()  # made without a name, and open here
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts)
+        self._succession = Succession(parts, self._files, self._readmission)
+        self.take_over = self._succession.take_over
+        self.rest = self._succession.rest
+        self.settle = self._succession.settle
         self.read_nowait = self._files.read_nowait
         self.read = self._files.read
         self.write_nowait = self._files.write_nowait
@@ -146,6 +157,8 @@ class Filesystem:
 
     async def close(self) -> None:
         """Write everything back and wait for the disks: the mount is gone, the node may leave."""
+        if self._gate.resting:
+            return  # nothing is left
         for inode in list(self._writeback.dirty):
             try:
                 await self._gate.run(partial(self._files.write_back, inode), internal=True)
@@ -462,6 +475,7 @@ class Filesystem:
             "stalled": self._gate.stalled,
             "times_lost": self._gate.generation,
             "dead_handles": self._readmission.dead_handles,
+            "endangered_inodes": len(self._endangered),
         }
 
     def validate(self) -> None:

@@ -7,6 +7,7 @@ Attempt: the second run looks whether the first one's transaction took place aft
 """
 
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import TypeVar
 
 import trio
@@ -37,6 +38,9 @@ class Gate:
         self.closed = False
         self.generation = 0
         self.stalled = 0  # operations that wait here now
+        self.resting = False  # this process serves nothing new: another one is to go on
+        self._running: dict[int, asking.Asker | None] = {}
+        self._numbers = count()
         self._lease_left_s = lease_left_s
         self._fail_when_lost = fail_when_lost
         self._opened = trio.Event()
@@ -44,7 +48,11 @@ class Gate:
 
     def passable(self) -> bool:
         """Tell whether an operation may be served this very moment."""
-        return not self.closed and self._lease_left_s() > 0
+        return not self.closed and not self.resting and self._lease_left_s() > 0
+
+    def busy(self) -> bool:
+        """Tell whether an operation runs that cannot just be asked for again in another process."""
+        return any(asker is None or not asker.may_be_asked_anew for asker in self._running.values())
 
     def lease_left_s(self) -> float:
         """Return how long what is cached may still be believed."""
@@ -79,11 +87,17 @@ class Gate:
             if not self.passable():
                 await self._wait(fails=fails)
             generation = self.generation
+            number = next(self._numbers)
+            if not internal:
+                self._running[number] = asking.current()
             try:
                 result = await operation()
             except (LockLost, Unavailable):
+                self._running.pop(number, None)
                 await self._wait_lost(generation, fails=fails)
                 continue
+            finally:
+                self._running.pop(number, None)
             if not rerun or self.passable():
                 return result
 

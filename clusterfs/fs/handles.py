@@ -4,7 +4,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
 from clusterfs.errors import InvalidArgument, StaleHandle
+from clusterfs.fs.endangered import Endangered
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import Entry
 
@@ -12,6 +15,17 @@ if TYPE_CHECKING:
     from clusterfs.fs.atomic import Staged
 
 Kind = TypeVar("Kind", bound="OpenFile | OpenDirectory")
+
+
+class Former(msgspec.Struct, frozen=True):
+    """A handle that the kernel has from the process that served this mount before."""
+
+    handle: int
+    inode: int
+    flags: int = 0
+    privileged: bool = False
+    directory: bool = False
+    lost: bool = False  # what was written through it is lost
 
 
 class OpenFile:
@@ -41,7 +55,9 @@ class OpenFile:
     def require_alive(self) -> None:
         """Raise StaleHandle if what was written through this handle is lost."""
         if self.dead:
-            raise StaleHandle("the file changed while this node was out of the cluster")
+            raise StaleHandle(
+                "the file changed while this node was out, or what was written is lost"
+            )
 
 
 class OpenDirectory:
@@ -62,11 +78,16 @@ class OpenDirectory:
 
 
 class Handles:
-    """The table of handles; a number is never used twice."""
+    """The table of handles; a number is never used twice.
 
-    def __init__(self) -> None:
+    With a journal, each is noted there before the kernel hears of it.
+    """
+
+    def __init__(self, endangered: Endangered) -> None:
         self._next = 1
         self._table: dict[int, OpenFile | OpenDirectory] = {}
+        self._endangered = endangered
+        self._journal = endangered.journal
 
     def __len__(self) -> int:
         return len(self._table)
@@ -77,11 +98,30 @@ class Handles:
 
     def open_file(self, inode: Inode, flags: int, *, privileged: bool) -> OpenFile:
         """Make a handle for a file."""
-        opened = OpenFile(self._next, inode, flags, privileged=privileged)
-        self._next += 1
+        opened = self._entered(OpenFile(self._next, inode, flags, privileged=privileged))
+        if self._journal is not None:
+            self._journal.opened(
+                opened.handle, inode.number, flags, privileged=privileged, directory=False
+            )
+        self._endangered.joined(opened)
+        return opened
+
+    def restore(self, former: Former, inode: Inode) -> None:
+        """Make a handle again; the journal has it. The caller shares a file's open lock for it."""
+        if former.directory:
+            self._table[former.handle] = OpenDirectory(former.handle, inode)
+            self._next = max(self._next, former.handle + 1)
+            return
+        opened = OpenFile(former.handle, inode, former.flags, privileged=former.privileged)
+        self._entered(opened)
+        if former.lost:
+            self._endangered.kill(opened)
+
+    def _entered(self, opened: OpenFile) -> OpenFile:
+        self._next = max(self._next, opened.handle + 1)
         self._table[opened.handle] = opened
-        inode.opened.add(opened)
-        inode.writers += opened.writable
+        opened.inode.opened.add(opened)
+        opened.inode.writers += opened.writable
         return opened
 
     def open_directory(self, inode: Inode) -> OpenDirectory:
@@ -89,6 +129,8 @@ class Handles:
         opened = OpenDirectory(self._next, inode)
         self._next += 1
         self._table[opened.handle] = opened
+        if self._journal is not None:
+            self._journal.opened(opened.handle, inode.number, 0, privileged=False, directory=True)
         return opened
 
     def file(self, handle: int) -> OpenFile:
@@ -110,6 +152,8 @@ class Handles:
         opened = self._table.pop(handle, None)
         if opened is None:
             raise InvalidArgument(f"no handle {handle}")
+        if self._journal is not None:
+            self._journal.closed(handle)
         if isinstance(opened, OpenFile):
             opened.inode.opened.discard(opened)
             opened.inode.writers -= opened.writable

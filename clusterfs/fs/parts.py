@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from clusterfs.fs.coherence import Coherence
+from clusterfs.fs.endangered import Endangered
 from clusterfs.fs.gate import Gate
 from clusterfs.fs.inodes import Inodes
 from clusterfs.fs.lock_cache import LockCache
@@ -23,4 +24,5 @@ class Parts(msgspec.Struct, frozen=True):
     transactions: Transactions
     writeback: Writeback
     coherence: Coherence
+    endangered: Endangered
     now_ns: Callable[[], int]

@@ -34,6 +34,7 @@ class Readmission:
         self._transactions = parts.transactions
         self._writeback = parts.writeback
         self._coherence = parts.coherence
+        self._endangered = parts.endangered
         self._nursery: trio.Nursery | None = None
         self._dropped = trio.Event()
         self._dropped.set()
@@ -74,6 +75,21 @@ class Readmission:
             if self._gate.generation != generation:
                 raise LockLost
         self._gate.open()
+
+    async def take_over(self, epoch: int, *, clean: bool) -> None:
+        """Take up the handles of the process that served this mount before; then serve.
+
+        clean: it had given up its locks in good order; else it was lost in view `epoch`, and a
+        change in a later one is a takeover. Returns early if this node is lost meanwhile.
+        """
+        try:
+            for inode in self._inodes:
+                if inode.opened:
+                    inode.pages_possible = True  # the kernel may have some that the other one left
+                    inode.lost_epoch = None if clean or not inode.writers else epoch
+                    await self._take_up(inode)
+        except LockLost:
+            return  # a readmission takes up all of them
 
     async def _drop(self, dropped: trio.Event) -> None:
         await self._coherence.drop_everything(self._inodes)
@@ -150,5 +166,5 @@ class Readmission:
         self._writeback.abandon(inode)
         for opened in inode.opened:
             if (opened.writable or everybody) and not opened.dead:
-                opened.dead = True
+                self._endangered.kill(opened)
                 self.dead_handles += 1

@@ -15,6 +15,7 @@ import trio
 from clusterfs.errors import NoSuchEntry, NotADirectory, OutOfSpace, Unavailable, WouldBlock
 from clusterfs.fs import asking
 from clusterfs.fs.attributes import Record, decode, encode
+from clusterfs.fs.endangered import Endangered
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import RECORD
 from clusterfs.fs.locks import PR
@@ -74,8 +75,9 @@ class Edit:
 class Transactions:
     """Loads inode records, commits edits of them."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, endangered: Endangered) -> None:
         self._volume = volume
+        self._endangered = endangered
         self.commits = 0
 
     async def load(self, inode: Inode) -> Record:
@@ -154,7 +156,7 @@ class Transactions:
         epoch = self._volume.epoch
         sent = [*changes, *(edit.change(epoch) for edit in edits)]
         sizes = [edit.committed_size() if edit.record else 0 for edit in edits]
-        self._note(edits, sent)
+        self._note(edits, sent, durable=durable)
         stale = [edit.inode for edit in edits if edit.inode.record_dirty and edit.record]
         for inode in stale:
             inode.record_dirty = False  # what is written from now on is not in `sent`
@@ -172,11 +174,13 @@ class Transactions:
         for edit, change, size in zip(edits, sent[len(changes) :], sizes, strict=True):
             self._follow(edit, change.version, size)
 
-    def _note(self, edits: Sequence[Edit], sent: Sequence[Change]) -> None:
+    def _note(self, edits: Sequence[Edit], sent: Sequence[Change], *, durable: bool) -> None:
         """Remember the versions that this gives: after a loss they tell what took place."""
         versions = {(change.object_id, change.version) for change in sent}
         for edit in edits:
             edit.inode.attempted = versions
+            if not durable:
+                self._endangered.note(edit.inode)
 
     def _follow(self, edit: Edit, version: Version, size: int) -> None:
         inode = edit.inode

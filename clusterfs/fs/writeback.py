@@ -21,6 +21,7 @@ import trio
 
 from clusterfs.errors import FilesystemError, FileTooLarge, Unavailable, WouldBlock
 from clusterfs.fs.attributes import MAXIMUM_SIZE
+from clusterfs.fs.endangered import Endangered
 from clusterfs.fs.inodes import Inode, Stripe
 from clusterfs.fs.ports import Volume
 from clusterfs.fs.transactions import Edit, Transactions
@@ -49,8 +50,15 @@ Block = bytes | bytearray | memoryview
 class Writeback:
     """All dirty data of this node."""
 
-    def __init__(self, volume: Volume, transactions: Transactions, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        transactions: Transactions,
+        endangered: Endangered,
+        limit_bytes: int,
+    ) -> None:
         self._volume = volume
+        self._endangered = endangered
         self._transactions = transactions
         self._limit_blocks = limit_bytes >> _SHIFT
         self.dirty: dict[Inode, None] = {}  # inodes, the one that is dirty longest first
@@ -100,12 +108,14 @@ class Writeback:
             self.dirty_blocks += index not in inode.dirty
             inode.dirty[index] = padded[position : position + BLOCK_BYTES]
         inode.record_dirty = True
+        self._endangered.note(inode)
         self.dirty.setdefault(inode)
 
     def mark_dirty(self, inode: Inode) -> None:
         """Note that the record, at least, must be written back."""
         inode.record_dirty = True
         if inode not in self.dirty:
+            self._endangered.note(inode)
             inode.dirty_since_s = trio.current_time()
             self.dirty[inode] = None
 
@@ -256,6 +266,8 @@ class Writeback:
             inode.joined.clear()
         if not inode.needs_flush:
             self.dirty.pop(inode, None)
+        if waiting and not synced:
+            self._endangered.note(inode)
         return synced
 
     def _beyond(

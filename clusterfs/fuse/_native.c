@@ -4,7 +4,8 @@
  * pyfuse3's calls to them; each does its part and calls libfuse's own.
  *
  *   fuse_session_new     copies the table of operations, wraps init, read, write and write_buf, and adds what _requests.c serves
- *   fuse_session_mount   puts our writev on the session's descriptor, which sees every reply, and our read, which sees every request
+ *   fuse_session_mount   puts our writev on the session's descriptor, which sees every reply, and our read, which sees every request;
+ *                        or takes over a session that is mounted already (_session.c)
  *   fuse_reply_open,
  *   fuse_reply_create    say to that writev that the next reply opens a direct_io handle
  *   fuse_add_direntry_plus   lists a name without a lookup if its generation is UNLOOKED
@@ -28,6 +29,7 @@
 #include <unistd.h>
 
 #include "_requests.h"
+#include "_session.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -81,9 +83,13 @@ static ssize_t complete_and_writev(int fd, struct iovec *parts, int count, void 
 {
     (void)userdata;
     const struct fuse_out_header *header = parts[0].iov_base;
+    if (reply_goes_nowhere())
+        return length_of(parts, count);
     if (!init_completed) {
         if (count == 2 && header->error == 0 && parts[1].iov_len == sizeof(struct fuse_init_out))
             complete_init(parts[1].iov_base);
+        if (init_replied(parts, count))
+            return length_of(parts, count); /* the kernel has had its answer, from the process before this one */
     } else if (opening_direct && count == 2 && header->error == 0 && parts[1].iov_len >= sizeof(struct fuse_open_out)) {
         /* OPEN answers with a fuse_open_out, CREATE with a fuse_entry_out before it. */
         char *end = (char *)parts[1].iov_base + parts[1].iov_len;
@@ -131,6 +137,8 @@ static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
     if (length < (ssize_t)sizeof(struct fuse_in_header))
         return length;
     struct fuse_in_header *header = buffer;
+    if (header->opcode == FUSE_INIT)
+        remember_init(buffer, (size_t)length);
     if (header->opcode == OPCODE_TMPFILE)
         header->opcode = FUSE_CREATE;
     if (header->opcode != FUSE_INTERRUPT) {
@@ -221,6 +229,7 @@ EXPORTED struct fuse_session *fuse_session_new(struct fuse_args *arguments, cons
     wrapped.write = flagged_write;
     wrapped.write_buf = flagged_write_buf;
     complete_operations(&wrapped);
+    start_session();
     mounted = init_completed = allow_mmap = page_io = opening_direct = false;
     unique = 0;
     pid = 0;
@@ -241,7 +250,7 @@ EXPORTED int fuse_session_mount(struct fuse_session *mounting, const char *mount
     /* No splice functions: libfuse then reads each request with one read(2). For 4 KiB that is faster than splice + read, and
      * pyfuse3 copies a large write out of either. */
     static const struct fuse_custom_io io = {.writev = complete_and_writev, .read = plain_read};
-    int result = libfuse.session_mount(mounting, mountpoint);
+    int result = libfuse.session_mount(mounting, place_to_mount(mountpoint));
     if (result == 0 && mounting == session && !never_block(fuse_session_fd(mounting))) {
         fuse_session_unmount(mounting);
         result = -1;
@@ -291,6 +300,12 @@ static PyObject *session_fd(PyObject *module, PyObject *unused)
     return PyLong_FromLong(session ? fuse_session_fd(session) : -1);
 }
 
+static PyObject *replay_init(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return replay_init_into(session);
+}
+
 static PyObject *hooked(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
@@ -313,6 +328,11 @@ static PyMethodDef functions[] = {
      "Return the kernel's number of the request being handled; ask before the first await."},
     {"call_on_interrupt", call_on_interrupt, METH_O, "Call this with the number of each request that the kernel interrupts."},
     {"call_at_end", call_at_end, METH_O, "Call this when the session is over."},
+    {"take_over", take_over, METH_VARARGS,
+     "Let the next mount be a session that is mounted already: its descriptor, its INIT request, the INIT reply."},
+    {"replay_init", replay_init, METH_NOARGS, "Give a session that was taken over its INIT request; after pyfuse3.init."},
+    {"exchanged_init", exchanged_init, METH_NOARGS, "Return the INIT request and reply of this session, as bytes."},
+    {"abandon", abandon, METH_NOARGS, "Let no reply reach the kernel any more: another process will answer."},
     {"session_fd", session_fd, METH_NOARGS, "Return the session's /dev/fuse descriptor, or -1."},
     {"hooked", hooked, METH_NOARGS, "Tell whether pyfuse3 mounted through this module, over a libfuse it knows."},
     {"negotiated", negotiated, METH_NOARGS, "Return what the INIT reply settled."},

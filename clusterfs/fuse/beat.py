@@ -1,6 +1,7 @@
 """What the daemon shares with its supervisor: beats, the lease, and the inodes with cached pages.
 
-A piece of anonymous shared memory, made before the fork, of native unsigned 64-bit words:
+A piece of shared memory without a name, of native unsigned 64-bit words. The daemon inherits it; so
+does the one that takes the mount over if the first one ends:
 
     word 0   beats           counted up by the daemon's event loop
          1   lease_end_ns    on CLOCK_BOOTTIME: until then what the kernel caches may be believed
@@ -8,7 +9,12 @@ A piece of anonymous shared memory, made before the fork, of native unsigned 64-
          3   incarnation
          4   drops           counted up by the supervisor: it dropped every cache
          5   used            slots of the table below that were ever used
+         6   succession      what becomes of the mount when the daemon ends, see Succession
+         7   epoch           the daemon's view, or its last one
+         8   handles_used    slots of the handles' table that were ever used
+         9   takeovers       counted up by the supervisor
          64  inodes          the table; 0: an empty slot
+             handles         behind it: the open handles, see journal.py
 
 One side writes each word, an aligned word is written at once, and nobody needs two words to agree;
 so there is no lock. Beside it a socket carries the /dev/fuse descriptor from daemon to supervisor.
@@ -16,10 +22,12 @@ so there is no lock. Beside it a socket carries the /dev/fuse descriptor from da
 Imports nothing big: the supervisor lives in this module's process image.
 """
 
+import enum
 import mmap
+import os
 import socket
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 BEATS: Final = 0
 LEASE_END: Final = 1
@@ -27,10 +35,25 @@ NODE: Final = 2
 INCARNATION: Final = 3
 DROPS: Final = 4
 USED: Final = 5
+SUCCESSION: Final = 6
+EPOCH: Final = 7
+HANDLES_USED: Final = 8
+TAKEOVERS: Final = 9
 TABLE: Final = 64
 
 CAPACITY: Final = 65536
+HANDLES: Final = 262144
+_HANDLE_WORDS: Final = 3
 _FOREVER: Final = 2**63 - 1
+
+
+class Succession(enum.IntEnum):
+    """What becomes of the mount when its daemon ends."""
+
+    NONE = 0  # it ends too
+    AFTER_CRASH = 1  # unless the daemon ended well, another one takes it over
+    HANDING_OVER = 2  # another one takes it over, whatever happens to this one on the way
+    CLEAN = 3  # ... and nothing was left behind
 
 
 def boottime_ns() -> int:
@@ -41,11 +64,20 @@ def boottime_ns() -> int:
 class Beat:
     """The daemon's side; the supervisor reads `words`."""
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, capacity: int = CAPACITY, handles: int = HANDLES, *, memory: int | None = None
+    ) -> None:
         self.capacity = capacity
-        self._memory = mmap.mmap(-1, (TABLE + capacity) * 8)
+        self.handles = handles
+        self.first_handle = TABLE + capacity
+        size = (self.first_handle + handles * _HANDLE_WORDS) * 8
+        self.memory = os.memfd_create("clusterfs-beat") if memory is None else memory
+        if memory is None:
+            os.truncate(self.memory, size)
+        self._memory = mmap.mmap(self.memory, size)
         self.words = memoryview(self._memory).cast("Q")
-        self.words[LEASE_END] = _FOREVER
+        if memory is None:
+            self.words[LEASE_END] = _FOREVER
         self._supervisor: socket.socket | None = None
 
     def supervise_through(self, supervisor: socket.socket) -> None:
@@ -68,20 +100,40 @@ class Beat:
         """How often the supervisor had to drop the caches."""
         return self.words[DROPS]
 
-    def attach(self, fd: int, mountpoint: str, connection: int) -> None:
+    @property
+    def takeovers(self) -> int:
+        """How often the mount got another daemon."""
+        return self.words[TAKEOVERS]
+
+    def attach(
+        self, fd: int, mountpoint: str, connection: int, init: tuple[bytes, bytes] = (b"", b"")
+    ) -> None:
         """Hand a duplicate of the session's descriptor to the supervisor.
 
-        `connection` is the minor number of the mount's device.
+        `connection` is the minor number of the mount's device; `init` what kernel and daemon said
+        to each other first, for a daemon that takes over.
         """
         if self._supervisor is not None:
-            text = f"{connection} {mountpoint}".encode(errors="surrogateescape")
-            socket.send_fds(self._supervisor, [text], [fd])
+            request, reply = (part.hex() or "-" for part in init)
+            text = f"{connection} {request} {reply} {mountpoint}"
+            socket.send_fds(self._supervisor, [text.encode(errors="surrogateescape")], [fd])
 
 
-def received_attachment(daemon: socket.socket) -> tuple[int, int, str] | None:
-    """Return (descriptor, connection, mount point) that `attach` sent, or None at its end."""
+class Attachment(NamedTuple):
+    """The session that the supervisor watches."""
+
+    fd: int = -1
+    connection: int = 0
+    mountpoint: str = ""
+    request: str = ""  # of FUSE_INIT, in hexadecimal digits
+    reply: str = ""
+
+
+def received_attachment(daemon: socket.socket) -> Attachment | None:
+    """Return what `attach` sent, or None at its end."""
     text, descriptors, _flags, _address = socket.recv_fds(daemon, 8192, 1)
     if not text or not descriptors:
         return None
-    connection, mountpoint = text.decode(errors="surrogateescape").split(" ", 1)
-    return descriptors[0], int(connection), mountpoint
+    words = text.decode(errors="surrogateescape").split(" ", 3)
+    request, reply = (word.removeprefix("-") for word in words[1:3])
+    return Attachment(descriptors[0], int(words[0]), words[3], request, reply)

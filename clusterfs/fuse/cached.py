@@ -22,6 +22,7 @@ class CachedInodes:
 
     def __init__(self, beat: Beat) -> None:
         self._words = beat.words
+        self._words[USED] = 0  # of a former process: dropped when it ended
         self._capacity = beat.capacity
         self._drop_pages: Callable[[int], Awaitable[None]] | None = None
         self._slots: dict[int, int] = {}

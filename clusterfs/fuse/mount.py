@@ -4,6 +4,9 @@ Life: `attach` (mounts, or says in one line why not), `run` (answers requests un
 is unmounted, by anyone), `detach` (unmounts; in the ordinary way if nobody uses it, else lazily),
 and `close`, always, at the end.
 
+A mount may be taken over from a process that ended (`inheritance`), and handed over to the next
+one: `hand_over` answers no more, `run` returns, and `close` leaves the mount where it is.
+
 Receiving never stops: each request has a task of its own, and pyfuse3 is allowed as many tasks as
 the kernel can have requests, so requests that wait for a lock hold up nobody else.
 """
@@ -22,6 +25,7 @@ from clusterfs.errors import SetupError
 from clusterfs.fuse import notify, receiving
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.dropping import Dropping
+from clusterfs.fuse.inheritance import Inheritance
 from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.requests import requests
 from clusterfs.fuse.unmounting import (
@@ -74,20 +78,30 @@ class MountOptions(msgspec.Struct, frozen=True):
 class Mount:
     """The one mount of this process: pyfuse3 has one session."""
 
-    def __init__(self, mountpoint: str, options: MountOptions) -> None:
-        self.mountpoint = os.path.realpath(mountpoint)
+    def __init__(
+        self, mountpoint: str, options: MountOptions, inheritance: Inheritance | None = None
+    ) -> None:
+        # Nobody answers at a mount that is to be taken over.
+        self.mountpoint = mountpoint if inheritance else os.path.realpath(mountpoint)
         self.options = options
         self.connection = -1
         self.kernel = SessionKernel()
         self.answering = False
         self._cached_inodes: Callable[[], Iterable[int]] = tuple
+        self._inheritance = inheritance
+        self._handed_over = False
+        self._serving: trio.CancelScope | None = None
 
     def attach(self, operations: "Operations") -> SessionKernel:
         """Mount; `kernel` works from now on. Requests wait from now on until `run` answers them.
 
         Raises SetupError, one line for the operator.
         """
-        require_mountable(self.mountpoint)
+        heir = self._inheritance
+        if heir is None:
+            require_mountable(self.mountpoint)
+        else:
+            native.take_over(heir.session, bytes.fromhex(heir.request), bytes.fromhex(heir.reply))
         self._further = operations.further
         native.set_dispatcher(self._further.dispatch)
         try:
@@ -102,18 +116,47 @@ class Mount:
                 f"libfuse {native.LIBFUSE_VERSION} is not the one clusterfs was checked with "
                 f"({native.KNOWN_LIBFUSE}), or pyfuse3 does not call it dynamically"
             )
-        self.connection = connection_at(self.mountpoint) or -1
+        if heir is None:
+            self.connection = connection_at(self.mountpoint) or -1
+        else:
+            self.connection = heir.connection
+            if not native.replay_init():
+                raise SetupError(
+                    f"{self.mountpoint} was mounted by a clusterfs or libfuse that told the kernel "
+                    "other things than this one would: unmount it and mount it again"
+                )
         self.kernel.use(native.session_fd())
         self._cached_inodes = operations.use_kernel(self.kernel)
         return self.kernel
 
     def share_with_supervisor(self, beat: "Beat") -> None:
-        """Let the supervisor drop the caches and unmount, should this process be unable to."""
-        beat.attach(native.session_fd(), self.mountpoint, self.connection)
+        """Let the supervisor drop the caches and unmount, should this process be unable to.
+
+        Once more when the root answers: then there is what a successor has to know.
+        """
+        beat.attach(native.session_fd(), self.mountpoint, self.connection, native.exchanged_init())
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether another process mounted it."""
+        return self._inheritance is not None
+
+    @property
+    def can_be_taken_over(self) -> bool:
+        """Whether another process could go on with this mount: the kernel must send again."""
+        return notify.can_resend(native.exchanged_init()[0])
+
+    def hand_over(self) -> None:
+        """Answer no more, and let `run` return: another process takes this mount over."""
+        native.abandon()
+        self._handed_over = True
+        if self._serving is not None:
+            self._serving.cancel()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests until the filesystem is unmounted; started once the root answers."""
         async with trio.open_nursery() as nursery:
+            self._serving = nursery.cancel_scope
             self._further.use(nursery)
             nursery.start_soon(self._answer, nursery.cancel_scope)
             nursery.start_soon(self._watch, nursery.cancel_scope)
@@ -125,6 +168,8 @@ class Mount:
     async def _answer(self, scope: trio.CancelScope) -> None:
         self.answering = True
         receiving.use()
+        if self._inheritance is not None:
+            notify.resend(native.session_fd())
         try:
             await pyfuse3.main(min_tasks=receiving.SPARE_TASKS, max_tasks=_MAX_TASKS)
         finally:
@@ -171,7 +216,8 @@ class Mount:
     def close(self) -> None:
         """Give everything back; unmounts lazily if that has not happened. May come twice."""
         if self.connection >= 0:
-            unmount_lazily(self.connection, self.mountpoint)
+            if not self._handed_over:
+                unmount_lazily(self.connection, self.mountpoint)
             pyfuse3.close(unmount=False)
             self.connection = -1
 

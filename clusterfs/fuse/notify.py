@@ -10,11 +10,17 @@ import os
 import struct
 
 NOTIFY_INVAL_INODE = 2
+NOTIFY_RESEND = 7
 NOTIFY_INC_EPOCH = 8
 
 _HEADER = struct.Struct("=IiQ")
 _INVAL_INODE = struct.Struct("=IiQQqq")
 _INC_EPOCH_MESSAGE = _HEADER.pack(_HEADER.size, NOTIFY_INC_EPOCH, 0)
+_RESEND_MESSAGE = _HEADER.pack(_HEADER.size, NOTIFY_RESEND, 0)
+_INIT_FLAGS2 = struct.Struct("=I")  # the upper half of the flags in a fuse_init_in
+_INIT_FLAGS2_AT = 40 + 16  # behind the fuse_in_header, four words and then this
+_HAS_RESEND = 1 << 39 - 32
+RESENT = 1 << 63  # set in the number of a request that was sent before
 
 ATTRIBUTES_ONLY = -1
 
@@ -41,6 +47,18 @@ def increment_epoch(fd: int) -> bool:
             return False
         raise
     return True
+
+
+def can_resend(init: bytes) -> bool:
+    """Tell from a FUSE_INIT request whether the kernel can send requests again (6.9 and newer)."""
+    if len(init) < _INIT_FLAGS2_AT + _INIT_FLAGS2.size:
+        return False
+    return bool(_INIT_FLAGS2.unpack_from(init, _INIT_FLAGS2_AT)[0] & _HAS_RESEND)
+
+
+def resend(fd: int) -> None:
+    """Have every request sent again that was received and not answered; RESENT is set in them."""
+    _write(fd, _RESEND_MESSAGE)
 
 
 def _write(fd: int, message: bytes) -> None:

@@ -11,13 +11,16 @@ await.
 
 # ruff: noqa: D102  each method is the FUSE request of its name
 
+import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from clusterfs.errors import WouldBlock
 from clusterfs.fs.results import Attributes, Changes, Entry, Listed, Opened, Status
+from clusterfs.fuse.again import Again
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
 from clusterfs.fuse.callers import caller_of, with_groups
@@ -39,8 +42,11 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False  # with it the kernel ignores our file size
 
-    def __init__(self, filesystem: "Filesystem", cached: CachedInodes) -> None:
+    def __init__(
+        self, filesystem: "Filesystem", cached: CachedInodes, again: Again | None = None
+    ) -> None:
         super().__init__()
+        self._again = again or Again()
         self._fs = filesystem
         self._cached = cached
         self._is_page_io = native.current_is_page_io
@@ -69,33 +75,40 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
-        return _entry(await self._fs.mknod(parent, name, mode, rdev, caller_of(ctx)))
+        make = self._fs.mknod(parent, name, mode, rdev, caller_of(ctx))
+        return _entry(await self._again.made(make, partial(self._fs.lookup, parent, name)))
 
     @replying
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> Any:
-        return _entry(await self._fs.mkdir(parent, name, mode, caller_of(ctx)))
+        make = self._fs.mkdir(parent, name, mode, caller_of(ctx))
+        return _entry(await self._again.made(make, partial(self._fs.lookup, parent, name)))
 
     @replying
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> Any:
-        return _entry(await self._fs.symlink(parent, name, target, caller_of(ctx)))
+        make = self._fs.symlink(parent, name, target, caller_of(ctx))
+        return _entry(await self._again.made(make, partial(self._fs.lookup, parent, name)))
 
     @replying
     async def link(self, inode: int, parent: int, name: bytes, ctx: Any) -> Any:
-        return _entry(await self._fs.link(inode, parent, name, caller_of(ctx)))
+        link = self._fs.link(inode, parent, name, caller_of(ctx))
+        look = partial(self._fs.lookup, parent, name)
+        return _entry(await self._again.linked(link, inode, look))
 
     @replying
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
-        await self._fs.unlink(parent, name, caller_of(ctx))
+        await self._again.removed(self._fs.unlink(parent, name, caller_of(ctx)))
 
     @replying
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
-        await self._fs.rmdir(parent, name, caller_of(ctx))
+        await self._again.removed(self._fs.rmdir(parent, name, caller_of(ctx)))
 
     @replying
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any
     ) -> None:
-        await self._fs.rename(parent, name, new_parent, new_name, flags, caller_of(ctx))
+        await self._again.removed(
+            self._fs.rename(parent, name, new_parent, new_name, flags, caller_of(ctx))
+        )
 
     @replying
     async def readlink(self, inode: int, _ctx: Any) -> bytes:
@@ -163,6 +176,8 @@ class Operations(pyfuse3.Operations):
     @replying
     async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
         caller = with_groups(caller_of(ctx))
+        if self._again.asked():
+            flags &= ~os.O_EXCL  # it may have been made; nobody else has its handle
         if name == _NO_NAME:
             created = await self._fs.tmpfile(parent, mode, flags, caller)
         else:

@@ -9,7 +9,11 @@ daemon's lease is over, other nodes change those files. The supervisor shares me
     lease over may just have answered a READ from what it knew before, so the caches are dropped
     once more;
   * at the daemon's death: aborts the connection, so that nothing more is served or waited for,
-    drops the caches, unmounts lazily, and reports that this node's caches are gone.
+    drops the caches, unmounts lazily, and reports that this node's caches are gone;
+  * or, if the daemon hands the mount over, or may be replaced after a crash (beat.Succession):
+    drops the caches, reports, and starts another daemon, which takes over the descriptor and the
+    handles that are noted in the shared memory. Requests wait in the kernel meanwhile. A mount
+    whose daemons keep on dying is given up.
 
 It is the daemon's parent and imports neither trio nor pyfuse3: fork first, import later. If it
 dies, the daemon gets SIGTERM. It never waits for the kernel on its only thread that matters: what
@@ -25,7 +29,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clusterfs.errors import SetupError
@@ -36,13 +40,18 @@ from clusterfs.fuse.beat import (
     INCARNATION,
     LEASE_END,
     NODE,
+    SUCCESSION,
     TABLE,
+    TAKEOVERS,
     USED,
+    Attachment,
     Beat,
+    Succession,
     boottime_ns,
     received_attachment,
 )
 from clusterfs.fuse.dropping import Dropping
+from clusterfs.fuse.inheritance import Inheritance
 from clusterfs.fuse.unmounting import abort_connection, is_over, unmount_lazily
 
 PERIOD_S = 0.25
@@ -50,11 +59,15 @@ _EARLY_NS = 100_000_000  # dropping takes a moment, and shall be over when the l
 _GIVE_UP_S = 5.0
 _REPORT_S = 10
 _PR_SET_PDEATHSIG = 1
+_MOST_CRASHES = 3  # in a minute; a mount with more is given up
+_MINUTE_NS = 60_000_000_000
+_DROP_BEFORE_TAKEOVER_S = 1.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 Main = Callable[[Beat, "ReadyPipe"], int]
 Report = Callable[[int, int], None]
+Successor = Callable[[Inheritance], Sequence[str]]
 
 
 class ReadyPipe:
@@ -95,23 +108,29 @@ class ReadyPipe:
 
 
 def run_supervised(
-    main: Main, *, foreground: bool, report: Report | None = None, log_path: str | None = None
+    main: Main,
+    *,
+    foreground: bool,
+    report: Report | None = None,
+    successor: Successor | None = None,
+    log_path: str | None = None,
 ) -> int:
     """Run `main` as a daemon with a supervisor beside it.
 
     In the background it returns once the mount answers (0) or cannot (1, with one line on stderr);
     in the foreground when the daemon has ended. `report(node, incarnation)` runs in the supervisor
-    after a death of the daemon, when nothing can be served any more. `log_path` is where both
+    after a death of the daemon, when nothing can be served any more. `successor(inheritance)`
+    returns the command line of a daemon that takes the mount over. `log_path` is where both
     write their stdout and stderr in the background.
     """
     if foreground:
         with _ready_pipe() as (_said, ready):
-            return _supervise(main, ready, report)
+            return _supervise(main, ready, report, successor)
     with _ready_pipe() as (said, ready):
         supervisor = os.fork()
         if supervisor == 0:
             _become_background(said, log_path)
-            os._exit(_guarded(lambda: _supervise(main, ready, report)))
+            os._exit(_guarded(lambda: _supervise(main, ready, report, successor)))
         ready.close()
         with _ending_with_us(supervisor):
             return _await_ready(said, log_path)
@@ -195,7 +214,18 @@ def _guarded(work: Callable[[], int]) -> int:
         sys.stderr.flush()
 
 
-def _supervise(main: Main, ready: ReadyPipe, report: Report | None) -> int:
+def take_over(main: Main, inheritance: Inheritance) -> int:
+    """Run `main` as the daemon that goes on with a mount; in a process that `successor` began."""
+    beat = Beat(memory=inheritance.memory)
+    beat.supervise_through(socket.socket(fileno=inheritance.line))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("0")  # the supervisor's is lower
+    return _run_daemon(main, beat, ReadyPipe(-1), inheritance.supervisor)
+
+
+def _supervise(
+    main: Main, ready: ReadyPipe, report: Report | None, successor: Successor | None
+) -> int:
     beat = Beat()
     upper, lower = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
@@ -207,7 +237,7 @@ def _supervise(main: Main, ready: ReadyPipe, report: Report | None) -> int:
     ready.close()
     lower.close()
     with upper:
-        return Supervisor(daemon, beat, upper, report).run()
+        return Supervisor(daemon, beat, upper, report, successor).run()
 
 
 def _run_daemon(main: Main, beat: Beat, ready: ReadyPipe, parent: int) -> int:
@@ -234,15 +264,24 @@ def _run_daemon(main: Main, beat: Beat, ready: ReadyPipe, parent: int) -> int:
 class Supervisor:
     """Watches one daemon until it ends."""
 
-    def __init__(self, daemon: int, beat: Beat, line: socket.socket, report: Report | None) -> None:
+    def __init__(
+        self,
+        daemon: int,
+        beat: Beat,
+        line: socket.socket,
+        report: Report | None,
+        successor: Successor | None = None,
+    ) -> None:
         self._daemon = daemon
         self._line = line  # carries the session's descriptor
+        self._beat = beat
         self._words = beat.words
         self._report = report
+        self._successor = successor
+        self._crashes_ns: list[int] = []
+        self._reporters: list[int] = []  # processes that tell the others
         self._pidfd = os.pidfd_open(daemon)
-        self._fd = -1  # the session's
-        self._connection = 0
-        self._mountpoint = ""
+        self._session = Attachment()
         self._beats_seen = 0
         self._missed = False
         self._dropped = False  # since the lease is over
@@ -250,6 +289,15 @@ class Supervisor:
     def run(self) -> int:
         """Watch; returns the daemon's exit code, 128 + n if signal n ended it."""
         self._prepare_process()
+        while True:
+            self._watch()
+            code = self._reaped()
+            if not self._goes_on(code):
+                return self._bury(code)
+            self._replace(code)
+
+    def _watch(self) -> None:
+        """Return when the daemon has ended."""
         events = select.poll()
         events.register(self._pidfd, select.POLLIN)
         events.register(self._line, select.POLLIN)
@@ -258,25 +306,29 @@ class Supervisor:
             if self._line.fileno() in ready and not self._attach():
                 events.unregister(self._line)
             if self._pidfd in ready:
-                return self._bury()
+                return
             self._check()
 
     def _prepare_process(self) -> None:
         """Outlive what ends the daemon: Ctrl-C, the OOM killer."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the daemon too
         for number in _FORWARDED:
-            signal.signal(number, lambda received, _frame: os.kill(self._daemon, received))
+            signal.signal(number, self._forward)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("-1000")
+
+    def _forward(self, received: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._daemon, received)
 
     def _attach(self) -> bool:
         """Take over the session's descriptor; False once the daemon closed its end."""
         received = received_attachment(self._line)
         if received is None:
             return False
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._connection, self._mountpoint = received
+        if self._session.fd >= 0:
+            os.close(self._session.fd)
+        self._session = received
         return True
 
     # ---- alive ----
@@ -305,21 +357,22 @@ class Supervisor:
 
     def _drop_caches(self, give_up: Callable[[], bool]) -> None:
         """Make the kernel ask for everything again; returns when only pages in flight are left."""
-        if self._fd < 0:
+        fd = self._session.fd
+        if fd < 0:
             return
-        notify.increment_epoch(self._fd)
+        notify.increment_epoch(fd)
         used = self._words[USED]
         inodes = [inode for inode in self._words[TABLE : TABLE + used] if inode]
-        if not Dropping(self._fd, inodes).run(give_up) and not self._daemon_ended():
+        if not Dropping(fd, inodes).run(give_up) and not self._daemon_ended():
             # Too many pages are in flight to get at the rest: better no mount than a stale one.
-            abort_connection(self._connection, self._mountpoint)
-            Dropping(self._fd, inodes).run(_after(_GIVE_UP_S))
+            abort_connection(self._session.connection, self._session.mountpoint)
+            Dropping(fd, inodes).run(_after(_GIVE_UP_S))
         self._words[DROPS] += 1
 
     # ---- dead ----
 
-    def _bury(self) -> int:
-        """Make sure that nothing of the daemon's mount can be seen any more."""
+    def _reaped(self) -> int:
+        """Return how the daemon ended: its exit code, -n if signal n ended it."""
         _, status = os.waitpid(self._daemon, 0)
         code = os.waitstatus_to_exitcode(status)
         # A descriptor sent just before the end must not be missed.
@@ -327,29 +380,91 @@ class Supervisor:
         with contextlib.suppress(OSError):
             while self._attach():
                 pass
-        if self._fd >= 0:
-            if not is_over(self._fd):
-                abort_connection(self._connection, self._mountpoint)
+        return code
+
+    def _bury(self, code: int) -> int:
+        """Make sure that nothing of the daemon's mount can be seen any more."""
+        fd, connection, mountpoint = self._session[:3]
+        if fd >= 0:
+            if not is_over(fd):
+                abort_connection(connection, mountpoint)
             self._drop_caches(_after(_GIVE_UP_S))
-            unmount_lazily(self._connection, self._mountpoint)
-            os.close(self._fd)
+            unmount_lazily(connection, mountpoint)
+            os.close(fd)
         if code and self._report and self._words[NODE]:
             self._tell(self._report)
         return code if code >= 0 else 128 - code
 
-    def _tell(self, report: Report) -> None:
+    # ---- replaced ----
+
+    def _goes_on(self, code: int) -> bool:
+        """Tell whether another daemon is to take the mount over."""
+        succession = self._words[SUCCESSION]
+        if self._successor is None or self._session.fd < 0 or is_over(self._session.fd):
+            return False
+        if succession < Succession.HANDING_OVER and not (
+            code and succession == Succession.AFTER_CRASH
+        ):
+            return False
+        if not code:
+            return True
+        now_ns = boottime_ns()
+        recent = [at_ns for at_ns in self._crashes_ns if at_ns > now_ns - _MINUTE_NS]
+        self._crashes_ns = [*recent, now_ns]
+        if len(recent) < _MOST_CRASHES:
+            return True
+        _print(f"clusterfs: {len(recent) + 1} daemons died in a minute: giving the mount up")
+        return False
+
+    def _replace(self, code: int) -> None:
+        """Start another daemon for the same mount, whose kernel caches are empty."""
+        assert self._successor is not None
+        self._words[LEASE_END] = 0
+        self._drop_caches(_after(_DROP_BEFORE_TAKEOVER_S))
+        self._dropped = True
+        if code and self._report and self._words[NODE]:
+            self._tell(self._report, wait=False)
+        self._words[TAKEOVERS] += 1
+        self._line.close()
+        self._line, lower = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        session = self._session
+        inheritance = Inheritance(
+            self._beat.memory,
+            lower.fileno(),
+            session.fd,
+            session.connection,
+            os.getpid(),
+            session.request,
+            session.reply,
+        )
+        for fd in inheritance.descriptors:
+            os.set_inheritable(fd, True)
+        command = list(self._successor(inheritance))
+        self._daemon = os.posix_spawn(command[0], command, os.environ, setsigdef=_ENDING)
+        os.set_inheritable(session.fd, False)
+        lower.close()
+        os.close(self._pidfd)
+        self._pidfd = os.pidfd_open(self._daemon)
+
+    def _tell(self, report: Report, *, wait: bool = True) -> None:
         """Report from a process of its own: if it fails or hangs, others wait for the lease."""
         node, incarnation = self._words[NODE], self._words[INCARNATION]
         reporter = os.fork()
         if reporter == 0:
             signal.alarm(_REPORT_S)
             os._exit(_guarded(lambda: _reported(report, node, incarnation)))
-        os.waitpid(reporter, 0)
+        self._reporters.append(reporter)
+        self._reporters = [pid for pid in self._reporters if not _ended(pid, wait=wait)]
 
 
 def _reported(report: Report, node: int, incarnation: int) -> int:
     report(node, incarnation)
     return 0
+
+
+def _ended(child: int, *, wait: bool) -> bool:
+    pid, _status = os.waitpid(child, 0 if wait else os.WNOHANG)
+    return pid == child
 
 
 def _after(seconds: float) -> Callable[[], bool]:

@@ -56,12 +56,19 @@ def make_cluster() -> Iterator[Callable[..., Cluster]]:
     made: list[Cluster] = []
 
     def make(
-        nodes: int = 3, replicas: int = 3, provider: str | None = None, *, tls: bool = False
+        nodes: int = 3,
+        replicas: int = 3,
+        provider: str | None = None,
+        *,
+        tls: bool = False,
+        settings: dict[str, str] | None = None,
     ) -> Cluster:
         cluster = Cluster(Path(tempfile.mkdtemp(prefix="clusterfs-test-")))
         cluster.folder.chmod(0o755)  # some tests act as another user
         made.append(cluster)
         _clusters.append(cluster)
+        if settings:
+            _set(cluster, nodes, replicas, settings)
         if nodes:
             cluster.up(nodes, replicas, provider, tls=tls)
         return cluster
@@ -71,6 +78,16 @@ def make_cluster() -> Iterator[Callable[..., Cluster]]:
         wreck(cluster)
         shutil.rmtree(cluster.folder, ignore_errors=True)
         _clusters.remove(cluster)
+
+
+def _set(cluster: Cluster, nodes: int, replicas: int, settings: dict[str, str]) -> None:
+    """Write the configuration files, with other values than those of `clusterfs dev`."""
+    cluster.configure(nodes, replicas)
+    for node in cluster.nodes:
+        lines = node.config.read_text().splitlines()
+        kept = [line for line in lines if line.partition(" = ")[0] not in settings]
+        top = [f"{key} = {value}" for key, value in settings.items()]
+        node.config.write_text("\n".join([*top, *kept]) + "\n")
 
 
 @pytest.fixture(scope="module")

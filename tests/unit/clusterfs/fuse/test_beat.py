@@ -50,11 +50,16 @@ def test_a_descriptor_is_handed_over() -> None:
     upper, lower = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     beat.supervise_through(lower)
     beat.attach(target, "/mnt/with space", 45)
+    received = received_attachment(upper)
+    assert received is not None
+    assert received[1:] == (45, "/mnt/with space", "", "")
+    os.close(received.fd)
+    beat.attach(target, "/mnt/with space", 45, (b"ask", b"answer"))
     os.close(target)
     received = received_attachment(upper)
     assert received is not None
-    descriptor, connection, mountpoint = received
-    assert (connection, mountpoint) == (45, "/mnt/with space")
+    descriptor = received.fd
+    assert received[1:] == (45, "/mnt/with space", b"ask".hex(), b"answer".hex())
     os.write(descriptor, b"hello")
     assert os.read(source, 5) == b"hello"
     os.close(descriptor)

@@ -1,0 +1,93 @@
+"""One process goes, another serves the same mount: open files go on.
+
+The one that goes rests (`rest`): new operations stall and what runs comes to its end, except what
+only waits and has changed nothing: the kernel asks the next process for that again. Then the
+kernel's caches are dropped, while page writeback is served, and everything is on the disks. The one
+that comes takes over (`take_over`) the handles that the kernel has, before it receives a request.
+
+After a crash nobody rested. What was acknowledged and was in the dead process only is lost: those
+handles are dead (endangered.py). All else is judged as at a readmission.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+
+import structlog
+import trio
+
+from clusterfs.errors import FilesystemError
+from clusterfs.fs.files import Files
+from clusterfs.fs.handles import Former
+from clusterfs.fs.inodes import Inode
+from clusterfs.fs.parts import Parts
+from clusterfs.fs.readmission import Readmission
+from dlm.errors import LockLost
+
+log = structlog.get_logger()
+
+_LOOK_S = 0.02
+
+
+class Succession:
+    """Hands the open files of a mount on, or takes them over."""
+
+    def __init__(self, parts: Parts, files: Files, readmission: Readmission) -> None:
+        self._gate = parts.gate
+        self._volume = parts.volume
+        self._inodes = parts.inodes
+        self._coherence = parts.coherence
+        self._writeback = parts.writeback
+        self._endangered = parts.endangered
+        self._files = files
+        self._readmission = readmission
+
+    async def take_over(self, formers: Iterable[Former], epoch: int, *, clean: bool) -> None:
+        """Make the handles of the former process again.
+
+        clean: it rested; else it was lost in view `epoch`.
+        """
+        handles = self._files.handles
+        for former in formers:
+            inode = self._inodes.get(former.inode)
+            if not former.directory:
+                hold = partial(self._files.hold_open, inode)
+                await self._gate.run(hold, internal=True)
+            handles.restore(former, inode)
+        await self._readmission.take_over(epoch, clean=clean)
+
+    async def rest(self, patience_s: float) -> bool:
+        """Serve nothing new, and leave nothing behind in this process.
+
+        Returns False, and goes on as before, if operations are still under way after that time.
+        """
+        self._gate.resting = True
+        rested = False
+        try:
+            with trio.move_on_after(patience_s):
+                while self._gate.busy():  # noqa: ASYNC110  operations do not say when they wait
+                    await trio.sleep(_LOOK_S)
+                await self._coherence.drop_everything(self._inodes)
+                await self._write_everything_back()
+                rested = True
+        except (FilesystemError, LockLost) as failure:
+            log.warning("this process cannot rest", reason=repr(failure))
+        finally:
+            self._gate.resting = rested
+        return rested
+
+    async def _write_everything_back(self) -> None:
+        while self._writeback.dirty:
+            for inode in list(self._writeback.dirty):
+                await self._files.write_back(inode)
+        await self._sync(self._endangered.clean())
+
+    async def settle(self) -> None:
+        """Make what was acknowledged safe on the disks, and note that it is."""
+        notes = self._endangered.clean()
+        if notes:
+            await self._gate.run(partial(self._sync, notes), internal=True)
+
+    async def _sync(self, notes: dict[Inode, int]) -> None:
+        await self._volume.sync()
+        for inode, note in notes.items():
+            self._endangered.safe(inode, note)

@@ -1,0 +1,121 @@
+"""The open handles of the mount, kept where the next process finds them if this one dies.
+
+A table in the memory that daemon and supervisor share (beat.py). A slot is three words:
+
+    handle   0: the slot is empty; written last, emptied first, so a slot is whole or not there
+    inode
+    state    bits 0-31 the flags of open(2), then: privileged, directory, endangered, staged, dead
+
+If the table is full, a handle gets no slot: after a takeover the kernel is told that it is stale.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from clusterfs.fs.handles import Former
+from clusterfs.fuse.beat import HANDLES_USED, Beat
+
+_WORDS: Final = 3
+_FLAGS: Final = 0xFFFFFFFF
+_PRIVILEGED: Final = 1 << 32
+_DIRECTORY: Final = 1 << 33
+_ENDANGERED: Final = 1 << 34
+_STAGED: Final = 1 << 35
+_DEAD: Final = 1 << 36
+
+
+class HandleJournal:
+    """Implements clusterfs.fs.endangered.Journal over a Beat's memory."""
+
+    def __init__(self, beat: Beat) -> None:
+        self._words = beat.words
+        self._first = beat.first_handle
+        self._capacity = beat.handles
+        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def recover(self, *, clean: bool) -> list[Former]:
+        """Return what the process before this one had open; it stays noted.
+
+        clean: nothing of it was in memory only.
+        """
+        found = list(self._recovered())
+        lost = _DEAD | _STAGED | (0 if clean else _ENDANGERED)
+        formers = []
+        for slot, handle, inode, state in found:
+            self._slots[handle] = slot
+            former = Former(
+                handle,
+                inode,
+                state & _FLAGS,
+                bool(state & _PRIVILEGED),
+                bool(state & _DIRECTORY),
+                bool(state & lost),
+            )
+            kept = state & ~(_STAGED | _ENDANGERED)
+            self._words[self._at(slot) + 2] = kept | (_DEAD if former.lost else 0)
+            formers.append(former)
+        taken = set(self._slots.values())
+        self._free = [slot for slot in range(self._words[HANDLES_USED]) if slot not in taken]
+        return formers
+
+    def opened(
+        self, handle: int, inode: int, flags: int, *, privileged: bool, directory: bool
+    ) -> None:
+        """Note a handle before the kernel hears of it."""
+        slot = self._take()
+        if slot is None:
+            return
+        self._slots[handle] = slot
+        at = self._at(slot)
+        self._words[at + 1] = inode
+        state = flags & _FLAGS | privileged * _PRIVILEGED | directory * _DIRECTORY
+        self._words[at + 2] = state
+        self._words[at] = handle
+
+    def closed(self, handle: int) -> None:
+        """Forget a handle."""
+        slot = self._slots.pop(handle, None)
+        if slot is not None:
+            self._words[self._at(slot)] = 0
+            self._free.append(slot)
+
+    def endangered(self, handle: int, so: bool) -> None:  # noqa: FBT001  the value of a flag
+        """Note whether what was written through it would be lost with this process."""
+        self._set(handle, _ENDANGERED, so=so)
+
+    def staged(self, handle: int, so: bool) -> None:  # noqa: FBT001  as above
+        """Note whether it is in an atomic transaction, which ends with this process."""
+        self._set(handle, _STAGED, so=so)
+
+    def dead(self, handle: int) -> None:
+        """Note that what was written through it is lost."""
+        self._set(handle, _DEAD, so=True)
+
+    def _recovered(self) -> Iterator[tuple[int, int, int, int]]:
+        for slot in range(self._words[HANDLES_USED]):
+            at = self._at(slot)
+            if handle := self._words[at]:
+                yield slot, handle, self._words[at + 1], self._words[at + 2]
+
+    def _set(self, handle: int, bit: int, *, so: bool) -> None:
+        slot = self._slots.get(handle)
+        if slot is not None:
+            at = self._at(slot) + 2
+            state = self._words[at]
+            self._words[at] = state | bit if so else state & ~bit
+
+    def _take(self) -> int | None:
+        if self._free:
+            return self._free.pop()
+        used = self._words[HANDLES_USED]
+        if used >= self._capacity:
+            return None
+        self._words[HANDLES_USED] = used + 1
+        return int(used)
+
+    def _at(self, slot: int) -> int:
+        return self._first + slot * _WORDS
