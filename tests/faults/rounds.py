@@ -9,12 +9,13 @@ was killed, "no space" only where a brick was filled.
 import contextlib
 import errno
 import json
+import os
 import random
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from clusterfs.sim import file_models, histories
@@ -23,9 +24,11 @@ from clusterfs.sim.linearizability import Operation, Verdict, check
 from tests.faults.client import BLOCKS, FOLDERS, block
 from tests.faults.cluster import PATIENCE_S, HostCluster
 from tests.faults.hosts import DIES_WITH_US
-from tests.faults.schedule import Player, draw
+from tests.faults.schedule import Fault, Player, draw
 
 CLIENTS_PER_NODE = 2
+SLOTS = 4  # of a round: one fault each, or two that overlap
+PACE_S = 0.05  # mean rest of a client between operations
 _CLIENT = Path(__file__).with_name("client.py")
 _DEAD_MOUNT = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV)
 
@@ -50,7 +53,8 @@ class Client:
         self._process.stdin.close()
 
     def end(self, timeout_s: float) -> bool:
-        """Wait for its end; False if it hangs, it is killed then."""
+        """Tell it to stop, and wait for its end; False if it hangs, it is killed then."""
+        self.tell_to_stop()
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -76,17 +80,32 @@ class Rounds:
         self.undecided = 0
         self.checked = 0
 
-    def play(self, seed: str, *, slots: int = 4, pace_s: float = 0.05, again: int = 0) -> list[str]:
-        """Play one round; returns what is wrong. `again`: it is not the first time here."""
+    def play(
+        self,
+        seed: str,
+        *,
+        schedule: Sequence[list[Fault]] | None = None,
+        on: Collection[int] = (),
+        again: int = 0,
+    ) -> list[str]:
+        """Play one round; returns what is wrong.
+
+        Args:
+            seed: what to draw faults, and what clients do, from; and the round's name.
+            schedule: faults to play instead; those of an item overlap.
+            on: the nodes that have clients; none: all.
+            again: so many times the round was played here before.
+        """
         folder = f"round-{seed}" + (f"-{again}" if again else "")
         self._prepare(folder)
         clients = [
-            Client(self.cluster, node.number, node.number * 10 + n, folder, pace_s)
+            Client(self.cluster, node.number, node.number * 10 + n, folder, PACE_S)
             for node in self.cluster.nodes
             for n in range(CLIENTS_PER_NODE)
+            if not on or node.number in on
         ]
         try:
-            played = self._play_faults(seed, slots)
+            played = self._play_faults(seed, schedule or self._drawn(seed))
             self.cluster.wait_synced()
         finally:
             for client in clients:
@@ -106,15 +125,20 @@ class Rounds:
         root.mkdir()
         for name in FOLDERS:
             (root / name).mkdir()
-        for name in BLOCKS:
-            (root / name).write_bytes(block(name, 0))
-        (root / "log").touch()
+        for name, content in {**{name: block(name, 0) for name in BLOCKS}, "log": b""}.items():
+            with (root / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
 
-    def _play_faults(self, seed: str, slots: int) -> list[str]:
+    def _drawn(self, seed: str) -> list[list[Fault]]:
+        hosts, lease_s = len(self.cluster.nodes), self.cluster.lease_s
+        return [draw(f"{seed}-{slot}", hosts, lease_s) for slot in range(SLOTS)]
+
+    def _play_faults(self, seed: str, schedule: Sequence[list[Fault]]) -> list[str]:
         source, player, played = random.Random(f"{seed}-rests"), Player(self.cluster), []
-        for slot in range(slots):
+        for faults in schedule:
             time.sleep(source.uniform(0.2, 1.2))  # work in peace
-            faults = draw(f"{seed}-{slot}", len(self.cluster.nodes), self.cluster.lease_s)
             played += [str(fault) for fault in faults]
             self.kinds.update(fault.kind for fault in faults)
             player.play(faults)

@@ -111,6 +111,9 @@ class Player:
     def _set_cuts(self) -> None:
         self._cluster.network.set_cut(set().union(*self._cuts.values()))
 
+    def _rest(self, _fault: Fault) -> None:
+        """Nothing breaks."""
+
     def _pause(self, fault: Fault) -> None:
         self._cluster.signal(fault.host, signal.SIGSTOP)
 
