@@ -6,7 +6,8 @@ each row on every column, one after the other, so that a busy moment of the mach
 table has the medians of the rounds. Writes bench/results.json and prints Markdown.
 
 `python -m bench store` measures the store alone, see bench/store.py; `python -m bench peers` the
-store beside BorgBackup, see bench/store_peers.py.
+store beside BorgBackup, see bench/store_peers.py; `python -m bench rivals` the whole filesystem
+beside GlusterFS and MooseFS, see bench/rivals.py.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import files, fio, store, store_peers
+from bench import files, fio, rivals, store, store_peers
 from bench.dlm import report
 from clusterfs.cli.dev import Cluster
 
@@ -38,13 +39,15 @@ Table = dict[str, dict[str, float]]  # row -> column -> median
 
 
 def main() -> int:
-    """Measure, print, record. `dlm`, `store` or `peers` as the first word: that part alone."""
+    """Measure, print, record. `dlm`, `store`, `peers` or `rivals` first: that part alone."""
     if sys.argv[1:2] == ["dlm"]:
         return report.main(sys.argv[2:])
     if sys.argv[1:2] == ["store"]:
         return store.main(sys.argv[2:])
     if sys.argv[1:2] == ["peers"]:
         return store_peers.main(sys.argv[2:])
+    if sys.argv[1:2] == ["rivals"]:
+        return rivals.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runtime", type=float, default=3, help="seconds of each fio job")

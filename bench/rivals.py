@@ -1,0 +1,272 @@
+"""`python -m bench rivals`: the same work here, on GlusterFS and on MooseFS, all on one machine.
+
+Each keeps three copies of everything and is used through one of its mounts; all servers share the
+machine. The rows are those of `make bench`, measured in turn. GlusterFS: three bricks, replica 3,
+default options. MooseFS: one master and three chunk servers, goal 3, default options; with these it
+does not wait for disks, not even in fsync.
+
+Needs Debian's glusterfs-server, moosefs-master, moosefs-chunkserver and moosefs-client, and root:
+GlusterFS takes no loopback address, so all run in a network namespace that has another one.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import files, fio
+from clusterfs.cli.dev import Cluster
+
+RESULTS = Path(__file__).with_name("rivals.json")
+ADDRESS = "10.211.55.1"  # nobody's but this namespace's
+PORT = 24007
+COPIES = 3
+WAIT_S = 60.0
+OURS, GLUSTER, MOOSE = "clusterfs", "GlusterFS", "MooseFS"
+_NEEDED = ("glusterd", "gluster", "glusterfs", "mfsmaster", "mfschunkserver", "mfsmount")
+_GLUSTERD = """volume management
+    type mgmt/glusterd
+    option working-directory {folder}/state
+    option run-directory {folder}/run
+    option glusterd-sockfile {folder}/run/glusterd.sock
+    option transport-type socket
+    option transport.socket.bind-address {address}
+    option transport.socket.listen-port {port}
+end-volume
+"""
+_MASTER = """WORKING_USER = root
+WORKING_GROUP = root
+NICE_LEVEL = 0
+DATA_PATH = {folder}
+EXPORTS_FILENAME = {folder}/exports
+TOPOLOGY_FILENAME = {folder}/topology
+"""
+_CHUNK_SERVER = """WORKING_USER = root
+WORKING_GROUP = root
+NICE_LEVEL = 0
+DATA_PATH = {folder}
+HDD_CONF_FILENAME = {folder}/disks
+MASTER_HOST = {address}
+CSSERV_LISTEN_PORT = {port}
+"""
+
+
+def main(words: list[str]) -> int:
+    """Measure, print Markdown, record."""
+    parser = argparse.ArgumentParser(prog="bench rivals", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--runtime", type=float, default=3, help="seconds of each fio job")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    arguments = parser.parse_args(words)
+    missing = [program for program in _NEEDED if not shutil.which(program)]
+    if missing:
+        print(f"missing: {', '.join(missing)} (see the docstring of bench/rivals.py)")
+        return 1
+    with tempfile.TemporaryDirectory(prefix="clusterfs-bench-") as folder:
+        table = measure(Path(folder), arguments.rounds, arguments.runtime)
+    facts = {"cpus": os.cpu_count(), "kernel": platform.release(), "rounds": arguments.rounds}
+    arguments.json.write_text(json.dumps({"machine": facts, "medians": table}, indent=2) + "\n")
+    print(markdown(table))
+    return 0
+
+
+def measure(folder: Path, rounds: int, runtime_s: float) -> dict[str, dict[str, float]]:
+    """Return row -> system -> median of the rounds."""
+    archive = folder / "files.tar"
+    count = files.make_archive(archive)
+    samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    systems: dict[str, Callable[[Path], contextlib.AbstractContextManager[Path]]]
+    systems = {OURS: ours, GLUSTER: gluster, MOOSE: moose}
+    with (
+        contextlib.ExitStack() as stack,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
+        places = {
+            name: stack.enter_context(start(folder / name)) for name, start in systems.items()
+        }
+        images = {name: fio.lay_out(place / "image") for name, place in places.items()}
+        task = progress.add_task("measuring", total=rounds * (len(fio.JOBS) + 2) * len(places))
+        for _ in range(rounds):
+            for row in fio.JOBS:
+                for name, image in images.items():
+                    samples[row][name].append(fio.measure(image, row, runtime_s))
+                    progress.advance(task)
+            for name, place in places.items():
+                for row, rate in files.measure(place).items():
+                    samples[row][name].append(rate)
+                progress.advance(task)
+            for name, place in places.items():
+                rate = files.untar(archive, place, count)
+                samples[f"untar of {count:,} files"][name].append(rate)
+                progress.advance(task)
+    return {
+        row: {name: statistics.median(values) for name, values in found.items()}
+        for row, found in samples.items()
+    }
+
+
+def markdown(table: dict[str, dict[str, float]]) -> str:
+    """Return the table of docs/performance.md."""
+    lines = [
+        f"| row | {OURS} | {GLUSTER} | {MOOSE} | to {GLUSTER} | to {MOOSE} |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row, found in table.items():
+        own, one, two = found[OURS], found[GLUSTER], found[MOOSE]
+        lines.append(
+            f"| {row} | {own:,.0f} | {one:,.0f} | {two:,.0f} | {own / one:.2f} | {own / two:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def ours(folder: Path) -> Iterator[Path]:
+    """Run three nodes; yield the first one's mount."""
+    cluster = Cluster(folder)
+    cluster.up(COPIES, COPIES)
+    try:
+        yield cluster.nodes[0].mount
+    finally:
+        cluster.down()
+
+
+@contextlib.contextmanager
+def namespace(purpose: str) -> Iterator[list[str]]:
+    """Make a network namespace; yield the words that run a command in it, in the usual mounts."""
+    name = f"bench-{purpose}-{os.getpid()}"
+    run(["ip", "netns", "add", name])
+    try:
+        inside = ["nsenter", f"--net=/run/netns/{name}"]
+        run([*inside, "ip", "link", "set", "lo", "up"])
+        run([*inside, "ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"])
+        yield inside
+    finally:
+        run(["ip", "netns", "delete", name])
+
+
+@contextlib.contextmanager
+def gluster(folder: Path) -> Iterator[Path]:
+    """Run a volume of three bricks; yield its mount."""
+    for part in ("state", "run", "mount", *(f"brick{n}" for n in range(COPIES))):
+        (folder / part).mkdir(parents=True)
+    (folder / "glusterd.vol").write_text(
+        _GLUSTERD.format(folder=folder, address=ADDRESS, port=PORT)
+    )
+    with namespace(folder.name) as inside, contextlib.ExitStack() as stack:
+        manager = subprocess.Popen(
+            [*inside, "glusterd", "-N", "-f", f"{folder}/glusterd.vol", "-l", f"{folder}/log"]
+        )
+        stack.callback(end, manager)
+        socket = f"--glusterd-sock={folder}/run/glusterd.sock"
+        command = [*inside, "gluster", "--mode=script", socket, "volume"]
+        bricks = [f"{ADDRESS}:{folder}/brick{n}" for n in range(COPIES)]
+        retried([*command, "create", "bench", "replica", str(COPIES), *bricks, "force"])
+        stack.callback(end_noted, folder / "run")
+        retried([*command, "start", "bench"])
+        with mounted(
+            [
+                *(*inside, "glusterfs", "-N", f"--volfile-server={ADDRESS}"),
+                *("--volfile-id=bench", "-l", f"{folder}/mount.log", f"{folder}/mount"),
+            ],
+            folder / "mount",
+        ) as place:
+            yield place
+
+
+@contextlib.contextmanager
+def moose(folder: Path) -> Iterator[Path]:
+    """Run a master and three chunk servers; yield a mount whose files have three copies."""
+    master = folder / "master"
+    (folder / "mount").mkdir(parents=True)
+    master.mkdir()
+    (master / "metadata.mfs").write_bytes(b"MFSM NEW")
+    (master / "exports").write_text("* / rw,alldirs,admin,maproot=0:0\n")
+    (master / "topology").touch()
+    (master / "master.cfg").write_text(_MASTER.format(folder=master))
+    with namespace(folder.name) as inside, contextlib.ExitStack() as stack:
+        serve = [*inside, "mfsmaster", "-f", "-c", f"{master}/master.cfg", "start"]
+        stack.callback(end, subprocess.Popen(serve, stderr=subprocess.DEVNULL))
+        for number in range(COPIES):
+            place = folder / f"chunks{number}"
+            (place / "disk").mkdir(parents=True)
+            (place / "disks").write_text(f"{place}/disk\n")
+            (place / "server.cfg").write_text(
+                _CHUNK_SERVER.format(folder=place, address=ADDRESS, port=9422 + 10 * number)
+            )
+            serve = [*inside, "mfschunkserver", "-f", "-c", f"{place}/server.cfg", "start"]
+            stack.callback(end, subprocess.Popen(serve, stderr=subprocess.DEVNULL))
+        with mounted(
+            [*inside, "mfsmount", "-f", "-H", ADDRESS, str(folder / "mount")], folder / "mount"
+        ) as mount:
+            run([*inside, "mfssetgoal", "-r", str(COPIES), str(mount)])
+            wait_for(lambda: shutil.disk_usage(mount).total > 0, "chunk servers have joined")
+            yield mount
+
+
+@contextlib.contextmanager
+def mounted(command: list[str], place: Path) -> Iterator[Path]:
+    """Run a mount in the foreground; yield its root once it is one."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def is_mounted() -> bool:
+        if not running or running[-1].poll() is not None:  # its server did not listen yet
+            running.append(subprocess.Popen(command, stdout=sys.stderr))
+        return place.is_mount()
+
+    try:
+        wait_for(is_mounted, f"{place} is mounted")
+        yield place
+        run(["umount", str(place)])
+    finally:
+        end(running[-1])
+
+
+def run(command: list[str]) -> None:
+    """Run it. Raises CalledProcessError."""
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def retried(command: list[str]) -> None:
+    """Run it until it succeeds: a server that was just started may not listen yet."""
+    wait_for(
+        lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0,
+        " ".join(command),
+    )
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Return once `condition` holds; fail after a minute."""
+    end_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end_s, f"in vain: {what}"
+        time.sleep(0.2)
+
+
+def end_noted(folder: Path) -> None:
+    """End the servers that glusterd started: it notes their process ids in this folder."""
+    for noted in folder.rglob("*.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(noted.read_text()), signal.SIGKILL)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server that we started."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(30)
+    process.kill()
+    process.wait()
