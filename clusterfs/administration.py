@@ -67,6 +67,7 @@ class Administration:
             "df": lambda _: _NO_STORE if self._node.store is None else self._node.store.usage(),
             "scrub": self._scrub,
             "clone": self._clone,
+            "compare": self._compare,
         }
 
     def status(self) -> dict[str, Any]:
@@ -216,6 +217,18 @@ class Administration:
             reason = str(failure) or os.strerror(failure.errno)
             return {"ok": False, "error": reason}
         return msgspec.structs.asdict(done)
+
+    def _compare(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Start or stop the comparison of replicas, or none of both; return where it is."""
+        comparer = self._node.volume.comparer
+        if comparer is None:
+            return _NO_STORE
+        if request.get("action") == "start":
+            comparer.start()
+        elif request.get("action") == "stop":
+            comparer.stop()
+        syncing = report.count(self._node.membership.view.syncing, self._node.membership.node)
+        return comparer.progress() | {"syncing": syncing}
 
     def _tune(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self._node.store is None:

@@ -1,6 +1,7 @@
 """`clusterfs scrub`: a running node verifies its whole brick, and repairs what it finds."""
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -20,20 +21,27 @@ _MIB = 1 << 20
 Rate = Annotated[int, typer.Option(metavar="MIB", min=1, help="Read at most so much a second.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it is done; 1 if damage is left.")]
 Stop = Annotated[bool, typer.Option("--stop", help="Stop it; the next one goes on from there.")]
+Replicas = Annotated[
+    bool, typer.Option("--replicas", help="Compare with the other replicas instead.")
+]
 Show = Annotated[bool, typer.Option("--status", help="Only tell how far it is.")]
 
 
-def scrub(
+def scrub(  # noqa: PLR0913  (each is a word of its own)
     target: Target = None,
     *,
     rate: Rate = 50,
     wait: Wait = False,
     stop: Stop = False,
     status: Show = False,
+    replicas: Replicas = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify every chunk of a node's brick on its medium; damage is repaired from a replica."""
     socket = find_socket(target)
+    if replicas:
+        _compare(socket, "stop" if stop else "status" if status else "start", wait, as_json)
+        return
     if stop:
         reply = control.ask(socket, "scrub", action="stop")
     elif status:
@@ -47,6 +55,24 @@ def scrub(
     else:
         Console().print(describe(reply), highlight=False, soft_wrap=True)
     if wait and reply["damage_left"]:
+        raise SystemExit(DAMAGED)
+
+
+def _compare(socket: Path, action: str, wait: bool, as_json: bool) -> None:  # noqa: FBT001
+    """Compare a node's copies with the other replicas'; with `wait`, 1 if some differed."""
+    reply = control.ask(socket, "compare", action=action)
+    while wait and reply["running"]:
+        time.sleep(_LOOK_S)
+        reply = control.ask(socket, "compare")
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(reply)))
+    else:
+        state = "so far " if reply["running"] else ""
+        typer.echo(
+            f"{state}{reply['compared']} objects compared, {reply['diverged']} differed and are "
+            f"copied anew, {reply['unstable']} changed all the time"
+        )
+    if wait and reply["diverged"]:
         raise SystemExit(DAMAGED)
 
 

@@ -140,6 +140,15 @@ def replica_dropped(
     return draft.finished() if any(touched) or draft.dropped != view.dropped else None
 
 
+def replica_returned(view: View, node: int, incarnation: int) -> View | None:
+    """Let a replica sync again that was taken out of all its sets."""
+    if not view.has(node, incarnation) or not view.dropped & 1 << node:
+        return None
+    draft = _Draft(view)
+    draft.dropped &= ~(1 << node)
+    return draft.finished()
+
+
 def restarted(view: View, groups: Iterable[int]) -> View | None:
     """Open stopped groups again after the union of what their replicas have was rolled forward.
 

@@ -206,6 +206,11 @@ class Membership:
         self._log.warning("replica dropped", replica=member.name, groups=wanted, reason=reason)
         await self.propose(lambda view: membership.replica_dropped(view, node, incarnation, wanted))
 
+    async def return_replica(self) -> None:
+        """Let this node's replica sync again after it was dropped. Raises Unavailable."""
+        node, incarnation = self.node, self.incarnation
+        await self.propose(lambda view: membership.replica_returned(view, node, incarnation))
+
     async def caches_dropped(self) -> None:
         """Tell the others that this lost incarnation serves nothing, nor does its kernel.
 

@@ -141,6 +141,13 @@ class SimViews:
             lambda view: membership.replica_dropped(view, node, incarnation, wanted)
         )
 
+    async def return_replica(self) -> None:
+        """Let this node's replica sync again."""
+        await self._delay()
+        self._agreement.propose(
+            lambda view: membership.replica_returned(view, self.node, self.incarnation)
+        )
+
     async def _propose(
         self, groups: Iterable[int], change: Callable[[View, set[int]], View | None]
     ) -> set[int]:

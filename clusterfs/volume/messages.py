@@ -275,6 +275,21 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=33):
     epoch: U63
 
 
+class Compare(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=34):
+    """Replica to replica: version and digest of your copies of these objects -> Compared."""
+
+    epoch: U63
+    objects: tuple[ObjectId, ...]
+
+
+class Differs(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=35):
+    """Replica to replica: your copy is unlike the others'; copy it anew. Answered with nothing."""
+
+    epoch: U63
+    object_id: ObjectId
+    group: U16
+
+
 Request = (
     Fetch
     | Scan
@@ -290,7 +305,15 @@ Request = (
     | Gone
     | Extents
     | Report
+    | Compare
+    | Differs
 )
+
+
+class Compared(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The answer to Compare, in that order; no digest of what is absent or changes just now."""
+
+    states: tuple[tuple[Version, bytes], ...]
 
 
 class Reported(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -246,3 +246,7 @@ class Views(Protocol):
     ) -> None:
         """Take a replica out of its sets."""
         ...
+
+    async def return_replica(self) -> None:
+        """Let this node's replica sync again after it was taken out of all its sets."""
+        ...

@@ -174,6 +174,9 @@ class Resync:
             if need.group not in groups and new.in_sync[need.group] & bit
         }
         self._needs = {o: need for o, need in self._needs.items() if need.group in groups}
+        for object_id, group in self._site.distrusted.items():
+            if group in groups:
+                self._needs.setdefault(object_id, Need(group))
         up = {m.incarnation for m in new.members if new.has(m.node, m.incarnation)} | {INTERNAL}
         self._disown(lambda client, _: client not in up)
         self._held = {key: value for key, value in self._held.items() if key[0] in up}
@@ -391,7 +394,7 @@ class Resync:
                 try:
                     if copy.version == ABSENT:
                         self._delete(object_id)
-                    elif copy.version != self._store.version(object_id):
+                    elif self._differs(object_id, copy.version):
                         await replace(self._store, object_id, copy, fetch)
                         self.pulled += 1
                         self.pulled_bytes += fetch.fetched * 4096
@@ -399,10 +402,15 @@ class Resync:
                     hot = tuple(dict.fromkeys((*hot, *moved.numbers)))[-256:]
                     continue
                 break
+            self._site.distrusted.pop(object_id, None)
             self._catch_up(object_id)
             self._satisfy(object_id, copy.version)
         finally:
             self._drop_parked(object_id)
+
+    def _differs(self, object_id: ObjectId, version: Version) -> bool:
+        distrusted = object_id in self._site.distrusted
+        return distrusted or version != self._store.version(object_id)
 
     def _satisfy(self, object_id: ObjectId, source: Version) -> None:
         need = self._needs.get(object_id)

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
-from clusterfs.errors import ChunkCorrupted, WouldBlock
+from clusterfs.errors import ChunkCorrupted, Unavailable, WouldBlock
 from clusterfs.store.objects import ABSENT, ObjectId, inode_object, split_object_id
+from clusterfs.volume.comparing import Comparer, state_of
 from clusterfs.volume.copies import Exporter
 from clusterfs.volume.gate import Gate
 from clusterfs.volume.messages import (
@@ -18,7 +19,10 @@ from clusterfs.volume.messages import (
     Blocks,
     Buried,
     Code,
+    Compare,
+    Compared,
     Describe,
+    Differs,
     Extents,
     Fetch,
     Fetched,
@@ -54,7 +58,10 @@ _STRIPES_PER_PAGE = 256
 class Service:
     """Answers calls from this node's store."""
 
-    def __init__(self, site: Site, store: LocalStore, gate: Gate, resync: Resync) -> None:
+    def __init__(
+        self, site: Site, store: LocalStore, gate: Gate, resync: Resync, comparer: Comparer
+    ) -> None:
+        self._comparer = comparer
         self._resync = resync
         self._site = site
         self._store = store
@@ -75,6 +82,8 @@ class Service:
             Agree: self._agree,
             Gone: self._gone,
             Report: self._report,
+            Compare: self._compare,
+            Differs: self._distrust,
         }
 
     def serve(self, sender: int, incarnation: int, request: Request) -> Serving:
@@ -192,6 +201,21 @@ class Service:
         complete = len(page) < min(request.limit, _PAGE)
         entries = tuple(entry for entry in listed if entry.group in groups)
         return encode(Listing(entries, None if complete else page[-1][0], total)), b""
+
+    async def _compare(self, sender: int, incarnation: int, request: Request) -> Reply:
+        assert isinstance(request, Compare)
+        states = [await state_of(self._store, o) for o in request.objects[:_PAGE]]
+        return encode(Compared(tuple(states))), b""
+
+    async def _distrust(self, sender: int, incarnation: int, request: Request) -> Reply:
+        assert isinstance(request, Differs)
+        self._check_epoch(request.epoch)
+        self._check_group(request.group)
+        try:
+            await self._comparer.distrust(request.group, request.object_id)
+        except Unavailable as error:
+            raise Refused(Code.STALE) from error
+        return b"", b""
 
     def _report(self, sender: int, incarnation: int, request: Request) -> Serving:
         return encode(self._resync.report()), b""

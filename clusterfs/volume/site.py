@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from clusterfs.cluster.views import View, nodes_of
+from clusterfs.store.objects import ObjectId
 from clusterfs.volume.messages import CHANNEL
 from clusterfs.volume.placement import replica_nodes
 from clusterfs.volume.ports import Buffer, LocalStore, Mesh, Views
@@ -35,6 +36,7 @@ class Site:
         self.heard = self.view.epoch
         self.gate_open = False
         self.blocked: set[bytes] = set()  # objects of undecided transactions of clients now gone
+        self.distrusted: dict[ObjectId, int] = {}  # to be copied whatever their version -> group
         self._changed = trio.Event()
         self._internal = 0
 

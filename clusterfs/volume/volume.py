@@ -21,6 +21,7 @@ from clusterfs.cluster.views import View, nodes_of
 from clusterfs.errors import BrickFailed, OutOfSpace, Unavailable
 from clusterfs.store.objects import Change, ObjectId, Version
 from clusterfs.volume import placement
+from clusterfs.volume.comparing import Comparer
 from clusterfs.volume.credits import Purse
 from clusterfs.volume.gate import Gate
 from clusterfs.volume.memory import Memory
@@ -44,6 +45,7 @@ from clusterfs.volume.ports import Buffer, LocalStore, Mesh, Views
 from clusterfs.volume.reader import Reader
 from clusterfs.volume.replica import Replica
 from clusterfs.volume.resync import Resync
+from clusterfs.volume.returning import Returner
 from clusterfs.volume.service import Service
 from clusterfs.volume.site import Site
 from clusterfs.volume.syncer import Syncer
@@ -100,13 +102,17 @@ class Volume:
         self._gate: Gate | None = None
         self._service: Service | None = None
         self._trimmer: Trimmer | None = None
+        self._comparer: Comparer | None = None
+        self._returner: Returner | None = None
         if store is not None:
             self._resync = Resync(site, store, self._syncer.sync, Pace(resync_bytes))
             self._replica = Replica(
                 site, store, self._memory, self._resync, self._spawn, self._answer, self._wait_gate
             )
             self._gate = Gate(site, store, self._memory, self._replica, self._resync)
-            self._service = Service(site, store, self._gate, self._resync)
+            self._comparer = Comparer(site, store)
+            self._returner = Returner(site, store)
+            self._service = Service(site, store, self._gate, self._resync, self._comparer)
             self._trimmer = Trimmer(site, store, trim_after_s)
         mesh.register(CHANNEL, self)
 
@@ -124,8 +130,11 @@ class Volume:
                 nursery.start_soon(self._resync.run)
             if self._mender is not None:
                 nursery.start_soon(self._mender.run)
-            if self._trimmer is not None:
+            if self._trimmer is not None and self._comparer is not None:
                 nursery.start_soon(self._trimmer.run)
+                nursery.start_soon(self._comparer.run)
+            if self._returner is not None:
+                nursery.start_soon(self._returner.run)
             nursery.start_soon(self._keep_clock)
             nursery.start_soon(self._keep_durable)
             task_status.started()
@@ -334,6 +343,11 @@ class Volume:
             for node in self._site.others(syncing):
                 nursery.start_soon(ask, node)
         return reports
+
+    @property
+    def comparer(self) -> Comparer | None:
+        """Compares this node's copies with the others'."""
+        return self._comparer
 
     def set_resync_rate(self, rate_bytes: int) -> None:
         """Let a resync of this node's copy so many bytes a second; 0: as fast as it goes."""

@@ -176,6 +176,17 @@ def test_a_group_moves_without_losing_a_copy() -> None:
         assert view.in_sync[group] & 0b1000
 
 
+def test_a_replica_that_was_too_slow_may_return() -> None:
+    view = membership.replica_dropped(cluster_of(1, 2), 2, 12, None) or cluster_of()
+    assert view.dropped == 0b100
+    assert membership.replica_returned(view, 2, 99) is None
+    view = membership.replica_returned(view, 2, 12) or view
+    view.validate()
+    assert view.dropped == 0
+    assert view.syncing == (0b100,) * GROUPS
+    assert membership.replica_returned(view, 2, 12) is None
+
+
 def test_placement_moves_only_what_it_must() -> None:
     all_four = tuple((node, 1) for node in (1, 2, 3, 4))
     four = {g: set(membership.replica_set(g, all_four, 2)) for g in range(256)}
@@ -332,6 +343,12 @@ class AnyHistory(RuleBasedStateMachine):
         """Delete what is of no use at a node."""
         for group in membership.surplus(self.view, node):
             self.held(node, group).clear()
+
+    @precondition(lambda self: self.view.members)
+    @rule(data=st.data())
+    def come_back(self, data: st.DataObject) -> None:
+        member = data.draw(st.sampled_from(self.view.members))
+        self.adopt(membership.replica_returned(self.view, member.node, member.incarnation))
 
     @rule(groups=st.sets(st.integers(0, GROUPS - 1)))
     def restart(self, groups: set[int]) -> None:

@@ -258,6 +258,25 @@ async def test_a_replica_that_never_answers_is_dropped(autojump_clock: Clock) ->
         assert not world.agreement.view.in_sync[0] >> 3 & 1
 
 
+async def test_a_replica_that_was_too_slow_returns_and_a_broken_one_does_not(
+    autojump_clock: Clock,
+) -> None:
+    async with cluster() as world:
+        world.stores[2].broken = True
+        paused = world.nodes[3].mesh.paused = trio.Event()
+        await write(world.nodes[1].volume, inode_object(7), 0, b"v")
+        assert world.agreement.view.in_sync == (0b10,) * 4
+        paused.set()
+        world.nodes[3].mesh.paused = None
+        with trio.fail_after(600):
+            while world.agreement.view.in_sync != (0b1010,) * 4:
+                await trio.sleep(0.1)
+        await trio.sleep(2000)
+        assert world.agreement.view.in_sync == (0b1010,) * 4
+        assert world.agreement.view.dropped == 0b100
+        assert await value(world.nodes[3].volume, inode_object(7), 0) == b"v"
+
+
 async def test_a_damaged_block_is_read_from_another_and_repaired(autojump_clock: Clock) -> None:
     async with cluster() as world:
         volume = world.nodes[1].volume
