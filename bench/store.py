@@ -29,6 +29,7 @@ import trio
 from rich.console import Console
 
 from bench.store_disks import ForgetfulDisk, RamDisk, SlowDisk
+from clusterfs.sim.cleaning import clean_all
 from clusterfs.store.disk import Disk
 from clusterfs.store.objects import (
     BLOCK_BYTES,
@@ -321,9 +322,8 @@ async def packing(*, quick: bool) -> list[Numbers]:
                 await writer.write([at], 16, b"".join(blocks[at : at + 16]))
             await store.checkpoint()
             live = store.space().live
-            victims, start_cpu_s = list(store._segments.used), time.process_time()  # noqa: SLF001
-            for segment in victims:
-                await store._cleaner.clean(segment, _at_once)  # noqa: SLF001
+            start_cpu_s = time.process_time()
+            await clean_all(store)
             cpu_s = time.process_time() - start_cpu_s
             await store.checkpoint()
             start_s = time.thread_time()
@@ -339,10 +339,6 @@ async def packing(*, quick: bool) -> list[Numbers]:
                 }
             )
     return rows
-
-
-async def _at_once(_: int) -> None:
-    pass
 
 
 # -- the report

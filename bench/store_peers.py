@@ -25,6 +25,7 @@ import trio
 from rich.console import Console
 
 from bench.store import KEY, MIB, Writer, markdown
+from clusterfs.sim.cleaning import clean_all
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, ObjectId, stripe_object
 from clusterfs.store.opening import Options
@@ -118,8 +119,7 @@ async def _ours(place: Path, images: list[Path], codec: Codec) -> Numbers:
         if codec != "off":  # the cleaner packs what is cold: let it see everything once
             packing = Meter()
             await store.checkpoint()
-            for segment in list(store._segments.used):  # noqa: SLF001
-                await store._cleaner.clean(segment, _no_pause)  # noqa: SLF001
+            await clean_all(store)
             await store.checkpoint()
             numbers |= packing.numbers("pack")
         reading = Meter()
@@ -151,10 +151,6 @@ async def _digest(store: Store, number: int, size: int) -> bytes:
         else:
             digest.update(bytes(count * BLOCK_BYTES))
     return digest.digest()
-
-
-async def _no_pause(_: int) -> None:
-    pass
 
 
 # -- Borg

@@ -29,6 +29,7 @@ NAME_BYTES = 255
 TARGET_BYTES = 4095
 
 _ENTRY = struct.Struct(">QB")
+ENTRY_BYTES = _ENTRY.size
 
 
 class Entry(NamedTuple):

@@ -16,6 +16,7 @@ import msgspec
 from blake3 import blake3
 
 from clusterfs.errors import OutOfSpace
+from clusterfs.sim.cleaning import clean_all
 from clusterfs.sim.disk import Fate, SimulatedDisk
 from clusterfs.sim.recovered import recovered
 from clusterfs.store.objects import (
@@ -188,6 +189,7 @@ class Trial:
         self._sequence = 0
         self._pool = [self.random.randbytes(BLOCK_BYTES) for _ in range(12)]
         self._pool.append(bytes(BLOCK_BYTES))
+        self.counts = (1, 1, 1, 2, 5, 12)  # blocks that an operation concerns
         self.steps = [Step(0, self.model.dump(), self.model.copy())]
         self.acknowledged: list[tuple[int, int]] = []  # (events, steps)
 
@@ -312,6 +314,11 @@ class Trial:
         """Take a checkpoint."""
         await self.store.checkpoint()
 
+    async def clean(self) -> None:
+        """Have the cleaner move everything that it can."""
+        await clean_all(self.store)
+        self.store._log.seal_cold()  # noqa: SLF001
+
     def _transaction(self, wanted: int) -> tuple[Transaction, bytes]:
         self._sequence += 1
         locked = {c.object_id for t, _ in self.model.prepared.values() for c in t.changes}
@@ -335,7 +342,7 @@ class Trial:
         payload = b""
         for _ in range(self.random.randint(1, 3)):
             first = self.random.randrange(_BLOCKS)
-            count = self.random.choice((1, 1, 1, 2, 5, 12))
+            count = self.random.choice(self.counts)
             match self.random.randrange(6):
                 case 0:
                     value = self.random.randbytes(self.random.choice((3, 90, 9000)))

@@ -23,12 +23,13 @@ _INCARNATION_BITS = 24
 _GROUP_SHIFT = _COUNTER_BITS + _INCARNATION_BITS
 _SEED = struct.Struct(">QQ")
 
+MAX_GROUPS = 1 << 10
 MAX_COUNTER = (1 << _COUNTER_BITS) - 1
 
 
 def inode_number(group: int, incarnation: int, counter: int) -> int:
     """Return the number that names (incarnation, counter) in a group."""
-    assert 0 <= group < 1 << 10, group
+    assert 0 <= group < MAX_GROUPS, group
     assert 0 < incarnation < 1 << _INCARNATION_BITS, incarnation
     assert 0 <= counter <= MAX_COUNTER, counter
     return group << _GROUP_SHIFT | incarnation << _COUNTER_BITS | counter
