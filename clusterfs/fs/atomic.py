@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from clusterfs.errors import FileTooLarge, InvalidArgument, StaleHandle
 from clusterfs.fs.attributes import MAXIMUM_SIZE, Record, blocks_of
+from clusterfs.fs.grid import Block, partial_blocks, place
 from clusterfs.fs.handles import Handles, OpenFile
 from clusterfs.fs.inodes import Inode, exclude_all
 from clusterfs.fs.parts import Parts
@@ -189,7 +190,7 @@ class AtomicWrites:
         privileged = {opened.inode for opened in staged.handles if opened.privileged}
         edits: list[Edit] = []
         changes: list[Change] = []
-        payload: list[bytes | bytearray | memoryview] = []
+        payload: list[Block] = []
         for inode in inodes:
             blocks = await self._merged(inode, staged.extents[inode])
             indexes = sorted(blocks)
@@ -214,25 +215,15 @@ class AtomicWrites:
             for stripe in inode.stripes.values():
                 stripe.version = by_object.get(stripe.object_id, stripe.version)
 
-    async def _merged(
-        self, inode: Inode, extents: Iterable[Extent]
-    ) -> dict[int, bytearray | memoryview]:
+    async def _merged(self, inode: Inode, extents: Iterable[Extent]) -> dict[int, Block]:
         """Return whole blocks: the staged writes, in order, over what is stored."""
-        blocks: dict[int, bytearray | memoryview] = {}
+        blocks: dict[int, Block] = {}
         for extent in extents:
-            view = memoryview(extent.data)
-            position = 0
-            while position < len(view):
-                index, start = divmod(extent.offset + position, BLOCK_BYTES)
-                taken = min(BLOCK_BYTES - start, len(view) - position)
-                piece = view[position : position + taken]
-                if taken == BLOCK_BYTES:
-                    blocks[index] = piece
-                else:
-                    block = bytearray(blocks.get(index) or await self._stored(inode, index))
-                    block[start : start + taken] = piece
-                    blocks[index] = block
-                position += taken
+            edges: dict[int, bytearray] = {}
+            for index in partial_blocks(extent.offset, extent.offset + len(extent.data)):
+                known = blocks.get(index)
+                edges[index] = bytearray(known or await self._stored(inode, index))
+            place(blocks, extent.offset, memoryview(extent.data), edges)
         return blocks
 
     async def _stored(self, inode: Inode, index: int) -> bytes:

@@ -29,6 +29,7 @@ from clusterfs.errors import (
 from clusterfs.fs import asking
 from clusterfs.fs.atomic import AtomicWrites
 from clusterfs.fs.attributes import MAXIMUM_SIZE, Record
+from clusterfs.fs.grid import Block
 from clusterfs.fs.handles import Handles, OpenFile
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import ORPHAN
@@ -39,7 +40,6 @@ from clusterfs.fs.pieces import Piece, cut
 from clusterfs.fs.results import Caller, Opened
 from clusterfs.fs.seeking import Seeking
 from clusterfs.fs.truncation import Truncation
-from clusterfs.fs.writeback import Block
 from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS
 from dlm.errors import LockLost
 

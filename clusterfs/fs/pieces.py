@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from clusterfs.fs.grid import Block
 from clusterfs.fs.inodes import Inode
-from clusterfs.fs.writeback import Block
 from clusterfs.store.objects import STRIPE_BLOCKS, ObjectId
 
 

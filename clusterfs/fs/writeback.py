@@ -22,6 +22,7 @@ import trio
 from clusterfs.errors import FilesystemError, FileTooLarge, Unavailable, WouldBlock
 from clusterfs.fs.attributes import MAXIMUM_SIZE
 from clusterfs.fs.endangered import Endangered
+from clusterfs.fs.grid import MASK, SHIFT, Block, partial_blocks, place
 from clusterfs.fs.inodes import Inode, Stripe
 from clusterfs.fs.ports import Volume
 from clusterfs.fs.transactions import Edit, Transactions
@@ -41,10 +42,6 @@ CHAIN_BLOCKS = 4096  # writes that overlap each other's edges are one commit, up
 ATOMIC_BLOCKS = 8192  # of an atomic_fsync file between two fsyncs
 MAXIMUM_AGE_S = 1.0
 _ROUND_S = 0.25
-_MASK = BLOCK_BYTES - 1
-_SHIFT = BLOCK_BYTES.bit_length() - 1
-
-Block = bytes | bytearray | memoryview
 
 
 class Writeback:
@@ -60,7 +57,7 @@ class Writeback:
         self._volume = volume
         self._endangered = endangered
         self._transactions = transactions
-        self._limit_blocks = limit_bytes >> _SHIFT
+        self._limit_blocks = limit_bytes >> SHIFT
         self.dirty: dict[Inode, None] = {}  # inodes, the one that is dirty longest first
         self.dirty_blocks = 0
         self.flushed_blocks = 0
@@ -78,33 +75,32 @@ class Writeback:
         record = inode.record
         assert record is not None
         end = offset + len(data)
-        first, last = offset >> _SHIFT, (end - 1) >> _SHIFT
+        first, last = offset >> SHIFT, (end - 1) >> SHIFT
         dirty = inode.dirty
         edges: dict[int, bytearray] = {}
-        if (offset | end) & _MASK:
-            for index in {first, last}:
-                if index << _SHIFT < offset or (index + 1) << _SHIFT > end:
-                    edges[index] = self._edge(inode, index, record.size, old)
+        if (offset | end) & MASK:
+            for index in partial_blocks(offset, end):
+                edges[index] = self._edge(inode, index, record.size, old)
         fresh = 0 if first == last and first in dirty else self._fresh(dirty, first, last)
         self._check_amount(inode, first, last, fresh)
-        if fresh and not self._volume.reserve_nowait(fresh << _SHIFT):
+        if fresh and not self._volume.reserve_nowait(fresh << SHIFT):
             raise WouldBlock
-        self._place(dirty, offset, memoryview(data), edges)
+        place(dirty, offset, memoryview(data), edges)
         if first < last:
             inode.joined.update(range(first + 1, last + 1))
         self.dirty_blocks += fresh
         record.size = max(record.size, end)
         record.mtime_ns = record.ctime_ns = now_ns
-        record.blocks = min(record.blocks + fresh, (record.size + _MASK) >> _SHIFT)
+        record.blocks = min(record.blocks + fresh, (record.size + MASK) >> SHIFT)
         self.mark_dirty(inode)
 
     def accept_aside(self, inode: Inode, offset: int, data: bytes) -> None:
         """Keep page writeback that comes while this node is out; it is judged at readmission."""
         assert inode.kept is not None
-        assert not offset & _MASK
-        padded = memoryview(data + bytes(-len(data) & _MASK))
+        assert not offset & MASK
+        padded = memoryview(data + bytes(-len(data) & MASK))
         for position in range(0, len(padded), BLOCK_BYTES):
-            index = (offset + position) >> _SHIFT
+            index = (offset + position) >> SHIFT
             self.dirty_blocks += index not in inode.dirty
             inode.dirty[index] = padded[position : position + BLOCK_BYTES]
         inode.record_dirty = True
@@ -122,14 +118,11 @@ class Writeback:
     def missing_edges(self, inode: Inode, offset: int, length: int) -> list[int]:
         """Return the blocks whose old content a write needs from the store."""
         assert inode.record is not None
-        end, size = offset + length, inode.record.size
-        edges = {offset >> _SHIFT} if offset & _MASK else set()
-        if end & _MASK:
-            edges.add(end >> _SHIFT)
+        size = inode.record.size
         return [
             index
-            for index in edges
-            if index << _SHIFT < size and index not in inode.dirty and index not in inode.flushing
+            for index in partial_blocks(offset, offset + length)
+            if index << SHIFT < size and index not in inode.dirty and index not in inode.flushing
         ]
 
     @property
@@ -161,7 +154,7 @@ class Writeback:
         if block is None:
             block = inode.flushing.get(index)
         if block is None:
-            if index << _SHIFT >= size:
+            if index << SHIFT >= size:
                 return bytearray(BLOCK_BYTES)
             block = old.get(index)
         if block is None:
@@ -169,22 +162,6 @@ class Writeback:
             place = inode.stripe(stripe)
             block = self._volume.read_nowait(place.object_id, place.group, within, 1)
         return bytearray(block)
-
-    def _place(
-        self, dirty: dict[int, Block], offset: int, view: memoryview, edges: dict[int, bytearray]
-    ) -> None:
-        position = 0
-        for index in range(offset >> _SHIFT, ((offset + len(view) - 1) >> _SHIFT) + 1):
-            edge = edges.get(index)
-            if edge is None:
-                dirty[index] = view[position : position + BLOCK_BYTES]
-                position += BLOCK_BYTES
-                continue
-            start = (offset + position) & _MASK
-            taken = min(BLOCK_BYTES - start, len(view) - position)
-            edge[start : start + taken] = view[position : position + taken]
-            dirty[index] = edge
-            position += taken
 
     # -- reading over it
 
@@ -220,22 +197,22 @@ class Writeback:
     def _give_back(self, blocks: int) -> None:
         self.dirty_blocks -= blocks
         if blocks and self._credited:
-            self._volume.unreserve(blocks << _SHIFT)
+            self._volume.unreserve(blocks << SHIFT)
 
     def lose_credits(self) -> None:
         """The incarnation that the credits were granted to is out."""
         if self._credited:
-            self._volume.unreserve(self.dirty_blocks << _SHIFT)
+            self._volume.unreserve(self.dirty_blocks << SHIFT)
             self._credited = False
 
     async def regain_credits(self) -> None:
         """Take credits anew for what is dirty still. Raises OutOfSpace."""
         while not self._credited:
             taken = self.dirty_blocks
-            await self._volume.reserve(taken << _SHIFT)
+            await self._volume.reserve(taken << SHIFT)
             self._credited = taken == self.dirty_blocks
             if not self._credited:
-                self._volume.unreserve(taken << _SHIFT)
+                self._volume.unreserve(taken << SHIFT)
 
     # -- flushing
 
@@ -274,8 +251,10 @@ class Writeback:
         self, inode: Inode, waiting: Sequence[int], position: int, batch: Sequence[int]
     ) -> int:
         """Return how far `waiting` is done with once `batch` is committed."""
-        left = inode.dirty.keys() - batch
-        while position < len(waiting) and waiting[position] not in left:
+        dirty, done = inode.dirty, set(batch)
+        while position < len(waiting) and (
+            waiting[position] in done or waiting[position] not in dirty
+        ):
             position += 1
         return position
 
@@ -316,7 +295,7 @@ class Writeback:
             return sorted(inode.dirty)
         limit = (waiting[position] // STRIPE_BLOCKS + 1) * STRIPE_BLOCKS
         batch = [n for n in waiting[position : position + BATCH_BLOCKS] if n < limit]
-        return batch if inode.joined.isdisjoint(inode.dirty) else self._whole(inode, batch)
+        return self._whole(inode, batch) if inode.joined else batch
 
     def _whole(self, inode: Inode, batch: Sequence[int]) -> list[int]:
         """Add what was written together with any of these blocks."""
@@ -373,7 +352,7 @@ class Writeback:
             raise LockLost
         indexes = sorted(moved)
         changes = self.changes(stripes, indexes)
-        covered = min(record.size, (indexes[-1] + 1) << _SHIFT) if inode.dirty else record.size
+        covered = min(record.size, (indexes[-1] + 1) << SHIFT) if inode.dirty else record.size
         is_last = not inode.dirty and {stripe.group for stripe in stripes} == {inode.group}
         edits = []
         if covered > inode.committed_size or is_last or record.atomic_fsync:

@@ -10,7 +10,7 @@ must not keep the rest of the object, or all groups, waiting for ever.
 Invariant: a block is taken only with the hash that the description names.
 """
 
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -31,6 +31,7 @@ from clusterfs.store.objects import (
     Transaction,
     Version,
     Write,
+    joined,
 )
 from clusterfs.store.state import INCOMPLETE
 from clusterfs.volume.messages import Blocks, Code, Contents, Copied, Describe, Described, Slice
@@ -135,7 +136,7 @@ class Exporter:
         before = self._identities(request.object_id, numbers)
         pieces = [
             await self._store.read(request.object_id, first, count)
-            for first, count in runs(numbers)
+            for first, count in joined(numbers)
         ]
         after = self._identities(request.object_id, numbers)
         stable = [a if a == b else b"" for a, b in zip(after, before, strict=True)]
@@ -145,7 +146,7 @@ class Exporter:
         if self._store.version(object_id) == ABSENT:
             return [b""] * len(numbers)
         known: dict[int, bytes] = {}
-        for first, count in runs(numbers):
+        for first, count in joined(numbers):
             known.update(self._store.blocks(object_id, first, count))
         return [known.get(number, b"") for number in numbers]
 
@@ -254,7 +255,7 @@ async def replace(store: LocalStore, object_id: ObjectId, copy: Copy, fetch: "Bl
     theirs = dict(copy.blocks)
     operations: list[Operation] = [Remove(key) for key in keys if key not in copy.keys]
     operations += [Put(k, v) for k, v in copy.keys.items() if keys.get(k) != v]
-    operations += [Discard(*run) for run in runs(sorted(b for b in blocks if b not in theirs))]
+    operations += [Discard(*run) for run in joined(sorted(b for b in blocks if b not in theirs))]
     wanted = sorted(b for b, identity in theirs.items() if blocks.get(b) != identity)
     if expected == ABSENT or len(operations) > _OPERATIONS or wanted:
         for start in range(0, len(operations), _OPERATIONS):
@@ -287,8 +288,8 @@ async def _writes(numbers: Sequence[int], fetch: "Blockwise") -> tuple[list[Oper
     """Return the operations that give these blocks what another replica has, and the data."""
     available, data = await fetch.available(numbers)
     lost = sorted(set(numbers) - set(available))
-    operations: list[Operation] = [Write(*run) for run in runs(available)]
-    return operations + [Lose(*run) for run in runs(lost)], data
+    operations: list[Operation] = [Write(*run) for run in joined(available)]
+    return operations + [Lose(*run) for run in joined(lost)], data
 
 
 async def _replace(
@@ -339,7 +340,7 @@ async def difference(
     operations: list[Operation] = [Remove(key) for key in keys if key not in copy.keys]
     operations += [Put(k, v) for k, v in copy.keys.items() if keys.get(k) != v]
     theirs = dict(copy.blocks)
-    operations += [Discard(*run) for run in runs(sorted(b for b in blocks if b not in theirs))]
+    operations += [Discard(*run) for run in joined(sorted(b for b in blocks if b not in theirs))]
     wanted = sorted(b for b, identity in theirs.items() if blocks.get(b) != identity)
     writes, payload = await _writes(wanted, fetch) if wanted else ([], b"")
     operations += writes
@@ -353,17 +354,3 @@ def deletion(store: LocalStore, object_id: ObjectId, version: Version) -> Change
     group = store.group(object_id)
     assert group is not None, "only what is there can be deleted"
     return Change(object_id, group, expected, later, (Delete(),))
-
-
-def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, count) of the contiguous runs in ascending numbers."""
-    first = count = 0
-    for number in numbers:
-        if count and number == first + count:
-            count += 1
-            continue
-        if count:
-            yield first, count
-        first, count = number, 1
-    if count:
-        yield first, count

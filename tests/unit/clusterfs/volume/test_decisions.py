@@ -20,7 +20,6 @@ from clusterfs.store.objects import (
     inode_object,
 )
 from clusterfs.volume import placement
-from clusterfs.volume.copies import runs
 from clusterfs.volume.credits import RESERVE_FRACTION, Ledger, Purse
 from clusterfs.volume.memory import Memory
 from clusterfs.volume.merge import differing, newer
@@ -273,12 +272,6 @@ def test_a_large_file_is_spread_over_the_groups() -> None:
 @given(st.sets(st.integers(0, 1023)))
 def test_group_bitmaps_read_back(groups: set[int]) -> None:
     assert placement.bitmap_to_groups(placement.groups_to_bitmap(groups)) == groups
-
-
-@given(st.sets(st.integers(0, 60)))
-def test_runs_cover_exactly_the_numbers(numbers: set[int]) -> None:
-    covered = [n for first, count in runs(sorted(numbers)) for n in range(first, first + count)]
-    assert covered == sorted(numbers)
 
 
 def test_a_part_takes_its_own_data_along() -> None:
