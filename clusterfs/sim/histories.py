@@ -6,8 +6,10 @@ certain only if it was synced through the same open file before its node was los
 was not lost since; else it may have taken effect at any later time, or never. And what the node's
 own clients saw of such writes proves nothing about the others.
 
-Names are certain at once: they are in the memory of every replica before the call returns. (Not if
-all replicas lose their memory together: then hand over the losses as `full_stops`.)
+Names are certain at once: they are in the memory of every replica in sync before the call returns.
+
+A blackout is a moment when the memory of all replicas in sync may have gone together, so that only
+what is on disks counts: what was done in the last seconds before, and what was seen of it.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 from clusterfs.sim.file_models import STRANGER
 from clusterfs.sim.linearizability import Operation
 
+_DURABLE_NS = 10 * 10**9  # nodes sync by themselves every second
 _LATE_NS = 10**9  # a loss may be noted after the operations that it interrupted
 
 Losses = Mapping[int, Sequence[int]]  # of each node: when it was lost
@@ -67,24 +70,59 @@ def _record(begun: Mapping[str, Any], ended: Mapping[str, Any], node: int, clien
     )
 
 
-def of_data(records: Collection[Record], losses: Losses) -> list[Operation]:
+def of_data(
+    records: Collection[Record], losses: Losses, blackouts: Sequence[int] = ()
+) -> list[Operation]:
     """Return the history of one file's content: actions write, append, truncate, read, size."""
     writes = [r for r in records if r.action[0] in ("write", "append")]
     synced = [r for r in records if r.action[0] == "sync" and r.succeeded]
     uncertain = {
-        w.action[1]: w.node for w in writes if not _certain(w, synced, losses.get(w.node, ()))
+        w.action[1]: w.node
+        for w in writes
+        if not _certain(w, synced, [*losses.get(w.node, ()), *blackouts])
     }
     found = []
     for record in records:
-        kind = record.action[0]
+        kind, dark = record.action[0], _just_before(record, blackouts)
         if kind in ("write", "append"):
             sure = record.succeeded and record.action[1] not in uncertain
             found.append(_operation(record, record.result) if sure else _unknown(record))
         elif kind == "truncate":
-            found.append(_operation(record, None) if record.succeeded else _unknown(record))
-        elif kind != "sync" and record.succeeded and not _local_only(record, uncertain, writes):
+            sure = record.succeeded and not dark
+            found.append(_operation(record, None) if sure else _unknown(record))
+        elif kind == "sync" or dark or not record.succeeded:
+            continue
+        elif not _local_only(record, uncertain, writes):
             found.append(_operation(record, _hashable(record.result)))
-    return found
+    return _without_unseen(found)
+
+
+def _without_unseen(operations: Sequence[Operation]) -> list[Operation]:
+    """Leave out what may have been written, but nobody has read: it explains nothing but sizes.
+
+    Each such write doubles what a search must look at. Sizes that it may explain go too.
+    """
+    seen: set[Any] = set()
+    for operation in operations:
+        if operation.action[0] == "read":
+            content = operation.result
+            seen.update(content if isinstance(content, tuple) else (content,))
+    unseen = [
+        operation
+        for operation in operations
+        if operation.returned is None
+        and operation.action[0] in ("write", "append")
+        and operation.action[1] not in seen
+    ]
+    if not unseen:
+        return list(operations)
+    first = min(operation.invoked for operation in unseen)
+    left_out = set(unseen) | {
+        operation
+        for operation in operations
+        if operation.action[0] == "size" and (operation.returned or first) >= first
+    }
+    return [operation for operation in operations if operation not in left_out]
 
 
 def _certain(write: Record, synced: Iterable[Record], lost: Sequence[int]) -> bool:
@@ -109,7 +147,14 @@ def _local_only(read: Record, uncertain: Mapping[int, int], writes: Iterable[Rec
     )
 
 
-def of_names(records: Collection[Record], losses: Losses) -> list[Operation]:
+def _just_before(record: Record, blackouts: Iterable[int]) -> bool:
+    end = record.invoked if record.returned is None else record.returned
+    return any(record.invoked <= dark <= end + _DURABLE_NS for dark in blackouts)
+
+
+def of_names(
+    records: Collection[Record], losses: Losses, blackouts: Sequence[int] = ()
+) -> list[Operation]:
     """Return the history of names: actions create, unlink, rename, stat, list.
 
     Two successes say only that names are as they were asked to be, not who made them so; such a
@@ -136,7 +181,8 @@ def of_names(records: Collection[Record], losses: Losses) -> list[Operation]:
             result = STRANGER
         elif kind == "list" and record.succeeded:
             result = frozenset(record.result)
-        if record.succeeded and not _maybe_of_another(record, renames, losses):
+        dark = _just_before(record, blackouts)
+        if record.succeeded and not dark and not _maybe_of_another(record, renames, losses):
             found.append(record_as(record, action, result))
         elif kind not in ("stat", "list"):
             found.append(Operation(record.invoked, None, action))

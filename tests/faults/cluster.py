@@ -23,6 +23,7 @@ from tests.faults.hosts import DIES_WITH_US, Network
 
 PATIENCE_S = 120.0
 _DAEMON = Path(__file__).with_name("daemon.py")
+_RESYNC_NS = 15 * 10**9
 _CLIENTS, _PEERS, _NODES = 2379, 2380, 7400
 _CONFIG = """\
 name = "{name}"
@@ -33,6 +34,7 @@ replicas = {replicas}
 groups = 32
 lease_s = {lease_s}
 segment_mib = 4
+after_crash = "unmount"
 
 [etcd]
 ca = "../tls/ca.pem"
@@ -254,6 +256,15 @@ class HostCluster:
                     moment = dt.datetime.fromisoformat(line["time"]).timestamp()
                     found.append((node.number, int(moment * 1e9) - self._offset_ns + 100_000_000))
         return sorted(found, key=lambda loss: loss[1])
+
+    def blackouts(self) -> list[int]:
+        """Return when a daemon was killed that may have been the only one in sync."""
+        losses = self.losses()
+        return [
+            at
+            for number, at in self.killed
+            if any(other != number and at - _RESYNC_NS < lost <= at for other, lost in losses)
+        ]
 
     # --- the end
 

@@ -65,6 +65,17 @@ def test_a_failed_write_may_take_effect_later_or_never() -> None:
     )
 
 
+def test_what_nobody_saw_of_uncertain_appends_makes_no_check_hard() -> None:
+    lost = [note(1, 0, None, "append", 100 + n) for n in range(40)]
+    sizes = [note(2, 50 + n, 50 + n, "size", result=n % 3) for n in range(10)]
+    known = [note(2, 70, 71, "append", 1), note(2, 80, 81, "read", result=(1,))]
+    operations = histories.of_data([*lost, *sizes, *known], NOBODY)
+    assert check(operations, (), file_models.log, limit=1000).linearizable
+    wrong = [*lost, *known, note(2, 90, 91, "read", result=())]
+    operations = histories.of_data(wrong, NOBODY)
+    assert check(operations, (), file_models.log, limit=1000).linearizable is False
+
+
 def test_beginnings_and_ends_belong_together() -> None:
     lines = [
         {"thing": "r", "action": ["write", 1], "at": 1},
@@ -86,6 +97,21 @@ def test_names_of_files_whose_maker_died() -> None:
     assert names(lost, note(2, 10, 11, "stat", "a/x", result=None))
     assert names(note(2, 10, 11, "stat", "a/x", result=99)) is False
     assert names(lost, note(2, 10, 11, "stat", "a/y", result=99)) is False
+
+
+def test_a_blackout_takes_what_was_done_just_before_and_not_synced() -> None:
+    second = 10**9
+    seen = note(3, 5, 6, "read", result=7)
+    old = OLD._replace(invoked=20 * second, returned=21 * second)
+    writing, dark = [WRITE, seen, old], [10]
+    operations = histories.of_data(writing, NOBODY, dark)
+    assert check(operations, 0, file_models.register).linearizable
+    operations = histories.of_data([WRITE, SYNC, old], NOBODY, dark)
+    assert check(operations, 0, file_models.register).linearizable is False
+    gone = note(2, 20 * second, 21 * second, "stat", "a/x", result=None)
+    for at, possible in ((5, True), (15 * second, False)):
+        operations = histories.of_names([MADE, gone], NOBODY, [at])
+        assert check(operations, frozenset(), file_models.tree).linearizable is possible
 
 
 MADE = note(1, 0, 1, "create", "a/x", 5, result=99)
