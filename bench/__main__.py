@@ -7,7 +7,8 @@ table has the medians of the rounds. Writes bench/results.json and prints Markdo
 
 `python -m bench store` measures the store alone, see bench/store.py; `python -m bench peers` the
 store beside BorgBackup, see bench/store_peers.py; `python -m bench rivals` the whole filesystem
-beside GlusterFS and MooseFS, see bench/rivals.py.
+beside GlusterFS and MooseFS, see bench/rivals.py; `python -m bench failover` the loss of a node,
+see bench/failover.py.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import files, fio, rivals, store, store_peers
+from bench import failover, files, fio, rivals, store, store_peers
 from bench.dlm import report
 from clusterfs.cli.dev import Cluster
 
@@ -39,13 +40,15 @@ Table = dict[str, dict[str, float]]  # row -> column -> median
 
 
 def main() -> int:
-    """Measure, print, record. `dlm`, `store`, `peers` or `rivals` first: that part alone."""
+    """Measure, print, record. The name of a part first: that part alone."""
     if sys.argv[1:2] == ["dlm"]:
         return report.main(sys.argv[2:])
     if sys.argv[1:2] == ["store"]:
         return store.main(sys.argv[2:])
     if sys.argv[1:2] == ["peers"]:
         return store_peers.main(sys.argv[2:])
+    if sys.argv[1:2] == ["failover"]:
+        return failover.main(sys.argv[2:])
     if sys.argv[1:2] == ["rivals"]:
         return rivals.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
