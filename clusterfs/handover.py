@@ -26,6 +26,10 @@ from clusterfs.fuse.mount import Mount
 
 PATIENCE_S = 30.0
 _SETTLE_S = 1.0
+_LOCKED = (
+    "programs hold or await file locks ({lockers} owners), which the next daemon would not have; "
+    "end them, or move their virtual machines to another node, first"
+)
 _CANNOT = (
     "this kernel cannot send requests again that a daemon left unanswered (Linux 6.9 can): "
     "unmount and mount again instead"
@@ -104,6 +108,8 @@ class Handover:
             return {"ok": False, "error": "nothing is mounted: end this daemon, start another one"}
         if not mount.can_be_taken_over:
             return {"ok": False, "error": _CANNOT}
+        if lockers := len(self._node.filesystem.file_locks):
+            return {"ok": False, "error": _LOCKED.format(lockers=lockers)}
         if self._under_way:
             return {"ok": False, "error": "the mount is being handed over already"}
         self._under_way = True

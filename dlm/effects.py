@@ -2,7 +2,7 @@
 
 import msgspec
 
-from dlm.events import Lock
+from dlm.events import Lock, RangeRequest
 from dlm.messages import Message, Status
 from dlm.modes import Mode
 
@@ -28,4 +28,10 @@ class Notify(msgspec.Struct, frozen=True, gc=False):
     mode: Mode
 
 
-Effect = Send | Complete | Notify
+class Answered(msgspec.Struct, frozen=True, gc=False):
+    """Tell the user that its request for a range has its verdict."""
+
+    request: RangeRequest
+
+
+Effect = Send | Complete | Notify | Answered

@@ -8,6 +8,7 @@ import msgspec
 
 from dlm.messages import Message
 from dlm.modes import Mode
+from dlm.range_messages import Held, How, Verdict
 
 Key = tuple[int, int]  # a thing that is waited for: its kind, and its number there
 
@@ -123,6 +124,65 @@ class Lock:
         return f"<Lock {self.id:x} {self.name.root!r}/{self.name.leaf!r} {mode}{wanted}>"
 
 
+class Party:
+    """Somebody of this node who holds and wants ranges of one name; never in its own way."""
+
+    __slots__ = ("freed", "name", "number", "pid", "transaction", "turn", "who")
+
+    def __init__(
+        self, name: Name, who: str = "", pid: int = 0, transaction: Owner | None = None
+    ) -> None:
+        self.name = name
+        self.who = who  # for people
+        self.pid = pid  # for those who ask who is in the way
+        self.transaction = transaction  # takes part in the search for deadlocks
+        self.number = 0  # given at its first request
+        self.turn = 0  # stamp of the last change of what it holds
+        self.freed = 0  # how often it has told that it freed something, modulo 2**32
+
+    def __repr__(self) -> str:
+        return f"<Party {self.number} {self.who!r} of {self.name.spelt()}>"
+
+
+class RangeRequest:
+    """What a party asks for: the bytes from `start` to `last` in PR or EX, in some way."""
+
+    __slots__ = (
+        "asked_s",
+        "cancelling",
+        "conflict",
+        "context",
+        "how",
+        "last",
+        "mode",
+        "number",
+        "party",
+        "start",
+        "story",
+        "verdict",
+    )
+
+    def __init__(
+        self, party: Party, start: int, last: int, mode: Mode, how: How, context: object = None
+    ) -> None:
+        assert 0 <= start <= last, (start, last)
+        self.party = party
+        self.start = start
+        self.last = last
+        self.mode = mode
+        self.how = how
+        self.context = context  # the shell's own
+        self.number = 0  # given when it is asked
+        self.asked_s = 0.0
+        self.cancelling = False
+        self.verdict: Verdict | None = None
+        self.conflict: Held | None = None  # who is in the way, if that was asked, or TRY fails
+        self.story = ""  # why it was refused as a deadlock's victim
+
+    def __repr__(self) -> str:
+        return f"<RangeRequest {self.number} {self.mode.name}[{self.start}..{self.last}]>"
+
+
 Nodes = Mapping[int, int]  # node to incarnation
 NONE: Nodes = MappingProxyType({})
 
@@ -214,6 +274,33 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
     """Somebody waits for the directory to know the names made here: tell it now."""
 
 
+class AskRange(msgspec.Struct, frozen=True, gc=False):
+    """A party asks for a range, or whether it could have it."""
+
+    request: RangeRequest
+
+
+class FreeRange(msgspec.Struct, frozen=True, gc=False):
+    """A party holds nothing there any more."""
+
+    party: Party
+    start: int
+    last: int
+
+
+class CancelRange(msgspec.Struct, frozen=True, gc=False):
+    """A party no longer wants what it waits for; it hears how that ended."""
+
+    request: RangeRequest
+
+
+class GiveBack(msgspec.Struct, frozen=True, gc=False):
+    """Nobody here is going to use the ranges of a name soon."""
+
+    name: Name
+
+
+RangeEvent = AskRange | FreeRange | CancelRange | GiveBack
 Event = (
     Enter
     | Lose
@@ -227,4 +314,5 @@ Event = (
     | Migrate
     | Place
     | Depart
+    | RangeEvent
 )

@@ -18,7 +18,8 @@ Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 Kind = Annotated[int, msgspec.Meta(ge=0, lt=2**8)]
 Thing = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 State = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-Words = Annotated[str, msgspec.Meta(max_length=2048)]
+WORDS = 2048
+Words = Annotated[str, msgspec.Meta(max_length=WORDS)]
 Story = Annotated[str, msgspec.Meta(max_length=2**18)]
 
 # A term is handed out by the root's directory node, or by the master that lets its tree go, and is

@@ -35,6 +35,7 @@ from dlm.fields import (
 )
 from dlm.modes import Mode
 from dlm.moving import Abandon, Freeze, Frozen, Handover, Move, Noted, Settled
+from dlm.range_messages import RangeMessage
 
 
 class BadMessage(ValueError):
@@ -350,6 +351,7 @@ Message = (
     | Move
     | Noted
     | Abandon
+    | RangeMessage
 )
 
 # By tag: msgspec prepares a struct once, but a union at every call.

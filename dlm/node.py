@@ -17,7 +17,7 @@ import trio
 
 from dlm.core.dump import Pages, pages, summary
 from dlm.core.lockspace import LockspaceCore
-from dlm.effects import Complete, Effect, Send
+from dlm.effects import Answered, Complete, Effect, Send
 from dlm.errors import WouldBlock
 from dlm.events import (
     NONE,
@@ -39,6 +39,7 @@ from dlm.events import (
 from dlm.messages import Message, Status, decode_all, encode, encode_all
 from dlm.modes import Flags, Mode, is_down
 from dlm.profiles import PROFILES
+from dlm.ranges import Ranges
 from dlm.uses import Blocking, Use
 
 __all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name", "Owner"]
@@ -81,6 +82,7 @@ class Lockspace:
         self._send = send
         self._now = now
         self.on_deadlock: Callable[[str], None] | None = None
+        self.ranges = Ranges(self._core.ranges, self._handle)
         self._effects: deque[Effect] = deque()
         self._carrying_out = False
         self._corked = False
@@ -419,6 +421,7 @@ class Lockspace:
         if self._claimed is not None:
             self._claimed.set()
             self._claimed = None
+        self.ranges.acknowledged()
         if self._carrying_out:
             return
         self._carrying_out = True
@@ -462,6 +465,8 @@ class Lockspace:
                 self._outbox[node] = [message]
         elif isinstance(effect, Complete):
             self._complete(effect)
+        elif isinstance(effect, Answered):
+            self.ranges.answered(effect.request)
         else:
             use = effect.lock.context
             assert isinstance(use, Use)

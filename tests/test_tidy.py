@@ -21,6 +21,7 @@ LONG = {  # doors: one short method for each thing that can be asked for
     "clusterfs/fs/filesystem.py",
     "clusterfs/sim/model_store.py",
     "clusterfs/volume/volume.py",
+    "dlm/node.py",
 }
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "common", "misc", "stuff"}
 LEFT_OVER = re.compile(r"#\s*(TODO|FIXME|XXX|HACK)\b|\bbreakpoint\(\)|\bpdb\b")

@@ -40,6 +40,10 @@ class Journal(Protocol):
         """Note whether it is in an atomic transaction, which ends with this process."""
         ...
 
+    def locked(self, handle: int, so: bool) -> None:  # noqa: FBT001  as above
+        """Note whether it holds file locks, which end with this process."""
+        ...
+
     def dead(self, handle: int) -> None:
         """Note that what was written through it is lost."""
         ...
@@ -99,6 +103,11 @@ class Endangered:
         opened.staged = staged
         if self.journal is not None:
             self.journal.staged(opened.handle, staged is not None)
+
+    def locked(self, handle: int, *, so: bool) -> None:
+        """Note whether a handle holds file locks: others may have them after this process."""
+        if self.journal is not None:
+            self.journal.locked(handle, so)
 
     def _tell(self, inode: "Inode", *, so: bool) -> None:
         assert self.journal is not None

@@ -27,6 +27,7 @@ from clusterfs.fs.cloning import Cloning
 from clusterfs.fs.coherence import Coherence
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.endangered import Endangered, Journal
+from clusterfs.fs.file_locks import FileLocks
 from clusterfs.fs.files import Files
 from clusterfs.fs.gate import Attempt, Gate
 from clusterfs.fs.inodes import Inode, Inodes
@@ -115,6 +116,7 @@ class Filesystem:
         rename_lock = self._locks.lock(_RENAME_LOCK)
         self._renames = Renames(parts, self._directories, self._namespace, rename_lock)
         self._files = Files(parts)
+        self.file_locks = FileLocks(parts, self._files.handles)
         self._metadata = Metadata(parts, self._files, self._xattrs)
         self._cloning = Cloning(parts, self._files)
         self.trees = Trees(parts, self._directories, self._namespace, self._files, self._cloning)
@@ -168,6 +170,7 @@ class Filesystem:
 
     def lost(self) -> None:
         """This node was removed from the cluster: every lock is void."""
+        self.file_locks.lose()
         self._readmission.lose()
 
     async def wait_dropped(self) -> None:
@@ -399,7 +402,8 @@ class Filesystem:
         return Created(self._counted(entry), opened)
 
     async def flush(self, handle: int) -> None:
-        """Nothing to do at close: data is written back by itself, or at fsync."""
+        """Close a descriptor: what it unlocked is free for all then; data is written back later."""
+        await self.file_locks.settled(self._files.handles.file(handle).inode)
 
     async def release(self, handle: int) -> None:
         """Close a file."""
@@ -454,6 +458,7 @@ class Filesystem:
             "inodes": len(self._inodes),
             "inodes_evicted": self._inodes.evicted,
             "handles": len(files.handles),
+            "file_lockers": len(self.file_locks),
             "locks_held": self._locks.held,
             "lock_grants": self._locks.grants,
             "lock_revokes": self._locks.revokes,

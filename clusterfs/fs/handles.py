@@ -133,6 +133,11 @@ class Handles:
             self._journal.opened(opened.handle, inode.number, 0, privileged=False, directory=True)
         return opened
 
+    def known(self, handle: int) -> OpenFile | None:
+        """Return an open file, if it is one."""
+        opened = self._table.get(handle)
+        return opened if isinstance(opened, OpenFile) else None
+
     def file(self, handle: int) -> OpenFile:
         """Return an open file."""
         opened = self._table.get(handle)

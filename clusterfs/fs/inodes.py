@@ -31,6 +31,8 @@ from dlm.modes import Mode
 if TYPE_CHECKING:
     from clusterfs.fs.handles import OpenFile
 
+POSIX, FLOCK = b"posix", b"flock"  # what an inode's two tables of file locks are called
+
 GiveUp = Callable[["Inode", Mode], Awaitable[None]]
 
 
@@ -297,6 +299,8 @@ class Inodes:
         inode.void()
         inode.lock.drop_idle()
         inode.open_lock.drop_idle()
+        for kind in (POSIX, FLOCK):
+            self._locks.lockspace.ranges.give_back(Name(inode.lock.name.root, kind))
 
     def _evict(self) -> None:
         """Make room: look at a few of the oldest, so that one call stays short."""

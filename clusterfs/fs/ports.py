@@ -10,6 +10,7 @@ from typing import Protocol
 from clusterfs.store.objects import Change, ObjectId, Version
 from dlm.modes import Flags
 from dlm.node import NO_FLAGS, Lock, Mode, Name
+from dlm.ranges import Ranges
 
 __all__ = ["NO_FLAGS", "Flags", "Lock", "Lockspace", "Mode", "Name", "Space", "Volume"]
 
@@ -73,6 +74,11 @@ class Lockspace(Protocol):
         self, lock: Lock, lvb: bytes | None = None, *, flags: Flags = NO_FLAGS
     ) -> None:
         """Give the lock up, and leave a value block."""
+        ...
+
+    @property
+    def ranges(self) -> Ranges:
+        """The ranges of file locks."""
         ...
 
 

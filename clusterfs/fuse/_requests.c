@@ -12,7 +12,9 @@
 
 #define FUSE_USE_VERSION 314
 #include <errno.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <sys/file.h>
 
 #include "_requests.h"
 
@@ -73,6 +75,20 @@ static PyObject *request_written(Request *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *request_lock(Request *self, PyObject *arguments)
+{
+    int kind, pid;
+    long long start, length;
+    if (!PyArg_ParseTuple(arguments, "iLLi", &kind, &start, &length, &pid))
+        return NULL;
+    fuse_req_t request = take(self);
+    if (!request)
+        return NULL;
+    struct flock lock = {.l_type = (short)kind, .l_whence = SEEK_SET, .l_start = start, .l_len = length, .l_pid = pid};
+    fuse_reply_lock(request, &lock);
+    Py_RETURN_NONE;
+}
+
 static PyObject *request_ioctl(Request *self, PyObject *arguments)
 {
     int result;
@@ -110,6 +126,7 @@ static PyMethodDef request_methods[] = {
     {"error", (PyCFunction)request_error, METH_O, "Answer with an errno; 0 is success without data."},
     {"written", (PyCFunction)request_written, METH_O, "Answer with how many bytes were taken."},
     {"offset", (PyCFunction)request_offset, METH_O, "Answer LSEEK."},
+    {"lock", (PyCFunction)request_lock, METH_VARARGS, "Answer GETLK: kind, start, length, pid."},
     {"ioctl", (PyCFunction)request_ioctl, METH_VARARGS, "Answer IOCTL: result, data."},
     {"context", (PyCFunction)request_context, METH_NOARGS, "Return (uid, gid, pid, umask) of who asks."},
     {NULL, NULL, 0, NULL},
@@ -187,6 +204,58 @@ static void on_setxattr(fuse_req_t request, fuse_ino_t inode, const char *name, 
     HAND_OVER(request, "Kyy#i", "setxattr", Py_None, (unsigned long long)inode, name, value, (Py_ssize_t)size, flags);
 }
 
+/* ---- file locks ---- */
+
+static void (*inner_flush)(fuse_req_t, fuse_ino_t, struct fuse_file_info *);
+static void (*inner_release)(fuse_req_t, fuse_ino_t, struct fuse_file_info *);
+
+static void hand_over_lock(fuse_req_t request, const char *kind, const struct fuse_file_info *file, const struct flock *lock)
+{
+    HAND_OVER(request, "KKiLLi", kind, Py_None, (unsigned long long)file->fh, (unsigned long long)file->lock_owner,
+              (int)lock->l_type, (long long)lock->l_start, (long long)lock->l_len, (int)lock->l_pid);
+}
+
+static void on_getlk(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *file, struct flock *lock)
+{
+    (void)inode;
+    hand_over_lock(request, "getlk", file, lock);
+}
+
+static void on_setlk(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *file, struct flock *lock, int wait)
+{
+    (void)inode;
+    hand_over_lock(request, wait ? "setlkw" : "setlk", file, lock);
+}
+
+static void on_flock(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *file, int operation)
+{
+    (void)inode;
+    HAND_OVER(request, "KKi", operation & LOCK_NB ? "flock" : "flockw", Py_None, (unsigned long long)file->fh,
+              (unsigned long long)file->lock_owner, operation);
+}
+
+/* Say at once, before anything else is received, that a file is being closed: whoever closed it may already ask for a lock. */
+static void tell(PyObject *arguments)
+{
+    PyObject *result = arguments && dispatcher ? PyObject_CallObject(dispatcher, arguments) : NULL;
+    if (PyErr_Occurred())
+        PyErr_WriteUnraisable(dispatcher);
+    Py_XDECREF(result);
+    Py_XDECREF(arguments);
+}
+
+static void told_flush(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *file)
+{
+    tell(Py_BuildValue("(sOKK)", "flush", Py_None, (unsigned long long)file->fh, (unsigned long long)file->lock_owner));
+    inner_flush(request, inode, file);
+}
+
+static void told_release(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *file)
+{
+    tell(Py_BuildValue("(sOK)", "release", Py_None, (unsigned long long)file->fh));
+    inner_release(request, inode, file);
+}
+
 void complete_operations(struct fuse_lowlevel_ops *operations)
 {
     if (!dispatcher)
@@ -195,6 +264,13 @@ void complete_operations(struct fuse_lowlevel_ops *operations)
     operations->lseek = on_lseek;
     operations->ioctl = on_ioctl;
     operations->setxattr = on_setxattr;
+    operations->getlk = on_getlk;
+    operations->setlk = on_setlk;
+    operations->flock = on_flock;
+    inner_flush = operations->flush;
+    operations->flush = told_flush;
+    inner_release = operations->release;
+    operations->release = told_release;
     operations->copy_file_range = on_copy_file_range;
 }
 

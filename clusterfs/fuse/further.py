@@ -5,6 +5,7 @@ so receiving goes on. Nothing is decided here; `answering` turns whatever is rai
 """
 
 import errno
+import fcntl
 import struct
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,12 @@ import trio
 
 from clusterfs import atomic
 from clusterfs.fs import acl
+from clusterfs.fs.file_locks import EXCLUSIVE, NOTHING, SHARED
 from clusterfs.fs.results import Caller
 from clusterfs.fuse.binding import native
 from clusterfs.fuse.callers import with_groups
 from clusterfs.fuse.replies import answering
+from dlm.ranges import TO_THE_END, Span
 
 if TYPE_CHECKING:
     from clusterfs.fs.filesystem import Filesystem
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 _NUMBER = struct.Struct("=Q")
 _FLAGS = struct.Struct("=I")
 _COPY_BYTES = 1 << 30  # the answer counts bytes in 32 bits
+
+_MODES = {fcntl.F_RDLCK: SHARED, fcntl.F_WRLCK: EXCLUSIVE, fcntl.F_UNLCK: NOTHING}
+_WHOLE = {fcntl.LOCK_SH: SHARED, fcntl.LOCK_EX: EXCLUSIVE, fcntl.LOCK_UN: NOTHING}
 
 Handler = Callable[..., Awaitable[None]]
 
@@ -37,9 +43,18 @@ class Further:
         self._handlers: dict[str, Handler] = {
             "copy_file_range": self._copy_file_range,
             "fallocate": self._fallocate,
+            "flock": self._flock,
+            "flockw": self._flock,
+            "getlk": self._getlk,
             "ioctl": self._ioctl,
             "lseek": self._lseek,
+            "setlk": self._setlk,
+            "setlkw": self._setlkw,
             "setxattr": self._setxattr,
+        }
+        self._told: dict[str, Callable[..., None]] = {
+            "flush": filesystem.file_locks.closed,
+            "release": filesystem.file_locks.released,
         }
         self._ioctls: dict[int, Callable[[int, bytes], Awaitable[bytes]]] = {
             atomic.BEGIN: self._begin,
@@ -54,8 +69,11 @@ class Further:
         """Serve in this nursery."""
         self._nursery = nursery
 
-    def dispatch(self, kind: str, request: native.Request, *arguments: Any) -> None:
-        """Take a request; it is answered later."""
+    def dispatch(self, kind: str, request: native.Request | None, *arguments: Any) -> None:
+        """Take a request; it is answered later. Without one, pyfuse3 will serve it after this."""
+        if request is None:
+            self._told[kind](*arguments)
+            return
         if self._nursery is None:
             request.error(errno.EIO)
             return
@@ -82,6 +100,40 @@ class Further:
             source, source_offset, target, target_offset, min(length, _COPY_BYTES)
         )
         request.written(copied)
+
+    # ---- file locks ----
+
+    async def _setlk(self, request: native.Request, *lock: int) -> None:
+        await self._set_lock(lock, wait=False)
+        request.error(0)
+
+    async def _setlkw(self, request: native.Request, *lock: int) -> None:
+        await self._set_lock(lock, wait=True)
+        request.error(0)
+
+    async def _set_lock(self, lock: tuple[int, ...], *, wait: bool) -> None:
+        handle, owner, kind, start, length, pid = lock
+        span = _span(kind, start, length)
+        await self._fs.file_locks.set(handle, owner, pid, span, wait=wait)
+
+    async def _getlk(self, request: native.Request, *lock: int) -> None:
+        handle, owner, kind, start, length, pid = lock
+        span = _span(kind, start, length)
+        found = await self._fs.file_locks.test(handle, owner, pid, span)
+        if found is None:
+            request.lock(fcntl.F_UNLCK, 0, 0, 0)
+            return
+        length = 0 if found.last == TO_THE_END else found.last - found.start + 1
+        kind = fcntl.F_WRLCK if found.mode is EXCLUSIVE else fcntl.F_RDLCK
+        request.lock(kind, found.start, length, found.pid)
+
+    async def _flock(self, request: native.Request, handle: int, owner: int, kind: int) -> None:
+        _, _, pid, _ = request.context()
+        wait, mode = not kind & fcntl.LOCK_NB, _WHOLE[kind & ~fcntl.LOCK_NB]
+        await self._fs.file_locks.flock(handle, owner, pid, mode, wait=wait)
+        request.error(0)
+
+    # ---- files ----
 
     async def _lseek(self, request: native.Request, handle: int, offset: int, whence: int) -> None:
         request.offset(await self._fs.seek(handle, offset, whence))
@@ -141,3 +193,9 @@ class Further:
     async def _features(self, _handle: int, _data: bytes) -> bytes:
         await trio.lowlevel.checkpoint()
         return _FLAGS.pack(atomic.FEATURE_ATOMIC_WRITE)
+
+
+def _span(kind: int, start: int, length: int) -> Span:
+    """Return the bytes that a struct flock means; its length is 0 up to the end of any file."""
+    last = start + length - 1 if length else TO_THE_END
+    return Span(start, last, _MODES[kind])

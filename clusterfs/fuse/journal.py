@@ -4,7 +4,8 @@ A table in the memory that daemon and supervisor share (beat.py). A slot is thre
 
     handle   0: the slot is empty; written last, emptied first, so a slot is whole or not there
     inode
-    state    bits 0-31 the flags of open(2), then: privileged, directory, endangered, staged, dead
+    state    bits 0-31 the flags of open(2), then: privileged, directory, endangered, staged, dead,
+             locked
 
 If the table is full, a handle gets no slot: after a takeover the kernel is told that it is stale.
 """
@@ -22,6 +23,7 @@ _DIRECTORY: Final = 1 << 33
 _ENDANGERED: Final = 1 << 34
 _STAGED: Final = 1 << 35
 _DEAD: Final = 1 << 36
+_LOCKED: Final = 1 << 37
 
 
 class HandleJournal:
@@ -43,7 +45,7 @@ class HandleJournal:
         clean: nothing of it was in memory only.
         """
         found = list(self._recovered())
-        lost = _DEAD | _STAGED | (0 if clean else _ENDANGERED)
+        lost = _DEAD | _STAGED | _LOCKED | (0 if clean else _ENDANGERED)
         formers = []
         for slot, handle, inode, state in found:
             self._slots[handle] = slot
@@ -55,7 +57,7 @@ class HandleJournal:
                 bool(state & _DIRECTORY),
                 bool(state & lost),
             )
-            kept = state & ~(_STAGED | _ENDANGERED)
+            kept = state & ~(_STAGED | _ENDANGERED | _LOCKED)
             self._words[self._at(slot) + 2] = kept | (_DEAD if former.lost else 0)
             formers.append(former)
         taken = set(self._slots.values())
@@ -90,6 +92,10 @@ class HandleJournal:
     def staged(self, handle: int, so: bool) -> None:  # noqa: FBT001  as above
         """Note whether it is in an atomic transaction, which ends with this process."""
         self._set(handle, _STAGED, so=so)
+
+    def locked(self, handle: int, so: bool) -> None:  # noqa: FBT001  as above
+        """Note whether it holds file locks, which end with this process."""
+        self._set(handle, _LOCKED, so=so)
 
     def dead(self, handle: int) -> None:
         """Note that what was written through it is lost."""

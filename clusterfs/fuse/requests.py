@@ -4,7 +4,8 @@ The kernel interrupts a request when its thread has any signal pending, once; it
 the answer. What EINTR would break is spared: a program that only gets SIGCHLD or a timer's SIGALRM
 expects a file system never to answer EINTR. So a request ends early only if its thread is about to
 die, or has a signal that asks programs to end (SIGINT, SIGTERM, SIGHUP, SIGQUIT) although it
-handles it. /proc tells; since there is no second notice, it is asked again until the request ends.
+handles it. A wait for a file lock ends at any signal, as it does elsewhere. /proc tells; since
+there is no second notice, it is asked again until the request ends.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from clusterfs.fs import asking
 from clusterfs.fuse.binding import native
 
 _LOOK_S = 0.1
+_ANY_SIGNAL = ("setlkw", "flockw")  # waits that programs expect to end
+_UNMET = 256  # interrupts that came before their requests were begun
 
 
 class Requests:
@@ -27,6 +30,7 @@ class Requests:
     def __init__(self) -> None:
         self._running: dict[int, asking.Asker] = {}
         self._signalled: dict[int, asking.Asker] = {}
+        self._unmet: dict[int, None] = {}
         self._news = trio.Event()
         self.interrupts = 0
 
@@ -34,6 +38,8 @@ class Requests:
         """Note a request of (number, pid), the one just received; returns the number, for `end`."""
         number, pid = whose or (native.current_request(), native.current_pid())
         self._running[number] = asking.begin(operation, pid)
+        if number in self._unmet:
+            self.interrupted(number)
         return number
 
     def end(self, number: int) -> None:
@@ -63,8 +69,13 @@ class Requests:
 
     def interrupted(self, number: int) -> None:
         """Hear that the thread of a request has a signal pending."""
+        self._unmet.pop(number, None)
         asker = self._running.get(number)
-        if asker is not None:
+        if asker is None:  # its task has not run yet, or it is answered
+            self._unmet[number] = None
+            if len(self._unmet) > _UNMET:
+                del self._unmet[next(iter(self._unmet))]
+        else:
             self.interrupts += 1
             self._signalled[number] = asker
             self._look(number)
@@ -74,7 +85,7 @@ class Requests:
         asker = self._signalled.get(number)
         if asker is not None:
             signals = pending(asker.pid)
-            if signals.dying or signals.asked_to_end:
+            if signals.dying or signals.asked_to_end or asker.operation in _ANY_SIGNAL:
                 asker.interrupt(dying=signals.dying)
 
 

@@ -62,6 +62,9 @@ class Source(Protocol):
     def give_up(self, number: int, story: str) -> None:
         """At home: let the wait fail."""
 
+    def overtake(self, node: int, number: int) -> bool:
+        """Let a wait go before those it waits behind; False: things of this kind keep order."""
+
 
 class _Rank(NamedTuple):
     """Who gives way: the highest, so low priority first, then youth, then the node."""
@@ -246,6 +249,13 @@ class Detector:
         return any(owner is wait.owner and stamp == hop.blocker_stamp for owner, stamp in holders)
 
     def _give_up(self, cycle: tuple[Hop, ...]) -> None:
+        """End the cycle: best by giving up only an order of waiting, else at its victim's cost."""
+        for waiter, hop in zip(cycle, (*cycle[1:], cycle[0]), strict=True):
+            assert hop.blocker is not None
+            if hop.blocker.behind and self._sources[waiter.kind].overtake(
+                waiter.node, waiter.number
+            ):
+                return
         victim = cycle[0]
         self.victims += 1
         if self.on_victim is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TypeVar
 
+from dlm.core import range_dump
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.master_copy import Copy
 from dlm.core.resource import Resource
@@ -39,6 +40,8 @@ def summary(core: LockspaceCore) -> Description:
             "trees": len(mastery.trees),
             "locks": len(core.ownership.locks),
             "directory": len(core.directory.entries),
+            "ranges": len(core.ranges.parties),
+            "range_tables": len(core.keeper.tables),
         },
         "holding": {
             "round_trip_s": round(core.ownership.holding.round_trip_s, 6),
@@ -57,13 +60,32 @@ def summary(core: LockspaceCore) -> Description:
 def pages(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> dict[str, Pages]:
     """Return the long lists in pages, each described when it is taken; some may be empty.
 
-    Keys: resources (mastered here), locks (our own), directory (our share; not with `only_busy`).
+    Keys: resources (mastered here), locks (our own), directory (our share; not with `only_busy`),
+    ranges (that our users have), kept_ranges (that we keep for all).
     """
+    user, keeper = core.ranges, core.keeper
+    used, kept = list(user.used.values()), list(keeper.tables.values())
     mastery, owned = core.mastery, core.ownership
     known = core.directory.entries
     trees, locks = list(mastery.trees.values()), list(owned.locks.values())
     roots = [] if only_busy else list(known)
     return {
+        "ranges": (
+            [
+                range_dump.used(user, entry, now_s)
+                for entry in page
+                if not only_busy or entry.sent or entry.table.waiting
+            ]
+            for page in _cut(used)
+        ),
+        "kept_ranges": (
+            [
+                range_dump.kept(keeper, entry, now_s)
+                for entry in page
+                if not only_busy or entry.table.waiting or entry.pending
+            ]
+            for page in _cut(kept)
+        ),
         "resources": (
             [
                 _resource(tree, resource, now_s)

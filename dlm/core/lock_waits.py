@@ -74,6 +74,10 @@ class LockWaits:
         lock.deadlock = story
         self._ownership.withdraw(Withdraw(lock))
 
+    def overtake(self, _node: int, _number: int) -> bool:
+        """Refuse: locks are granted in the order of their queues."""
+        return False
+
 
 def _words(lock: Lock, mode: Mode | None) -> str:
     return f"{'nothing' if mode is None else mode.name} on {lock.name.spelt()}"

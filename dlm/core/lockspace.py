@@ -17,18 +17,25 @@ from dlm.core.lock_waits import LockWaits
 from dlm.core.mastery import Mastery
 from dlm.core.migration import Migration
 from dlm.core.ownership import Ownership
+from dlm.core.range_keeper import RANGE, Keeper
+from dlm.core.range_user import RangeUser
+from dlm.core.range_waits import RangeWaits
 from dlm.core.recovery import Recovery
 from dlm.core.situation import NEVER, Situation
 from dlm.core.succession import Succession
 from dlm.core.waits import LOCK
-from dlm.effects import Complete, Effect
+from dlm.effects import Answered, Complete, Effect
 from dlm.errors import LockLost
 from dlm.events import (
     Acquire,
+    AskRange,
+    CancelRange,
     Change,
     Depart,
     Enter,
     Event,
+    FreeRange,
+    GiveBack,
     Lose,
     Migrate,
     Place,
@@ -65,6 +72,19 @@ from dlm.messages import (
     Verify,
 )
 from dlm.moving import Abandon, Freeze, Frozen, Handover, Move, Noted, Settled
+from dlm.range_messages import (
+    RangeAnswer,
+    RangeAsk,
+    RangeCancel,
+    RangeFree,
+    RangeFreed,
+    RangeHurry,
+    RangeLent,
+    RangeRecall,
+    RangeReturn,
+    RangeTell,
+    Verdict,
+)
 
 _OF_A_TERM = (
     Granted,
@@ -142,6 +162,32 @@ class LockspaceCore:
             Noted: migration.noted,
             Abandon: migration.abandon,
         }
+        self._add_ranges()
+
+    def _add_ranges(self) -> None:
+        here = self.here
+        self.keeper = keeper = Keeper(here)
+        self.ranges = ranges = RangeUser(here, keeper)
+        waits = RangeWaits(here, keeper, ranges)
+        self.detector.register(RANGE, waits)
+        self._events |= {
+            AskRange: self._ask_range,
+            FreeRange: ranges.free,
+            CancelRange: ranges.cancel,
+            GiveBack: ranges.give_back,
+        }
+        self._messages |= {
+            RangeAsk: keeper.ask,
+            RangeFree: keeper.free,
+            RangeCancel: keeper.cancel,
+            RangeReturn: keeper.returned,
+            RangeTell: keeper.tell,
+            RangeAnswer: ranges.answer,
+            RangeFreed: ranges.freed,
+            RangeLent: ranges.lent,
+            RangeRecall: ranges.recall,
+            RangeHurry: waits.hurry,
+        }
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """Take `event` in, and return what is to be done, in order.
@@ -175,6 +221,8 @@ class LockspaceCore:
             self.mastery.validate()
             self.migration.validate()
             self.affinity.validate()
+        self.keeper.validate()
+        self.ranges.validate()
 
     def _received(self, event: Received) -> None:
         if not self.lost:
@@ -199,6 +247,7 @@ class LockspaceCore:
             for node, incarnation in here.members.items()
             if event.members.get(node) != incarnation
         }
+        old = here.members
         here.epoch, here.members = event.epoch, dict(sorted(event.members.items()))
         first, here.leaving, here.frozen = here.frozen, dict(event.leaving), False
         self.directory.enter(skipped=skipped)
@@ -210,6 +259,8 @@ class LockspaceCore:
         if lost or skipped or first:
             self.ownership.ask_again()
         self.recovery.enter(skipped=skipped)
+        self.keeper.enter(old)
+        self.ranges.enter()
         early, self._early = self._early, []
         for sender, message in early:
             self._receive(sender, message)
@@ -229,6 +280,13 @@ class LockspaceCore:
         if self.lost:
             raise LockLost(repr(event.lock))
         self.ownership.release(event)
+
+    def _ask_range(self, event: AskRange) -> None:
+        if self.lost:
+            event.request.verdict = Verdict.LOST
+            self.here.effects.append(Answered(event.request))
+        else:
+            self.ranges.ask(event)
 
     def _tick(self, _event: Tick) -> None:
         """Let every part that waits for a time look at the clock; each names its next deadline."""
@@ -266,6 +324,8 @@ class LockspaceCore:
     def _lose(self, _event: Lose) -> None:
         self.lost = self.here.frozen = True
         self.ownership.lose()
+        self.ranges.lose()
+        self.keeper.lose()
         self._early.clear()
         self.recovery.lose()
         self.migration.lose()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.mastery import KEEP_S
-from dlm.effects import Complete, Effect, Notify, Send
+from dlm.effects import Answered, Complete, Effect, Notify, Send
 from dlm.errors import LockError
 from dlm.events import Enter, Event, Lose, Migrate, Received, Tick
 from dlm.fields import Epoch
@@ -176,7 +176,10 @@ class World:
         assert self.listener is not None
         self.listener(machine, effect)
 
-    def _note_effect(self, machine: Machine, effect: Complete | Notify) -> None:
+    def _note_effect(self, machine: Machine, effect: Complete | Notify | Answered) -> None:
+        if isinstance(effect, Answered):
+            self._note(f"n{machine.node} {effect.request!r} {effect.request.verdict!r}")
+            return
         if isinstance(effect, Complete):
             self._note(f"n{machine.node} {effect.lock!r} {effect.status.name}")
         else:

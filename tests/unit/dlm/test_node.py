@@ -299,7 +299,7 @@ async def test_a_new_name_is_held_at_once_and_told_later(nursery: trio.Nursery) 
     sent = space.dump()["sent"]
     assert isinstance(sent, dict)
     assert sent["Claim"] == 2  # one to each other directory node
-    assert set(sent) == {"Claim", "Seats"}
+    assert set(sent) == {"Claim", "Seats", "RangeTell"}
 
 
 @pytest.mark.usefixtures("autojump_clock")
