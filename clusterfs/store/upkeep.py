@@ -24,7 +24,7 @@ from clusterfs.store.state import State
 _READY_SEGMENTS = RESERVE_DATA + 2
 _IDLE_S = 0.25
 _MARK_AFTER_S = 0.01
-_DIRTY_RECORDS = 200_000
+_DIRTY_RECORDS = 100_000
 _PIECE = 2000
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from clusterfs.brick import health, is_dispensable, open_brick
 from clusterfs.cluster import membership
@@ -50,18 +51,20 @@ def without(view: View, *nodes: int) -> View:
     return view
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_it_may_once_living_peers_have_removed_it() -> None:
+async def test_it_may_once_living_peers_have_removed_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     view = three_in_sync()
     leaving = membership.leaving(view, {13})
     assert leaving is not None
     assert await is_dispensable(Views(view, view, leaving, without(view, 3)), "n3", 30)
+    assert autojump_clock.current_time() < 30
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_it_may_not_while_nobody_removes_it() -> None:
+async def test_it_may_not_while_nobody_removes_it(autojump_clock: trio.testing.MockClock) -> None:
     """Power was cut everywhere: each copy may be the only one of something."""
     assert not await is_dispensable(Views(three_in_sync()), "n3", 30)
+    assert autojump_clock.current_time() >= 30
 
 
 async def test_it_may_not_if_it_has_the_last_copy() -> None:
