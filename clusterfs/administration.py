@@ -3,6 +3,7 @@
 A status reply and a statistics reply are consistent pictures: nothing here waits while it looks.
 """
 
+import datetime as dt
 import os
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from clusterfs import brick, control
+from clusterfs import brick, control, health, transport
 from clusterfs.admin import Description, LockReports, with_processes
 from clusterfs.cluster import consent, report
 from clusterfs.cluster.membership import given_up, reinstated, retired
@@ -71,7 +72,31 @@ class Administration:
         }
 
     def status(self) -> dict[str, Any]:
-        """Return this node's state as JSON-able values."""
+        """Return this node's state as JSON-able values, with what is wrong as `codes`."""
+        status = self._status()
+        return status | {"codes": self._findings(status, self.statistics())}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that the metrics are made of."""
+        status, statistics = self._status(), self.statistics()
+        codes = self._findings(status, statistics)
+        return {"status": status, "statistics": statistics, "codes": codes}
+
+    def _findings(self, status: dict[str, Any], statistics: dict[str, Any]) -> list[dict[str, str]]:
+        config, store = self._node.config, self._node.store
+        failed = None if store is None else store.failed
+        facts = health.Facts(
+            status,
+            statistics,
+            config.lease_s,
+            brick_failure=None if failed is None else str(failed),
+            disk_full=store is not None and failed is None and bool(store.health()),
+            set_aside=0 if store is None else len(brick.health(config)),
+            certificate_days=transport.certificate_days(config, dt.datetime.now(dt.UTC)),
+        )
+        return [msgspec.to_builtins(finding) for finding in health.judge(facts)]
+
+    def _status(self) -> dict[str, Any]:
         membership, store = self._node.membership, self._node.store
         view, node = membership.view, membership.node
         lost = membership.lost.is_set()

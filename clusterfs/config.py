@@ -59,6 +59,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     provider: Provider = "local:/var/lib/clusterfs/cluster.db"
     etcd: Etcd = Etcd()
     tls: Tls = Tls()
+    metrics: Address | None = None  # where Prometheus may ask; None: nowhere
+    admin_group: str | None = None  # whose members may use the admin socket, beside root
     listen: Address = "127.0.0.1:7400"
     advertise: Address | None = None  # what peers connect to; None: `listen`
     replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3  # for a new volume only
@@ -121,6 +123,8 @@ def checked(path: Path, values: Mapping[str, Any]) -> Config:
         raise SetupError(f"{path}: {_explain(str(failure))}") from failure
     _check_port(path, "listen", config.listen)
     _check_port(path, "advertise", config.public_address)
+    if config.metrics is not None:
+        _check_port(path, "metrics", config.metrics)
     _check_tls(path, config)
     return _absolute(config, path.absolute().parent)
 

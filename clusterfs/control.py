@@ -8,22 +8,27 @@ A unix socket's path has at most 107 bytes: longer ones go through the folder's 
 /proc/self/fd.
 
 Invariants:
+  * root, the daemon's own user and the members of one group are answered, nobody else: the socket's
+    mode says so, and each connection is asked who it is;
   * a request line has at most 64 KiB; garbage gets an error reply and the end of the connection;
   * a synchronous handler's reply is one consistent picture of the daemon; one that has much to say,
     or asks other nodes, returns an awaitable that ends within its own time limit.
 """
 
+import grp
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 import trio
 
-from clusterfs.errors import NotAnswering
+from clusterfs.errors import NotAnswering, SetupError
 
 Reply = Mapping[str, Any]
 Handler = Callable[[Mapping[str, Any]], Reply | Awaitable[Reply]]
@@ -32,19 +37,25 @@ REQUEST_BYTES = 64 << 10
 _REPLY_BYTES = 64 << 20
 _CHUNK_BYTES = 64 << 10
 _PATH_BYTES = 107
+_CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
+_SO_PEERGROUPS = 59  # linux/socket.h; not in the module socket
+_GROUPS_BYTES = 1024  # the most that getsockopt takes
+
+log = structlog.get_logger(package="control")
 
 
 class Server:
     """Answers requests by name: `handlers[name](request)` returns the fields of the reply."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], group: int | None = None) -> None:
+        self._group = group
         self._handlers: dict[str, Handler] = {"ping": lambda _request: {}, **handlers}
 
     async def serve(
         self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on `path` until cancelled; a socket left behind by a dead daemon is replaced."""
-        listener = _listening(path)
+        listener = _listening(path, self._group)
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started()
@@ -56,6 +67,9 @@ class Server:
             _remove(path)
 
     async def _converse(self, stream: trio.SocketStream) -> None:
+        if not self._may_ask(stream.socket):
+            await stream.aclose()
+            return
         pending = bytearray()
         try:
             async with stream:
@@ -70,6 +84,17 @@ class Server:
                         return
         except trio.BrokenResourceError:
             return  # the tool went away; nothing depends on it
+
+    def _may_ask(self, connection: trio.socket.SocketType) -> bool:
+        """Tell whether root, our own user or a member of the group is at the other end."""
+        packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, gid = _CREDENTIALS.unpack(packed)
+        if uid in (0, os.geteuid()):
+            return True
+        if self._group is not None and self._group in {gid, *_groups_of(connection)}:
+            return True
+        log.warning("admin request refused", pid=pid, uid=uid, gid=gid)
+        return False
 
     async def answer(self, line: bytes) -> dict[str, Any]:
         """Return the reply to one request line."""
@@ -88,12 +113,33 @@ class Server:
         return {"ok": True, **fields}
 
 
-def _listening(path: Path) -> trio.socket.SocketType:
+def group_number(name: str | None) -> int | None:
+    """Return a group's number. Raises SetupError if there is no such group."""
+    if name is None:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise SetupError(f"admin_group: this machine has no group {name}") from None
+
+
+def _groups_of(connection: trio.socket.SocketType) -> tuple[int, ...]:
+    """Return the other end's supplementary groups; none if it has more than 256."""
+    try:
+        packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
+    except OSError:
+        return ()
+    return struct.unpack(f"={len(packed) // 4}I", packed)
+
+
+def _listening(path: Path, group: int | None) -> trio.socket.SocketType:
     _remove(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with short(path) as address:
         listener.bind(address)
-    path.chmod(0o600)
+    if group is not None:
+        os.chown(path, -1, group)
+    path.chmod(0o600 if group is None else 0o660)
     listener.listen(16)
     return trio.socket.from_stdlib_socket(listener)
 

@@ -18,13 +18,13 @@ import os
 import shutil
 import signal
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import structlog
 import trio
 
-from clusterfs import brick, control, observe
+from clusterfs import brick, control, metrics, observe
 from clusterfs.administration import Administration
 from clusterfs.cluster import report, waiting
 from clusterfs.cluster.joining import Applicant, weight_of
@@ -49,6 +49,7 @@ from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.supervisor import ReadyPipe
 from clusterfs.handover import Handover
 from clusterfs.lock_channel import LOCKS, LockChannel
+from clusterfs.service_manager import ServiceManager
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.store import Store
 from clusterfs.transport import mesh_tls
@@ -127,6 +128,8 @@ class Daemon:
         self._reclaim = trio.Event()
         self._incarnation = 0  # the one that locks and volume are set up for
         self._poked_epoch = 0
+        self._manager = ServiceManager()
+        self._closing = ExitStack()
         self.handover = Handover(self, mount, beat)
 
     async def main(self) -> None:
@@ -136,6 +139,7 @@ class Daemon:
             await self._open_and_serve(provider)
             self.handover.end()
         finally:
+            self._closing.close()
             with trio.CancelScope(shield=True):
                 await provider.close()
 
@@ -248,8 +252,13 @@ class Daemon:
         await self._nursery.start(self.volume.run)
         self._nursery.start_soon(self._keep_beating)
         self._nursery.start_soon(self._readmit_when_lost)
-        handlers = Administration(self).handlers() | {"hand_over": self.handover.begin}
-        await self._nursery.start(control.Server(handlers).serve, self.config.control_socket)
+        administration = Administration(self)
+        handlers = administration.handlers() | {"hand_over": self.handover.begin}
+        server = control.Server(handlers, control.group_number(self.config.admin_group))
+        await self._nursery.start(server.serve, self.config.control_socket)
+        if self.config.metrics is not None:
+            endpoint = metrics.serving(self.config.metrics, administration.snapshot)
+            self._closing.enter_context(endpoint)
         await self._nursery.start(self.filesystem.run)
         await self.handover.take_over()
         self._nursery.start_soon(self._reclaim_when_told)
@@ -336,6 +345,7 @@ class Daemon:
         self._beat.identify(self.membership.node, self.membership.incarnation)
         while True:
             self._beat.renew(self.membership.lease_left_s())
+            self._manager.alive(trio.current_time())
             await trio.sleep(_BEAT_S)
 
     async def _readmit_when_lost(self) -> None:
@@ -401,7 +411,11 @@ class Daemon:
         await trio.to_thread.run_sync(os.statvfs, self.mountpoint, abandon_on_cancel=True)
         mount.share_with_supervisor(self._beat)
         self.handover.allow(after_crash=self.config.after_crash == "restart")
+        self._say_so()
+
+    def _say_so(self) -> None:
         self._ready.ready()
+        self._manager.ready(f"{self.config.name} serves {self.mountpoint or 'its brick'}")
 
     async def _detach_on_signal(self, mount: Mount) -> None:
         with trio.open_signal_receiver(*_ENDING) as signals:
@@ -412,7 +426,7 @@ class Daemon:
     async def _serve_until_signalled(self) -> None:
         with trio.open_signal_receiver(*_ENDING) as signals:
             await self.volume.statfs()  # the cluster answers
-            self._ready.ready()
+            self._say_so()
             async for _ in signals:
                 return
 

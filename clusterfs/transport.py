@@ -1,12 +1,26 @@
 """How nodes talk to each other: in the clear over loopback, else inside mutual TLS."""
 
+import datetime as dt
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography import x509
+
 from clusterfs.config import Config
 from clusterfs.errors import SetupError
 from dlm.net.tls import Tls
+
+
+def certificate_days(config: Config, now: dt.datetime) -> float | None:
+    """Return for how many days this node's certificate is good; None: there is none to read."""
+    if config.tls.certificate is None:
+        return None
+    try:
+        certificate = x509.load_pem_x509_certificate(Path(config.tls.certificate).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return (certificate.not_valid_after_utc - now) / dt.timedelta(days=1)
 
 
 def mesh_tls(config: Config, name_of: Callable[[int], str | None]) -> Tls | None:

@@ -11,22 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from clusterfs.cli.dev import free_ports
+
 # A build server may start us with SIGINT ignored, and programs that we start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _START_ATTEMPTS = 1200
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listened on a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class EtcdServers:
@@ -39,7 +30,7 @@ class EtcdServers:
         self._folder = folder
         self._extra = extra
         self.scheme = "https" if extra else "http"
-        ports = free_ports(2 * count)
+        ports = free_ports(2 * count, set())
         self._clients, self._peers = ports[:count], ports[count:]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         try:
@@ -128,4 +119,4 @@ def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer
 
 @pytest.fixture
 def unused_port() -> int:
-    return free_ports(1)[0]
+    return free_ports(1, set())[0]

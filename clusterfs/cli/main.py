@@ -14,12 +14,13 @@ import typer
 from rich.console import Console
 
 from clusterfs import control
-from clusterfs.cli import brick, cluster, snapshot, tables, tls
+from clusterfs.cli import brick, cluster, debug, snapshot, tables, tls
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
 from clusterfs.cli.mount import mount
 from clusterfs.cli.scrub import scrub
+from clusterfs.cli.top import top
 from clusterfs.cli.upgrade import upgrade
 from clusterfs.errors import SetupError
 
@@ -33,6 +34,7 @@ dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
 app.add_typer(dev, name="dev")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(brick.tune, name="tune")
+app.add_typer(debug.app, name="debug")
 app.add_typer(tls.app, name="tls")
 app.command()(brick.df)
 app.add_typer(snapshot.app, name="snapshot")
@@ -40,6 +42,7 @@ app.command()(snapshot.clone)
 app.command()(fsck)
 app.command()(scrub)
 app.command()(upgrade)
+app.command()(top)
 
 Folder = Annotated[Path, typer.Option("--dir", help="Where the cluster lives.")]
 NodeName = Annotated[str, typer.Argument(metavar="nK", help="Which node.")]

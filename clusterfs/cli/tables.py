@@ -3,6 +3,7 @@
 A status reply: name, node, incarnation, cluster, epoch, lost, lease_left_s, mount, replicas,
 groups, stopped_groups, absent, uptime_s, members [{node, name, incarnation, state, address,
 in_sync, syncing}] (groups are counted), synced, space {total, free}, health [sentence],
+codes [{code, severity, text}],
 resync {...}, store {...}.
 """
 
@@ -24,6 +25,9 @@ def status(reply: Mapping[str, Any], console: Console) -> None:
     facts.add_row("in sync", _yes(reply["synced"]))
     if space := reply.get("space"):
         facts.add_row("space", f"{decimal(space['free'])} free of {decimal(space['total'])}")
+    for finding in reply.get("codes", ()):
+        colour = "red" if finding["severity"] == "error" else "yellow"
+        facts.add_row("health", f"[{colour}]{finding['code']}[/]  {finding['text']}")
     for sentence in reply.get("health", ()):
         facts.add_row("health", f"[red]{sentence}[/]")
     if absent := reply.get("absent"):

@@ -59,7 +59,7 @@ class Further:
         self._ioctls: dict[int, Callable[[int, bytes], Awaitable[bytes]]] = {
             atomic.BEGIN: self._begin,
             atomic.JOIN: self._join,
-            atomic.START: self._start,
+            atomic.START: self._begin,
             atomic.COMMIT: self._commit,
             atomic.ABORT: self._abort,
             atomic.GET_FEATURES: self._features,
@@ -174,11 +174,6 @@ class Further:
     async def _join(self, handle: int, data: bytes) -> bytes:
         await trio.lowlevel.checkpoint()
         self._fs.atomic.join(handle, _NUMBER.unpack(data)[0])
-        return b""
-
-    async def _start(self, handle: int, _data: bytes) -> bytes:
-        await trio.lowlevel.checkpoint()
-        self._fs.atomic.begin(handle)
         return b""
 
     async def _commit(self, handle: int, _data: bytes) -> bytes:

@@ -18,7 +18,7 @@ import msgspec
 from dlm.net.errors import Malformed, Rejected
 from dlm.net.wire import decode, encode
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # 1 knew neither batches of locks nor claims of names
 NONCE_BYTES = 32
 
 Node = Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
@@ -144,7 +144,11 @@ class Listener:
         """
         said = self.hello = decode(hello, Hello)
         if said.version != PROTOCOL_VERSION:
-            raise Rejected(f"protocol version {said.version}, this node speaks {PROTOCOL_VERSION}")
+            which = "the other" if said.version < PROTOCOL_VERSION else "this"
+            raise Rejected(
+                f"protocol version {said.version}, this node speaks {PROTOCOL_VERSION}: "
+                f"upgrade {which} node"
+            )
         if said.cluster != self._cluster:
             raise Rejected(f"of cluster {said.cluster!r}, this node is of {self._cluster!r}")
         if said.node >= self._me.node:

@@ -56,9 +56,8 @@ _RESUME_S = 0.1
 
 
 class _Stored(NamedTuple):
-    """All keys of the cluster at one revision, by name without the prefix."""
+    """All keys of the cluster at one moment, by name without the prefix."""
 
-    revision: int
     pairs: Mapping[bytes, Pair]
 
     def value(self, name: bytes) -> bytes | None:
@@ -258,7 +257,7 @@ class EtcdProvider(Provider):
     async def _read(self) -> _Stored:
         answer: Found = await self._etcd.range(self._prefix, prefix=True)
         cut = len(self._prefix)
-        return _Stored(answer.revision, {pair.key[cut:]: pair for pair in answer.pairs})
+        return _Stored({pair.key[cut:]: pair for pair in answer.pairs})
 
     def _decoded(self, stored: _Stored) -> View | None:
         pair = stored.pairs.get(b"view")

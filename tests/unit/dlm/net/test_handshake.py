@@ -74,7 +74,8 @@ def test_the_numbers_to_resume_from_are_under_the_proof(received: int) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"version": 99}, "protocol version 99"),
+        ({"version": 99}, "protocol version 99, .*: upgrade this node"),
+        ({"version": 1}, "protocol version 1, this node speaks 2: upgrade the other node"),
         ({"cluster": "other"}, "of cluster 'other'"),
         ({"target_node": 5}, "looks for node 5"),
         ({"target_incarnation": 19}, "incarnation 19"),
