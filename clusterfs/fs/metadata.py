@@ -7,7 +7,7 @@ from clusterfs.fs.files import Files
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import XATTR
 from clusterfs.fs.parts import Parts
-from clusterfs.fs.permissions import check_access, without_privileges
+from clusterfs.fs.permissions import allowed_mode, check_access, check_change, without_privileges
 from clusterfs.fs.results import Caller, Changes, Status
 from clusterfs.fs.transactions import Edit
 from clusterfs.fs.xattrs import Xattrs
@@ -32,6 +32,7 @@ class Metadata:
         inode = self._inodes.get(number)
         async with inode.lock.excluding():
             record = await self._files.load_for_change(inode)
+            check_change(record, changes, caller)
             fields = _fields(record, changes, caller, self._now_ns())
             if changes.size is not None:
                 await self._resize(inode, changes.size, fields)
@@ -79,7 +80,7 @@ def _fields(record: Record, changes: Changes, caller: Caller, now_ns: int) -> di
     if owner_changes or (changes.size is not None and caller.uid != 0):
         mode = without_privileges(mode)
     if changes.mode is not None:
-        mode = record.mode & _TYPE | changes.mode & ~_TYPE
+        mode = record.mode & _TYPE | allowed_mode(record, changes.mode & ~_TYPE, caller)
     if mode != record.mode:
         fields["mode"] = mode
     return fields

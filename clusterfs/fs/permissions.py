@@ -10,9 +10,10 @@ import stat
 from clusterfs.errors import OperationNotPermitted, PermissionDenied
 from clusterfs.fs import acl
 from clusterfs.fs.attributes import Record
-from clusterfs.fs.results import Caller
+from clusterfs.fs.results import Caller, Changes
 
 _READ, _WRITE = 4, 2
+_CAP_CHOWN, _CAP_FOWNER, _CAP_FSETID = 0, 3, 4  # capabilities(7)
 _O_ACCMODE, _O_TRUNC = 0o3, 0o1000
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -41,6 +42,33 @@ def check_access(record: Record, mask: int, caller: Caller, access: acl.Acl | No
         allowed = record.mode
     if mask & ~allowed & 7:
         raise PermissionDenied
+
+
+def check_change(record: Record, changes: Changes, caller: Caller) -> None:
+    """Raise OperationNotPermitted if the caller does not own what it wants to change.
+
+    The kernel has checked it already, but against an owner that it may have heard of before another
+    node changed it. When others write to a file it clears setuid and setgid in their name.
+    """
+    if caller.uid in (0, record.uid):
+        return
+    if changes.mode is not None and (changes.mode ^ record.mode) & 0o7777 & ~_SET_ID:
+        _require(caller, _CAP_FOWNER)
+    if changes.uid is not None or changes.gid is not None:
+        _require(caller, _CAP_CHOWN)
+
+
+def _require(caller: Caller, capability: int) -> None:
+    if not caller.capabilities >> capability & 1:
+        raise OperationNotPermitted
+
+
+def allowed_mode(record: Record, mode: int, caller: Caller) -> int:
+    """Return a mode without setgid if the caller may not give that group's rights away."""
+    is_ours = caller.uid == 0 or record.gid in (caller.gid, *caller.groups)
+    if is_ours or caller.capabilities >> _CAP_FSETID & 1:
+        return mode
+    return mode & ~stat.S_ISGID
 
 
 def access_of(flags: int) -> int:

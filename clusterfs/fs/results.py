@@ -13,6 +13,7 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
     pid: int = 0
     umask: int = 0
     groups: tuple[int, ...] = ()
+    capabilities: int = 0  # of somebody who is not root; only where groups are known, too
 
 
 class Attributes(msgspec.Struct, frozen=True, gc=False):

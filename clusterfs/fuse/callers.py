@@ -1,11 +1,13 @@
-"""Who asks: the caller of a request, with supplementary groups where they count."""
+"""Who asks: the caller of a request, with groups and capabilities where they count."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
 from clusterfs.fs.results import Caller
-from clusterfs.fuse.binding import pyfuse3
+
+PROC: Final = Path("/proc")
 
 
 def caller_of(context: Any) -> Caller:
@@ -14,11 +16,14 @@ def caller_of(context: Any) -> Caller:
 
 
 def with_groups(caller: Caller) -> Caller:
-    """Return the caller with supplementary groups, which cost a read of /proc."""
+    """Return the caller with supplementary groups and capabilities, which cost a read of /proc."""
     if not caller.uid:
         return caller
     try:
-        groups = tuple(pyfuse3.get_sup_groups(caller.pid))
+        text = (PROC / str(caller.pid) / "status").read_text("ascii", "replace")
     except OSError:
         return caller  # it ended, or lives in another pid namespace
-    return msgspec.structs.replace(caller, groups=groups)
+    found = {key: value for key, _, value in (line.partition(":") for line in text.splitlines())}
+    groups = tuple(int(word) for word in found.get("Groups", "").split())
+    capabilities = int(found.get("CapEff", "0"), 16)
+    return msgspec.structs.replace(caller, groups=groups, capabilities=capabilities)
