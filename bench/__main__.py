@@ -8,7 +8,8 @@ table has the medians of the rounds. Writes bench/results.json and prints Markdo
 `python -m bench store` measures the store alone, see bench/store.py; `python -m bench peers` the
 store beside BorgBackup, see bench/store_peers.py; `python -m bench rivals` the whole filesystem
 beside GlusterFS and MooseFS, see bench/rivals.py; `python -m bench failover` the loss of a node,
-see bench/failover.py.
+see bench/failover.py; `python -m bench membership` how long a cluster takes to grow, and what a
+node copies that was away, see bench/membership.py.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import failover, files, fio, rivals, store, store_peers
+from bench import failover, files, fio, membership, rivals, store, store_peers
 from bench.dlm import report
 from clusterfs.cli.dev import Cluster
 
@@ -49,6 +50,8 @@ def main() -> int:
         return store_peers.main(sys.argv[2:])
     if sys.argv[1:2] == ["failover"]:
         return failover.main(sys.argv[2:])
+    if sys.argv[1:2] == ["membership"]:
+        return membership.main(sys.argv[2:])
     if sys.argv[1:2] == ["rivals"]:
         return rivals.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)

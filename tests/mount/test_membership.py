@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -44,6 +45,7 @@ class Founded:
         provider = f"local:{cluster.folder / 'cluster.db'}"
         words = ("--provider", provider, "--replicas", replicas, "--lease", LEASE_S)
         run("cluster", "init", "n1", *self.place("n1"), *words)
+        self._prepare("n1")
 
     def place(self, name: str) -> tuple[object, ...]:
         (port,) = free_ports(1, set())
@@ -56,7 +58,14 @@ class Founded:
 
     def join(self, name: str, *words: object) -> Node:
         run("cluster", "join", self.token(name), *self.place(name), *words)
-        return self.cluster.node(name)
+        return self._prepare(name)
+
+    def _prepare(self, name: str) -> Node:
+        """Let a node that was killed stay so, and delete soon what is of no use."""
+        node = self.cluster.node(name)
+        settings = 'after_crash = "unmount"\ntrim_after_s = 1.0\n'
+        node.config.write_text(settings + node.config.read_text())
+        return node
 
     def serve(self, name: str) -> Node:
         node = self.cluster.node(name)
@@ -165,6 +174,34 @@ def test_the_storage_node_alone_serves_what_it_got(founded: Founded) -> None:
     assert (n1.mount / "more").read_bytes() == b"z"
 
 
+def test_a_node_that_was_away_copies_what_changed_and_little_more(founded: Founded) -> None:
+    n1, _, n3 = founded.cluster.nodes
+    path = n1.mount / "image"
+    content = bytearray(random.Random(7).randbytes(16 << 20))
+    wait(lambda: n3.ask("status")["synced"])
+    with path.open("wb", buffering=0) as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    founded.cluster.kill("n3")
+    with path.open("r+b", buffering=0) as file:
+        for n in range(64):
+            at = n * (256 << 10)
+            content[at : at + 4096] = page(n)[:4096]
+            os.pwrite(file.fileno(), content[at : at + 4096], at)
+        os.fsync(file.fileno())
+    founded.serve("n3")
+    wait(lambda: n3.ask("status")["synced"])
+    resync = n3.ask("status")["resync"]["resync"]
+    assert 0 < resync["pulled_bytes"] <= 2 * 64 * 4096
+    assert (resync["part"], resync["eta_s"]) == (1.0, 0.0)
+    said = json.loads(run("scrub", n3.config, "--replicas", "--wait", "--json"))
+    assert said["compared"] > 1
+    assert said["diverged"] == said["unstable"] == 0
+    founded.cluster.kill("n1")
+    assert (founded.cluster.node("n2").mount / "image").read_bytes() == content
+    founded.cluster.start("n1")
+
+
 def test_a_daemon_without_brick_and_mount_is_refused(founded: Founded) -> None:
     said = run("serve", founded.cluster.node("n2").config, code=1)
     assert "nothing to serve" in said
@@ -185,8 +222,6 @@ def test_an_uninvited_name_and_a_used_token_are_refused(founded: Founded) -> Non
 def growing(make_cluster: Callable[..., Cluster]) -> Founded:
     """n1 alone; two copies are wanted."""
     founded = Founded(make_cluster(nodes=0), tls=False, replicas=2)
-    config = founded.etc / "n1.toml"
-    config.write_text("trim_after_s = 1.0\n" + config.read_text())
     founded.cluster.start("n1")
     return founded
 
