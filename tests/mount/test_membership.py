@@ -15,7 +15,7 @@ import pytest
 
 from clusterfs.cli.dev import Cluster, Node, free_ports
 
-LEASE_S = 3.0
+LEASE_S = 10.0  # the machine may be busy
 
 
 def run(*words: object, code: int = 0) -> str:
@@ -166,7 +166,7 @@ def test_the_storage_node_alone_serves_what_it_got(founded: Founded) -> None:
     n1, n2, n3 = founded.cluster.nodes
     path: Path = n2.mount / "kept"
     path.write_bytes(b"y" * 300_000)
-    wait(lambda: n3.ask("status")["synced"])
+    wait(lambda: synced(founded))
     founded.cluster.kill("n1")
     assert path.read_bytes() == b"y" * 300_000
     (n2.mount / "more").write_bytes(b"z")
@@ -178,10 +178,10 @@ def test_a_node_that_was_away_copies_what_changed_and_little_more(founded: Found
     n1, _, n3 = founded.cluster.nodes
     path = n1.mount / "image"
     content = bytearray(random.Random(7).randbytes(16 << 20))
-    wait(lambda: n3.ask("status")["synced"])
     with path.open("wb", buffering=0) as file:
         file.write(content)
         os.fsync(file.fileno())
+    wait(lambda: synced(founded))
     founded.cluster.kill("n3")
     with path.open("r+b", buffering=0) as file:
         for n in range(64):
@@ -197,6 +197,7 @@ def test_a_node_that_was_away_copies_what_changed_and_little_more(founded: Found
     said = json.loads(run("scrub", n3.config, "--replicas", "--wait", "--json"))
     assert said["compared"] > 1
     assert said["diverged"] == said["unstable"] == 0
+    wait(lambda: synced(founded))
     founded.cluster.kill("n1")
     assert (founded.cluster.node("n2").mount / "image").read_bytes() == content
     founded.cluster.start("n1")
@@ -229,7 +230,9 @@ def growing(make_cluster: Callable[..., Cluster]) -> Founded:
 def synced(founded: Founded) -> bool:
     """Tell whether every group has as many copies as wanted and nothing moves."""
     nodes = founded.listed().values()
-    return all(n["in_sync"] == n["wanted"] and not n["syncing"] for n in nodes)
+    return all(
+        n["state"] == "up" and n["in_sync"] == n["wanted"] and not n["syncing"] for n in nodes
+    )
 
 
 @pytest.mark.timeout(600)
@@ -256,7 +259,7 @@ def test_a_cluster_grows_and_shrinks_under_a_writer(growing: Founded) -> None:
             writer.more()
         wait(lambda: synced(growing))
         assert sorted(growing.listed()) == ["n1", "n3", "n5"]
-        cluster.kill("n3")  # two copies of everything, and a third node
+        cluster.kill("n3")  # one of two copies of some of it, and there is a third node
         writer.more()
         run("cluster", "remove", "n3", growing.etc / "n1.toml", "--dead")
         wait(lambda: synced(growing))
@@ -268,6 +271,7 @@ def test_a_cluster_grows_and_shrinks_under_a_writer(growing: Founded) -> None:
     writer.check(there)
     for number in range(20):
         assert (there / f"d{number}" / "file").read_bytes() == page(number) * 10
+    wait(lambda: synced(growing))
     cluster.kill("n1")
     writer.check(there)
     cluster.start("n1")
