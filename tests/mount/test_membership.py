@@ -163,7 +163,7 @@ def test_a_client_and_a_storage_node_are_full_members(founded: Founded) -> None:
 
 
 def test_the_storage_node_alone_serves_what_it_got(founded: Founded) -> None:
-    n1, n2, n3 = founded.cluster.nodes
+    n1, n2, _ = founded.cluster.nodes
     path: Path = n2.mount / "kept"
     path.write_bytes(b"y" * 300_000)
     wait(lambda: synced(founded))
