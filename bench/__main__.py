@@ -38,22 +38,20 @@ RESULTS = Path(__file__).with_name("results.json")
 NOOP = Path(__file__).with_name("micro") / "noop_fuse.py"
 NOOP_ONLY_DATA = "no-op pyfuse3"
 Table = dict[str, dict[str, float]]  # row -> column -> median
+PARTS = {
+    "dlm": report.main,
+    "store": store.main,
+    "peers": store_peers.main,
+    "failover": failover.main,
+    "membership": membership.main,
+    "rivals": rivals.main,
+}
 
 
 def main() -> int:
     """Measure, print, record. The name of a part first: that part alone."""
-    if sys.argv[1:2] == ["dlm"]:
-        return report.main(sys.argv[2:])
-    if sys.argv[1:2] == ["store"]:
-        return store.main(sys.argv[2:])
-    if sys.argv[1:2] == ["peers"]:
-        return store_peers.main(sys.argv[2:])
-    if sys.argv[1:2] == ["failover"]:
-        return failover.main(sys.argv[2:])
-    if sys.argv[1:2] == ["membership"]:
-        return membership.main(sys.argv[2:])
-    if sys.argv[1:2] == ["rivals"]:
-        return rivals.main(sys.argv[2:])
+    if part := PARTS.get(sys.argv[1] if len(sys.argv) > 1 else ""):
+        return part(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runtime", type=float, default=3, help="seconds of each fio job")
