@@ -49,6 +49,12 @@ class Etcd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     key: str | None = None
 
 
+class Exports(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What some nodes may not do; must be the same in the files of all nodes."""
+
+    read_only: tuple[Name, ...] = ()  # they may read, and nothing else
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a daemon has to know before it can ask the cluster."""
 
@@ -59,6 +65,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     provider: Provider = "local:/var/lib/clusterfs/cluster.db"
     etcd: Etcd = Etcd()
     tls: Tls = Tls()
+    exports: Exports = Exports()
     metrics: Address | None = None  # where Prometheus may ask; None: nowhere
     admin_group: str | None = None  # whose members may use the admin socket, beside root
     listen: Address = "127.0.0.1:7400"
@@ -95,6 +102,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def control_socket(self) -> Path:
         """Return where the daemon answers administrators."""
         return Path(self.brick) / "control.sock"
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether this node may not change the volume."""
+        return self.name in self.exports.read_only
 
     @property
     def public_address(self) -> str:

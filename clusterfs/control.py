@@ -100,7 +100,7 @@ class Server:
         """Return the reply to one request line."""
         try:
             request = msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return {"ok": False, "error": "a request is one JSON object on one line"}
         name = request.get("request")
         handler = self._handlers.get(name) if isinstance(name, str) else None

@@ -81,7 +81,7 @@ def run(  # noqa: PLR0913, PLR0917  (the command line decides what there is)
     inheritance it goes on with a mount whose daemon has ended.
     """
     observe.set_up_logs(None, config.log_level, node=config.name)
-    options = MountOptions(fsname=str(source), extra=kernel_options)
+    options = MountOptions(fsname=str(source), read_only=config.is_read_only, extra=kernel_options)
     gc.freeze()  # the modules stay: do not look at them in every collection
     gc.set_threshold(*_COLLECTED_AFTER)
     try:
@@ -226,6 +226,7 @@ class Daemon:
             self.membership,
             resync_bytes=self.config.resync_mib_s << 20,
             trim_after_s=self.config.trim_after_s,
+            read_only=self.config.exports.read_only,
         )
         self.locks = self._new_locks()
         self.filesystem = Filesystem(
@@ -237,6 +238,7 @@ class Daemon:
             settings=Settings(
                 dirty_bytes=self.config.cache_mib << 20,
                 fail_when_lost=self.config.on_lost == "eio",
+                read_only=self.config.is_read_only,
             ),
             journal=None if self._mount is None else self.handover.journal,
         )
@@ -384,6 +386,8 @@ class Daemon:
 
         Not at once: a mount that goes on with another daemon takes such files up again.
         """
+        if self.config.is_read_only:
+            return
         patience_s = 0.0
         self._reclaim.set()
         while True:

@@ -193,6 +193,12 @@ class VersionMismatch(FilesystemError):
     """The object is not at the version that the transaction expects."""
 
 
+class ReadOnly(FilesystemError):
+    """This node may not change the volume."""
+
+    errno: ClassVar[int] = errno.EROFS
+
+
 class ChunkCorrupted(FilesystemError):
     """No copy of the chunk has the checksum that its record promises."""
 

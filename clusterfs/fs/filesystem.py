@@ -20,6 +20,7 @@ from clusterfs.errors import (
     InvalidArgument,
     NameTooLong,
     NotADirectory,
+    ReadOnly,
 )
 from clusterfs.fs import keys, lock_uses
 from clusterfs.fs.attributes import fresh
@@ -70,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True):
     inodes: int = 100_000  # kept in memory, those in use not counted
     dirty_bytes: int = 128 << 20  # then writers wait for writeback
     fail_when_lost: bool = False  # errors instead of stalling while out of the cluster
+    read_only: bool = False  # this node may not change anything
 
 
 class Filesystem:
@@ -89,10 +91,11 @@ class Filesystem:
         settings = settings or Settings()
         self._volume = volume
         self._now_ns = now_ns
+        self._read_only = settings.read_only
         self._gate = Gate(lease_left_s, fail_when_lost=settings.fail_when_lost)
         self._locks = LockCache(lockspace)
         self._endangered = Endangered(journal)
-        self._transactions = Transactions(volume, self._endangered)
+        self._transactions = Transactions(volume, self._endangered, read_only=settings.read_only)
         self._writeback = Writeback(
             volume, self._transactions, self._endangered, settings.dirty_bytes
         )
@@ -325,6 +328,8 @@ class Filesystem:
 
     async def open(self, inode: int, flags: int, caller: Caller = _NOBODY) -> Opened:
         """Open a file."""
+        if self._read_only and flags & _O_ACCMODE:
+            raise ReadOnly("this node may not change the volume")
         return await self._gate.run(partial(self._files.open, inode, flags, caller))
 
     async def create(

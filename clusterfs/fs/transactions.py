@@ -12,7 +12,14 @@ from collections.abc import Sequence
 
 import trio
 
-from clusterfs.errors import NoSuchEntry, NotADirectory, OutOfSpace, Unavailable, WouldBlock
+from clusterfs.errors import (
+    NoSuchEntry,
+    NotADirectory,
+    OutOfSpace,
+    ReadOnly,
+    Unavailable,
+    WouldBlock,
+)
 from clusterfs.fs import asking
 from clusterfs.fs.attributes import Record, decode, encode
 from clusterfs.fs.endangered import Endangered
@@ -75,8 +82,9 @@ class Edit:
 class Transactions:
     """Loads inode records, commits edits of them."""
 
-    def __init__(self, volume: Volume, endangered: Endangered) -> None:
+    def __init__(self, volume: Volume, endangered: Endangered, *, read_only: bool = False) -> None:
         self._volume = volume
+        self._read_only = read_only
         self._endangered = endangered
         self.commits = 0
 
@@ -148,7 +156,7 @@ class Transactions:
         durable: bool = False,
     ) -> None:
         """Commit edits, and changes of stripes, of inodes whose `committing` the caller holds."""
-        await _wait_known(edits)
+        await self._may_commit(edits)
         for edit in edits:
             if not edit.creates:
                 edit.inode.lock.require(PR)
@@ -173,6 +181,11 @@ class Transactions:
         self.commits += 1
         for edit, change, size in zip(edits, sent[len(changes) :], sizes, strict=True):
             self._follow(edit, change.version, size)
+
+    async def _may_commit(self, edits: Sequence[Edit]) -> None:
+        if self._read_only:
+            raise ReadOnly("this node may not change the volume")
+        await _wait_known(edits)
 
     def _note(self, edits: Sequence[Edit], sent: Sequence[Change], *, durable: bool) -> None:
         """Remember the versions that this gives: after a loss they tell what took place."""

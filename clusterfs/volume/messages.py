@@ -33,6 +33,7 @@ class Code(enum.IntEnum):
     BRICK = 4
     CORRUPTED = 5
     MALFORMED = 6
+    READ_ONLY = 7  # who asks may not change the volume
 
 
 class Stage(enum.IntEnum):

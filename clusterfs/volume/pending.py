@@ -13,6 +13,7 @@ from clusterfs.errors import (
     FilesystemError,
     InvalidArgument,
     OutOfSpace,
+    ReadOnly,
     VersionMismatch,
 )
 from clusterfs.store.objects import ObjectId, Transaction
@@ -25,6 +26,7 @@ ERRORS: dict[Code, type[FilesystemError]] = {
     Code.BRICK: BrickFailed,
     Code.CORRUPTED: ChunkCorrupted,
     Code.MALFORMED: InvalidArgument,
+    Code.READ_ONLY: ReadOnly,
 }
 
 
@@ -117,7 +119,7 @@ def judge(in_sync: Sequence[int], applied: int, failed: Mapping[int, Code]) -> O
     if all(applied & mask for mask in in_sync):
         return Outcome(drop=tuple(sorted(failed)))
     codes = [code for node, code in sorted(failed.items()) if truth >> node & 1]
-    for code in (Code.SPACE, Code.MISMATCH, Code.BRICK, Code.MALFORMED):
+    for code in (Code.READ_ONLY, Code.SPACE, Code.MISMATCH, Code.BRICK, Code.MALFORMED):
         if code in codes:
             return Outcome(error=code)
     return Outcome(error=Code.BRICK)

@@ -196,6 +196,8 @@ class Replica:
             return Code.STALE
         if transaction.client != arrival.incarnation:
             return Code.MALFORMED
+        if site.read_only and self._is_read_only(arrival.sender):
+            return Code.READ_ONLY
         for change in transaction.changes:
             group = change.group
             if group >= len(view.generation) or view.generation[group] > transaction.epoch:
@@ -207,6 +209,11 @@ class Replica:
         if site.blocked and any(c.object_id in site.blocked for c in transaction.changes):
             return site.changed
         return Code.OK
+
+    def _is_read_only(self, sender: int) -> bool:
+        """Tell whether a node's name, which its certificate proves, may not change anything."""
+        member = self._site.view.member(sender)
+        return member is not None and member.name in self._site.read_only
 
     def _apply(self, arrival: Arrival) -> Obstacle | None:
         message = arrival.message

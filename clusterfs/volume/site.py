@@ -34,6 +34,7 @@ class Site:
         self.node = views.node
         self.incarnation = views.incarnation
         self.heard = self.view.epoch
+        self.read_only: frozenset[str] = frozenset()  # names of nodes that may not change anything
         self.gate_open = False
         self.blocked: set[bytes] = set()  # objects of undecided transactions of clients now gone
         self.distrusted: dict[ObjectId, int] = {}  # to be copied whatever their version -> group

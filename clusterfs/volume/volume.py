@@ -10,7 +10,7 @@ Invariants:
   * `stable` passes a transaction only after every replica has it on disk.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -81,8 +81,10 @@ class Volume:
         durable_s: float = 1.0,
         resync_bytes: int = 0,
         trim_after_s: float = REST_S,
+        read_only: Collection[str] = (),
     ) -> None:
         self._site = site = Site(store, mesh, views)
+        site.read_only = frozenset(read_only)
         self._store = store
         self._views = views
         self._durable_s = durable_s

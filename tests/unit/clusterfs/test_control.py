@@ -41,7 +41,9 @@ async def test_an_endless_request_ends_the_connection(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"\xff", b'{"request": 3}', b"{}"])
+@pytest.mark.parametrize(
+    "line", [b"", b"{", b"[]", b"\xff", b'{"request": 3}', b"{}", b'{"a":' * 5000]
+)
 async def test_garbage_gets_an_error_reply(line: bytes) -> None:
     reply = await Server({}).answer(line)
     assert reply["ok"] is False
