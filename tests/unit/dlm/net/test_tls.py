@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from clusterfs import certificates
 from clusterfs.errors import SetupError
@@ -161,3 +163,30 @@ def test_keys_are_private_and_nothing_is_overwritten(authority: Path, tmp_path: 
     assert (authority / "one.pem").read_bytes() == before
     with pytest.raises(SetupError, match="authority"):
         certificates.issue(tmp_path, "one", tmp_path, NOW)
+
+
+async def test_a_revoked_certificate_is_refused(
+    start: Start, until: Until, authority: Path, tmp_path: Path
+) -> None:
+    crl = tmp_path / "crl.pem"
+    crl.write_bytes(revocation_of(authority, "one"))
+    two = Tls(*(authority / "ca.pem", authority / "two.pem", authority / "two.key"), NAMES.get, crl)
+    low, high = await introduced(start, tls(authority, "one"), two)
+    await refused(low, high, until, "certificate revoked")
+
+
+def revocation_of(authority: Path, name: str) -> bytes:
+    """Return a list, signed by the authority, with one node's certificate in it."""
+    ca = x509.load_pem_x509_certificate((authority / "ca.pem").read_bytes())
+    key = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), None)
+    revoked = x509.load_pem_x509_certificate((authority / f"{name}.pem").read_bytes())
+    entry = x509.RevokedCertificateBuilder().serial_number(revoked.serial_number)
+    listed = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ca.subject)
+        .last_update(NOW - dt.timedelta(days=1))
+        .next_update(NOW + dt.timedelta(days=30))
+        .add_revoked_certificate(entry.revocation_date(NOW).build())
+        .sign(key, hashes.SHA256())  # type: ignore[arg-type]
+    )
+    return listed.public_bytes(serialization.Encoding.PEM)
