@@ -134,6 +134,21 @@ def _with_processes(use: dict[str, Any], mountpoint: str) -> dict[str, Any]:
     return known
 
 
+def with_lockers(pages: Pages, mountpoint: str) -> Pages:
+    """Add to each file's locks what its programs are called, and a path if one has it open."""
+    return ([_with_lockers(used, mountpoint) for used in page] for page in pages)
+
+
+def _with_lockers(used: dict[str, Any], mountpoint: str) -> dict[str, Any]:
+    known, path = dict(used), ""
+    inode = int.from_bytes(used["root"], "big")
+    for key in ("waiting", "held"):
+        known[key] = [{**entry, "command": command_of(entry["pid"])} for entry in used[key]]
+        for entry in known[key]:
+            path = path or _path_open(entry["pid"], inode, mountpoint)
+    return known | {"path": path}
+
+
 def command_of(pid: int) -> str:
     """Return what a process is called, or "" if it is not here any more."""
     with suppress(OSError):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from clusterfs import brick, control, health, transport
-from clusterfs.admin import Description, LockReports, with_processes
+from clusterfs.admin import Description, LockReports, with_lockers, with_processes
 from clusterfs.cluster import consent, report
 from clusterfs.cluster.membership import given_up, reinstated, retired
 from clusterfs.cluster.node import Membership
@@ -141,7 +141,8 @@ class Administration:
         short, long = self._node.locks.dump_in_pages(only_busy=only_busy)
         uses = self._node.filesystem.describe_locks(only_busy=only_busy)
         named = with_processes(uses, self._node.mountpoint)
-        return short | {"name": self._node.config.name}, {**long, "uses": named}
+        lockers = with_lockers(long["ranges"], self._node.mountpoint)
+        return short | {"name": self._node.config.name}, {**long, "uses": named, "ranges": lockers}
 
     async def _members(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return every node that ever joined, with what each holds."""

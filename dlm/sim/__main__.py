@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from dlm.sim.ranges import simulate_ranges
 from dlm.sim.run import Outcome, short_life, simulate
 
 
@@ -24,6 +25,14 @@ def _live(seed: int, options: argparse.Namespace) -> Outcome:
     return simulate(seed, options.nodes, until_s=options.seconds, transactions=options.transactions)
 
 
+def _ranges(seed: int, nodes: int | None) -> str:
+    """Return what broke, with all that led to it."""
+    if simulate_ranges(seed, nodes).violation is None:
+        return ""
+    outcome = simulate_ranges(seed, nodes, tracing=True)
+    return "\n".join((*outcome.trace, f"seed {seed}: {outcome.violation}", ""))
+
+
 def main() -> int:
     """Return 0 if every seed held."""
     parser = argparse.ArgumentParser(prog="python -m dlm.sim", description=__doc__)
@@ -34,8 +43,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="simulated time with faults")
     parser.add_argument("--transactions", action="store_true", help="users of many locks at once")
     parser.add_argument("--short", action="store_true", help="short lives with faults of all kinds")
+    parser.add_argument("--ranges", action="store_true", help="users of ranges, not of locks")
     options = parser.parse_args()
     for seed in _seeds(options.seed, options.seeds, options.minutes):
+        if options.ranges:
+            complaint = _ranges(seed, options.nodes)
+            if complaint:
+                sys.stdout.write(complaint)
+                return 1
+            continue
         outcome = _live(seed, options)
         if outcome.violation is not None:
             sys.stdout.write("\n".join(outcome.trace))

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -248,3 +250,34 @@ def test_locks_of_the_only_user_cost_no_message(
         assert one.tell("flock", "own", "exclusive") == 0
         assert one.tell("flock", "own", "unlock") == 0
     assert sum(sent().values()) - sum(before.values()) <= 2  # once for flock
+
+
+def test_the_lock_tool_shows_who_waits_for_which_bytes_because_of_whom(
+    programs: list[Locker], cluster: Cluster
+) -> None:
+    one, two, _ = programs
+    assert one.tell("write", "f", 0, 10) == 0
+    two.begin("write", "f", 5, 10, WAIT)
+    eventually(lambda: waits(cluster, 1), 1)
+    tool = [sys.executable, "-m", "clusterfs.cli.lockdump"]
+    shown = subprocess.run(
+        [*tool, str(cluster.nodes[2].mount), "--waiters", "--cluster"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (row,) = [line for line in shown.splitlines() if "file lock" in line]
+    command = Path(f"/proc/{two.pid}/comm").read_text().strip()
+    assert {"n2", str(two.pid), command, "5..14"} <= set(row.replace("│", " ").split())
+    assert f"/{cluster_path(two)}" in row
+    assert str(one.pid) in row
+
+
+def cluster_path(program: Locker) -> str:
+    """The path below the mount of the file that a program has open."""
+    (path,) = [
+        os.readlink(entry)
+        for entry in Path(f"/proc/{program.pid}/fd").iterdir()
+        if os.readlink(entry).endswith("/file")
+    ]
+    return "/".join(Path(path).parts[-2:])

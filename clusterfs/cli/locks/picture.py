@@ -98,6 +98,50 @@ class Use(msgspec.Struct, frozen=True):
     waiting: tuple[Operation, ...] = ()
 
 
+class Range(msgspec.Struct, frozen=True):
+    """Bytes of a file that a program has locked."""
+
+    pid: int = 0
+    start: int = 0
+    last: int = 0
+    mode: str = "EX"
+    node: int = 0
+    command: str = ""
+
+
+class Program(msgspec.Struct, frozen=True):
+    """Somebody in the way of a wait."""
+
+    node: int
+    pid: int = 0
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """Bytes of a file that a program waits for."""
+
+    number: int = 0
+    pid: int = 0
+    start: int = 0
+    last: int = 0
+    mode: str = "EX"
+    wait_s: float = 0.0
+    node: int = 0
+    command: str = ""
+    behind: tuple[Program, ...] = ()
+
+
+class Ranges(msgspec.Struct, frozen=True):
+    """A file's locks of one kind, as a user of it or as the keeper of its table knows them."""
+
+    root: bytes
+    leaf: bytes = b""
+    path: str = ""
+    keeper: int = 0
+    borrowed: bool = False
+    held: tuple[Range, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+
+
 class Node(msgspec.Struct, frozen=True):
     """Everything one node says about locks."""
 
@@ -112,6 +156,8 @@ class Node(msgspec.Struct, frozen=True):
     locks: tuple[Own, ...] = ()
     directory: tuple[dict[str, Any], ...] = ()
     uses: tuple[Use, ...] | None = None  # None: no filesystem, a program that uses dlm/ alone
+    ranges: tuple[Ranges, ...] = ()
+    kept_ranges: tuple[Ranges, ...] = ()
     sent: dict[str, int] = {}
     received: dict[str, int] = {}
     operations: dict[str, int] = {}
@@ -146,7 +192,7 @@ def read_picture(value: Any) -> Picture:
 def with_names(value: dict[str, Any]) -> dict[str, Any]:
     """Return one node's description with a printable `name` beside each root and leaf."""
     named = dict(value)
-    for key in ("resources", "locks", "directory", "uses"):
+    for key in ("resources", "locks", "directory", "uses", "ranges", "kept_ranges"):
         if key in value:
             named[key] = [_named(entry) for entry in value[key]]
     return named

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console
 from rich.table import Table
 
+from clusterfs.cli.locks.file_locks import waits_for_ranges
 from clusterfs.cli.locks.picture import Node, Own, Picture, Resource, Use, printable
 from clusterfs.cli.locks.statistics import costs
 from clusterfs.cli.locks.waits import Wait, names_of, uses_by_name, waits
@@ -26,7 +27,9 @@ def show(picture: Picture, console: Console) -> None:
 def show_waiters(picture: Picture, console: Console) -> None:
     """Print who waits how long for what because of whom, worst first."""
     names = names_of(picture)
-    rows = [_waiter(wait, names) for wait in waits(picture)]
+    found = [*waits(picture), *waits_for_ranges(picture)]
+    found.sort(key=lambda wait: -wait.wait_s)
+    rows = [_waiter(wait, names) for wait in found]
     if rows:
         _print(console, iter(rows), "who waits", _WAITERS)
     else:

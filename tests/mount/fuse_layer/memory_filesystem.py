@@ -160,7 +160,7 @@ class MemoryFilesystem:
         except KeyError:
             raise NoSuchData from None
 
-    async def listxattr(self, number: int) -> list[bytes]:
+    async def listxattr(self, number: int, _caller: Caller) -> list[bytes]:
         return list(self.nodes[number].xattrs)
 
     async def removexattr(self, number: int, name: bytes, _caller: Caller) -> None:
