@@ -23,6 +23,7 @@ from clusterfs.fs.filesystem import Filesystem
 from clusterfs.handover import Handover
 from clusterfs.store.opening import Tuning
 from clusterfs.store.store import Store
+from clusterfs.tree_orders import TreeOrders
 from clusterfs.volume.volume import Volume
 from dlm.net import Mesh
 from dlm.node import Lockspace
@@ -55,6 +56,12 @@ class Administration:
     def handlers(self) -> dict[str, control.Handler]:
         """Return who answers which request."""
         reports = LockReports(self._node.mesh, self.describe_locks, self._others)
+        orders = TreeOrders(
+            self._node.mesh,
+            lambda: self._node.locks.trees,
+            lambda: self._node.membership.node,
+            self._everybody,
+        )
         return {
             "status": lambda _: self.status(),
             "members": self._members,
@@ -63,6 +70,7 @@ class Administration:
             "force": self._force,
             "locks": reports.own,
             "cluster_locks": reports.all,
+            "lock_tree": orders.take,
             "statistics": lambda _: {"statistics": self.statistics()},
             "tune": self._tune,
             "df": lambda _: _NO_STORE if self._node.store is None else self._node.store.usage(),
@@ -269,8 +277,11 @@ class Administration:
             return {"ok": False, "error": str(refusal)}
 
     def _others(self) -> dict[int, str]:
-        membership = self._node.membership
-        return {m.node: m.name for m in membership.view.members if m.node != membership.node}
+        me = self._node.membership.node
+        return {node: name for node, name in self._everybody().items() if node != me}
+
+    def _everybody(self) -> dict[int, str]:
+        return {m.node: m.name for m in self._node.membership.view.members}
 
 
 def _no_such_node(request: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:

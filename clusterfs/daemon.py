@@ -60,6 +60,7 @@ from dlm.net import Mesh, Peer
 from dlm.node import Lockspace
 
 _BEAT_S = 0.1
+_LEAVE_S = 5.0  # to let others master what they use here
 _COLLECTED_AFTER = (20_000, 20, 50)  # new objects, and rounds of each generation
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _COMES_BACK_S = 30.0
@@ -277,6 +278,7 @@ class Daemon:
         )
         locks.set_maker_of(lambda root: incarnation_of_inode(int.from_bytes(root)))
         locks.on_deadlock = lambda story: self._log.debug("deadlock", story=story)
+        locks.trees.move_by_use()
         self._nursery.start_soon(locks.run)
         return locks
 
@@ -437,6 +439,7 @@ class Daemon:
     async def _end(self) -> None:
         """Leave nothing behind: everything on disk, no lock, no membership."""
         await self.filesystem.close()
+        await self.locks.trees.leave(_LEAVE_S)
         await self.volume.sync()
         await self.membership.leave()
 

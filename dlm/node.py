@@ -40,6 +40,7 @@ from dlm.messages import Message, Status, decode_all, encode, encode_all
 from dlm.modes import Flags, Mode, is_down
 from dlm.profiles import PROFILES
 from dlm.ranges import Ranges
+from dlm.trees import Trees
 from dlm.uses import Blocking, Use
 
 __all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name", "Owner"]
@@ -93,8 +94,8 @@ class Lockspace:
         self._sent: Counter[type[Message]] = Counter()
         self._received: Counter[type[Message]] = Counter()
         self._asked = self._converted = self._demoted = self._unlocked = 0
-        self.batches_sent = 0
-        self.batches_received = 0
+        self.batches_sent = self.batches_received = 0
+        self.trees = Trees(self._core, self._handle)
 
     # -- told by the membership and by the mesh --------------------------------------------------
 

@@ -62,10 +62,13 @@ class Worker:
             "hold": self.hold,
             "want": self.want,
             "messages": self.messages,
+            "cpu": self.cpu,
             "make": self.make,
             "share": self.share,
             "enter": self.enter,
             "recover": self.recover,
+            "fill": self.fill,
+            "migrate": self.migrate,
             "contend": self.contend,
             "stop": self.stop,
         }
@@ -203,6 +206,43 @@ class Worker:
             "locks": float(len(self._kept)),
         }
 
+    async def fill(self, root: str, count: int) -> None:
+        """Hold so many locks under one root."""
+        for first in range(0, count, PAGE):
+            numbers = range(first, min(count, first + PAGE))
+            names = [Name(root.encode(), b"%d of %d" % (n, self._me)) for n in numbers]
+            locks = await self._space.lock_many(names, Mode.PR)
+            self._kept.extend(lock for lock in locks if lock is not None)
+
+    async def migrate(self, root: str, target: int, unrelated: str) -> dict[str, float]:
+        """Send a tree to another node; return how long it was frozen, and what happened meanwhile.
+
+        `lock_ms` is how long a new lock in the tree took that was asked for when it had just been
+        frozen, `unrelated_worst_ms` the same for an unrelated one.
+        """
+        space, waits = self._space, [0.0]
+        locked_s = 0.0
+
+        async def lock_there() -> None:
+            nonlocal locked_s
+            space.unlock_nowait(await space.lock(Name(root.encode(), b"new"), Mode.PR))
+            locked_s = time.perf_counter() - start_s
+
+        start_s = time.perf_counter()
+        space.trees.send(root.encode(), target)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lock_there)
+            while space.trees.describe(root.encode()) or not locked_s:
+                began_s = time.perf_counter()
+                space.unlock_nowait(await space.lock(Name(unrelated.encode(), b"n"), Mode.PR))
+                waits.append(time.perf_counter() - began_s)
+                await trio.sleep(0.001)
+        return {
+            "frozen_s": space.trees.longest_freeze_s,
+            "lock_ms": locked_s * 1e3,
+            "unrelated_worst_ms": max(waits) * 1e3,
+        }
+
     async def contend(self, folder: str, names: int, tasks: int) -> int:
         """Use names one after the other, each alone, until told to stop; return how often.
 
@@ -231,6 +271,10 @@ class Worker:
     async def stop(self) -> None:
         """End what `contend` does."""
         self._stopping = True
+
+    async def cpu(self) -> float:
+        """Return how long this process has run on a processor."""
+        return time.process_time()
 
     async def messages(self) -> dict[str, int]:
         """Return what was sent so far, by type."""

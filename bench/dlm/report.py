@@ -17,13 +17,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.dlm import etcd, messages, recovery, sockets
+from bench.dlm import etcd, messages, migration, recovery, sockets
 from bench.micro import lock_transition
 
 RESULTS = Path(__file__).parents[1] / "dlm.json"
 TRANSITION_US = 5.0
 TIMES_FASTER = 10.0
 RECOVERY_S = 2.0
+FROZEN_S = 0.5
 REMOTE, ETCD = "remote master", "etcd, disk"
 
 
@@ -57,10 +58,12 @@ def measure(
     """Return everything, as JSON."""
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring locks", total=3 * rounds + 2)
+        task = progress.add_task("measuring locks", total=3 * rounds + 3)
         costs = messages.measure()
         progress.advance(task)
         recovered = recovery.measure(locks)
+        progress.advance(task)
+        moved = migration.measure(max(locks // 10, 3))
         progress.advance(task)
         for _ in range(rounds):
             parts = [_transitions]
@@ -86,12 +89,16 @@ def measure(
         "messages": [cost._asdict() for cost in costs],
         "rows": rows,
         "recovery": recovered,
-        "budgets": budgets(rows, costs, recovered),
+        "migration": moved,
+        "budgets": budgets(rows, costs, recovered, moved),
     }
 
 
 def budgets(
-    rows: dict[str, dict[str, float]], costs: list[messages.Cost], recovered: dict[str, Any]
+    rows: dict[str, dict[str, float]],
+    costs: list[messages.Cost],
+    recovered: dict[str, Any],
+    moved: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what was promised, what is so, and whether that is enough."""
     slowest = max(numbers["us"] for row, numbers in rows.items() if row.startswith("transition"))
@@ -103,6 +110,10 @@ def budgets(
         f"recovery of {recovered['locks']:,} locks, s": {
             "is": recovered["settled_s"],
             "at most": RECOVERY_S,
+        },
+        f"tree of {moved['locks']:,} locks frozen while it moves, s": {
+            "is": moved["frozen_s"],
+            "at most": FROZEN_S,
         },
     }
     if ETCD in rows:
@@ -132,12 +143,23 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["", "| recovery of locks | settled, s | a lost lock again, s | CPU, s |"]
     lines[-1] += " unrelated lock at worst, ms |"
     lines += ["|---|---:|---:|---:|---:|", _recovery(result["recovery"])]
+    lines += ["", "| moving a tree of locks, worst of moves | frozen, s | CPU of all nodes, s |"]
+    lines[-1] += " a lock in it, ms | unrelated lock at worst, ms | messages |"
+    lines += ["|---|---:|---:|---:|---:|---:|", _migration(result["migration"])]
     lines += ["", "| budget | is | limit | met |", "|---|---:|---:|---|"]
     lines += [
         f"| {name} | {budget['is']:.3g} | {_limit(budget)} | {'yes' if budget['met'] else 'no'} |"
         for name, budget in result["budgets"].items()
     ]
     return "\n".join(lines)
+
+
+def _migration(moved: dict[str, Any]) -> str:
+    return (
+        f"| {moved['locks']:,}, {moved['moves']} moves | {moved['frozen_s']:.3f} "
+        f"| {moved['cpu_s']:.2f} | {moved['lock_ms']:.1f} | {moved['unrelated_worst_ms']:.1f} "
+        f"| {moved['messages']:g} |"
+    )
 
 
 def _limit(budget: dict[str, float]) -> str:

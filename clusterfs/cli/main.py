@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from clusterfs import control
-from clusterfs.cli import brick, cluster, debug, snapshot, tables, tls
+from clusterfs.cli import brick, cluster, debug, snapshot, tables, tls, trees
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
@@ -36,6 +36,7 @@ app.add_typer(cluster.app, name="cluster")
 app.add_typer(brick.tune, name="tune")
 app.add_typer(debug.app, name="debug")
 app.add_typer(tls.app, name="tls")
+app.add_typer(trees.app, name="locks")
 app.command()(brick.df)
 app.add_typer(snapshot.app, name="snapshot")
 app.command()(snapshot.clone)

@@ -33,7 +33,7 @@ class Policy(NamedTuple):
     """When a tree is worth moving."""
 
     half_life_s: float = 2.0  # of the smoothed rates
-    least_rate: float = 10.0  # requests a second by the node that is to have it
+    least_rate: float = 5.0  # requests a second by the node that is to have it
     lead: float = 2.0  # and this many times what its present master asks
     residence_s: float = 5.0  # since it came here
     cooldown_s: float = 10.0  # since the last attempt

@@ -1,6 +1,7 @@
 """A lockspace described for people and tools, in plain dicts, lists and numbers. PURE."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import TypeVar
 
 from dlm.core import range_dump
@@ -24,6 +25,8 @@ def summary(core: LockspaceCore) -> Description:
     Keys: node, incarnation, epoch, frozen, lost, members {node: incarnation}, awaited (whose pages
     a recovery waits for), counts (of trees, locks and names in the directory), holding (the
     smoothed round trip, BASTs that waited for the minimum hold time, claims not acknowledged),
+    migration (trees that left, were taken, or stayed after all; the longest time that one was
+    frozen; those that are leaving and those that are to leave, with the node they go to),
     deadlocks (searches begun here, waits of ours that gave way, the last of their stories),
     misdirected.
     """
@@ -47,6 +50,14 @@ def summary(core: LockspaceCore) -> Description:
             "round_trip_s": round(core.ownership.holding.round_trip_s, 6),
             "postponed": core.ownership.holding.postponed,
             "claims_pending": len(mastery.claims.pending_roots()),
+        },
+        "migration": {
+            "left": core.migration.left,
+            "taken": core.migration.taken,
+            "called_off": core.migration.called_off,
+            "longest_s": round(core.migration.longest_s, 6),
+            "leaving": _targets({r: d.target[0] for r, d in mastery.departures.items()}),
+            "wished": _targets(core.affinity.wishes),
         },
         "deadlocks": {
             "searches": core.detector.searches,
@@ -110,6 +121,10 @@ def pages(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> dict
     }
 
 
+def _targets(trees: Mapping[bytes, int]) -> list[Description]:
+    return [{"root": root, "to": node} for root, node in islice(trees.items(), PAGE)]
+
+
 def _cut(things: list[Thing]) -> Iterator[list[Thing]]:
     for first in range(0, len(things), PAGE):
         yield things[first : first + PAGE]
@@ -120,6 +135,7 @@ def _resource(tree: Tree, resource: Resource, now_s: float) -> Description:
         "root": resource.name.root,
         "leaf": resource.name.leaf,
         "removing": tree.removing,
+        "pinned": tree.pinned,
         "lvb": resource.lvb,
         "lvb_sequence": resource.lvb_sequence,
         "lvb_valid": resource.lvb_valid,

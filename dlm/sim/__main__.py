@@ -20,8 +20,8 @@ def _seeds(first: int, count: int, minutes: float) -> Iterator[int]:
 
 
 def _live(seed: int, options: argparse.Namespace) -> Outcome:
-    if options.short:
-        return short_life(seed)
+    if options.short or options.storm:
+        return short_life(seed, migrations=options.storm)
     return simulate(seed, options.nodes, until_s=options.seconds, transactions=options.transactions)
 
 
@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--transactions", action="store_true", help="users of many locks at once")
     parser.add_argument("--short", action="store_true", help="short lives with faults of all kinds")
     parser.add_argument("--ranges", action="store_true", help="users of ranges, not of locks")
+    parser.add_argument("--storm", action="store_true", help="the same, while trees move")
     options = parser.parse_args()
     for seed in _seeds(options.seed, options.seeds, options.minutes):
         if options.ranges:

@@ -161,6 +161,7 @@ class Node(msgspec.Struct, frozen=True):
     sent: dict[str, int] = {}
     received: dict[str, int] = {}
     operations: dict[str, int] = {}
+    migration: dict[str, Any] = {}  # of trees to and from this node
     misdirected: int = 0
 
 

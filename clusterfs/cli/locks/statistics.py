@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from clusterfs.cli.locks.picture import Node
 
-_RECOVERY = ("Names", "Masters", "Locks")
+_RECOVERY = ("Names", "Masters", "Locks", "Seats", "Reigns", "Verify")
 _ASKED = ("lock", "convert")
 _TOLD = ("demote", "unlock")
 
@@ -17,6 +17,13 @@ def costs(node: Node) -> Iterator[str]:
     sent, received = _total(node.sent), _total(node.received)
     done = node.operations
     yield f"messages of operations: {sent:,} sent, {received:,} received"
+    moved = node.migration
+    if moved:
+        yield (
+            f"trees: {moved['left']:,} went to other masters, {moved['taken']:,} came, "
+            f"{moved['called_off']:,} stayed after all; "
+            f"one was frozen for {moved['longest_s']:.3f} s at most"
+        )
     if not done:
         return
     yield ", ".join(f"{count:,} {operation}" for operation, count in sorted(done.items()))

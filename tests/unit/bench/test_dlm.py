@@ -77,6 +77,8 @@ def test_the_whole_measurement_runs_and_judges_its_budgets(tmp_path: Path) -> No
     assert result["budgets"]["create storm, messages on the path"]["met"] is True
     assert len(result["recovery"]["nodes"]) == 2
     assert "| 2,000 |" in report.markdown(result)
+    assert result["migration"]["frozen_s"] > 0
+    assert "| 200, 6 moves |" in report.markdown(result)
     assert "| remote master |" in report.markdown(result)
 
 
@@ -88,12 +90,13 @@ def test_a_missed_budget_is_called_missed() -> None:
         "etcd, disk": {"pair_p50_us": 999.0},
     }
     recovered = {"locks": 100_000, "settled_s": 2.1}
-    judged = report.budgets(rows, COSTS, recovered)
-    assert [budget["met"] for budget in judged.values()] == [False, False, False, False]
+    moved = {"locks": 10_000, "frozen_s": 0.6}
+    judged = report.budgets(rows, COSTS, recovered, moved)
+    assert [budget["met"] for budget in judged.values()] == [False] * 5
     rows["etcd, disk"]["pair_p50_us"] = 1000.0
     rows["transition: x"]["us"] = 5.0
     rows["create storm"]["waited_for"] = 0.0
-    recovered["settled_s"] = 2.0
-    judged = report.budgets(rows, COSTS, recovered)
-    assert [budget["met"] for budget in judged.values()] == [True, True, True, True]
+    recovered["settled_s"], moved["frozen_s"] = 2.0, 0.5
+    judged = report.budgets(rows, COSTS, recovered, moved)
+    assert [budget["met"] for budget in judged.values()] == [True] * 5
     assert math.isclose(judged["core transition, us"]["is"], 5.0)
