@@ -17,6 +17,7 @@ from clusterfs import control
 from clusterfs.cli import brick, cluster, debug, snapshot, tables, tls, trees
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
+from clusterfs.cli.doctor import doctor
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
 from clusterfs.cli.mount import mount
 from clusterfs.cli.scrub import scrub
@@ -41,6 +42,7 @@ app.command()(brick.df)
 app.add_typer(snapshot.app, name="snapshot")
 app.command()(snapshot.clone)
 app.command()(fsck)
+app.command()(doctor)
 app.command()(scrub)
 app.command()(upgrade)
 app.command()(top)
