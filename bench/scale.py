@@ -34,7 +34,7 @@ from clusterfs.store.opening import Options
 from clusterfs.store.store import Store
 
 KEY = bytes(32)
-STEPS = ("fill", "open", "read", "scrub", "clean", "fsck")
+STEPS = ("fill", "open", "read", "scrub", "discard", "clean", "fsck")
 WRITE_BLOCKS = 256
 _NUMBER = 8
 _REPEATED = BLOCK_BYTES // _NUMBER
@@ -196,8 +196,8 @@ async def scrub(folder: Path, _: int) -> None:
     await store.close()
 
 
-async def clean(folder: Path, chunks: int) -> None:
-    """Discard every second half MiB, then write to a brick that may not grow: it must clean."""
+async def discard(folder: Path, chunks: int) -> None:
+    """Discard every second half MiB: each segment is half dead then."""
     store = await opened(folder)
     with step(f"discard {chunks // 2:,} blocks"):
         for first in range(0, chunks, WRITE_BLOCKS):
@@ -206,8 +206,12 @@ async def clean(folder: Path, chunks: int) -> None:
             await store.admit(BLOCK_BYTES)
             store.replace(name, 1, store.version(name).after(1), (operation,))
         await store.sync()
-    segments = store.statistics()["segments"]
     await store.close()
+
+
+async def clean(folder: Path, chunks: int) -> None:
+    """Write to a brick that may not grow: it must clean."""
+    segments = len(NumberDisk(folder, reserve_bytes=0).segments())
     store = await opened(folder, segments * Options().segment_bytes)
     chooser, written = random.Random(2), {}
     with step(f"clean; overwrite {chunks // 32:,} blocks"):

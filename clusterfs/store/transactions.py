@@ -97,6 +97,8 @@ class Transactions:
                     raise OutOfSpace("the brick is full, and nothing can be cleaned")
             elif not self._log.has_ring_room(need.nbytes):
                 await self._log.wait_ring_room(need.nbytes)
+            elif self._upkeep.behind:
+                await self._upkeep.catch_up()
             else:
                 return
 
@@ -253,6 +255,8 @@ class Transactions:
         return need
 
     def _check_room(self, need: Need, changes: Sequence[Change]) -> None:
+        if self._upkeep.behind:
+            raise WouldBlock("a checkpoint is being written, and too much has changed since")
         self._room.check_space(need.data_blocks, changes)
         try:
             self._room.check_log(need)

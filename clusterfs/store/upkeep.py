@@ -5,6 +5,7 @@ the slow parts; the trio thread is held only for the moments in between.
 
 Invariants:
   * at most one checkpoint at a time;
+  * what is changed in memory is bounded: while a checkpoint is written, changes may have to wait;
   * a failure of the medium makes the brick read-only and ends the task.
 """
 
@@ -25,6 +26,7 @@ _READY_SEGMENTS = RESERVE_DATA + 2
 _IDLE_S = 0.25
 _MARK_AFTER_S = 0.01
 _DIRTY_RECORDS = 100_000
+_MOST_DIRTY_RECORDS = 200_000  # while a checkpoint is being written: then changes wait for it
 _PIECE = 2000
 
 
@@ -57,6 +59,7 @@ class Upkeep:
         self._refused_bytes = -1  # what was free when a segment could not be created
         self._checkpoint_bytes = checkpoint_bytes
         self._checkpointed_at = 0
+        self._writing = False  # a checkpoint
         self._unfinished: Image | None = None  # a checkpoint for which there was no space
         self._poked = trio.Event()
         self._stopping = False
@@ -220,6 +223,16 @@ class Upkeep:
         """Tell whether a checkpoint waits for space on the brick's filesystem."""
         return self._unfinished is not None
 
+    @property
+    def behind(self) -> bool:
+        """Tell whether too much changed since the checkpoint that is being written began."""
+        return self._writing and self._state.dirty_count >= _MOST_DIRTY_RECORDS
+
+    async def catch_up(self) -> None:
+        """Wait until it is not `behind`."""
+        while self.behind:
+            await self._progress.park()
+
     async def take_checkpoint(self) -> None:
         """Write the state to the table.
 
@@ -246,6 +259,7 @@ class Upkeep:
         return self._unfinished
 
     async def _write(self, image: Image) -> None:
+        self._writing = True
         try:
             await trio.to_thread.run_sync(self._write_out, image)
         except OSError as error:
@@ -254,6 +268,9 @@ class Upkeep:
                 raise OutOfSpace(f"no room for a checkpoint: {error}") from error
             self._log.fail(error)
             raise BrickFailed(f"checkpoint: {error}") from error
+        finally:
+            self._writing = False
+            self._progress.unpark_all()
         self._unfinished = None
 
     def _write_out(self, image: Image) -> None:

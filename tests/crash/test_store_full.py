@@ -1,14 +1,18 @@
 """A full brick, and a full filesystem below it: refused before acceptance, and it all goes on."""
 
 import random
+import threading
+from collections.abc import Iterable
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 
-from clusterfs.errors import OutOfSpace
+from clusterfs.errors import OutOfSpace, WouldBlock
 from clusterfs.sim.bricks import KEY, TIGHT
-from clusterfs.sim.disk import SimulatedDisk, dropped
+from clusterfs.sim.disk import SimulatedDisk, SimulatedTable, dropped
+from clusterfs.store import upkeep
 from clusterfs.store.objects import (
     BLOCK_BYTES,
     Change,
@@ -210,4 +214,45 @@ async def test_what_others_take_is_not_promised_and_comes_back_when_they_give_it
             await trio.sleep(0.01)
     await writer.put(10**4)
     await writer.check()
+    await store.close()
+
+
+async def test_what_changes_while_a_checkpoint_is_written_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a slow medium memory would grow as fast as others write."""
+    monkeypatch.setattr(upkeep, "_MOST_DIRTY_RECORDS", 30)
+    disk = SimulatedDisk()
+    store = await opened(disk)
+    writer, go = Writer(store), threading.Event()
+    await writer.put(0)
+    commit = SimulatedTable.commit
+
+    def slowly(table: SimulatedTable, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
+        assert go.wait(60)
+        commit(table, changes)
+
+    monkeypatch.setattr(SimulatedTable, "commit", slowly)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.checkpoint)
+        while not store._upkeep._writing:
+            await trio.sleep(0.001)
+        for _ in range(100):
+            if store._upkeep.behind:
+                break
+            await writer.put(1)
+        assert store._upkeep.behind
+        version = store.version(writer.object_id)
+        change = Change(writer.object_id, 1, version, version.after(1), (Write(2, 1),))
+        transaction = Transaction(1, 10_000, 1, (change,))
+        with pytest.raises(WouldBlock, match="checkpoint"):
+            store.apply(transaction, block(7))
+        assert store.version(writer.object_id) == version
+        nursery.start_soon(writer.put, 2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.version(writer.object_id) == version, "it waits"
+        go.set()
+    await writer.check()
+    assert 2 in writer.expected
+    store.validate()
     await store.close()
