@@ -103,12 +103,13 @@ class Storm:
         if value == 1:  # what is weakened is free for readers before we hear of it
             self.weaken(start, length)
         kind = fcntl.F_WRLCK if value == 2 else fcntl.F_RDLCK
-        signal.setitimer(signal.ITIMER_REAL, GIVE_WAY_S if wait else 0)
         try:
-            setlk(self.descriptor, kind, start, length, wait=wait)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, GIVE_WAY_S if wait else 0)
+                setlk(self.descriptor, kind, start, length, wait=wait)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except OSError as failure:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             self.refused(failure, start, had)
             return
         self.counts["granted"] += 1

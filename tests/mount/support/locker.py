@@ -7,7 +7,7 @@
 ["test", LABEL, START, LENGTH]                    -> [type, start, length, pid]
 ["flock", LABEL, shared|exclusive|unlock, wait]
 ["put", LABEL, OFFSET, TEXT], ["sync", LABEL]
-["alarm", SECONDS]                                a SIGALRM then, which is caught
+["catch"]                                         from now on SIGALRM ends a wait, and nothing else
 ["fork"]                                          a child that keeps everything open, for ever
 """
 
@@ -76,9 +76,8 @@ def _sync(label: str) -> None:
     os.fsync(_files[label])
 
 
-def _alarm(seconds: float) -> None:
+def _catch() -> None:
     signal.signal(signal.SIGALRM, _caught)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _fork() -> int:
@@ -92,7 +91,7 @@ def _fork() -> int:
 
 def _serve(words: list[Any]) -> Any:
     word, *arguments = words
-    if word in ("test", "flock", "open", "close", "dup", "put", "sync", "alarm", "fork"):
+    if word in ("test", "flock", "open", "close", "dup", "put", "sync", "catch", "fork"):
         return globals()[f"_{word}"](*arguments) or 0
     _lock(word, *arguments)
     return 0
