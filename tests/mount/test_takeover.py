@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,15 +18,18 @@ import pytest
 
 from clusterfs.cli import processes
 from clusterfs.cli.dev import Cluster, Node
-from clusterfs.errors import NotAnswering
+from clusterfs.errors import NotAnswering, SetupError
 
 PATIENCE_S = 90.0
 
 
 @pytest.fixture(scope="module")
-def pair(make_cluster: Callable[..., Cluster]) -> Cluster:
-    """Two nodes whose daemons are replaced after a crash."""
-    return make_cluster(2, 2, settings={"after_crash": '"restart"'})
+def pair(make_cluster: Callable[..., Cluster]) -> Iterator[Cluster]:
+    """Two nodes whose daemons are replaced after a crash; so they are unmounted, not killed."""
+    cluster = make_cluster(2, 2, settings={"after_crash": '"restart"'})
+    yield cluster
+    with suppress(SetupError):
+        cluster.down()
 
 
 @pytest.fixture
@@ -180,13 +184,15 @@ def test_a_handle_whose_file_another_node_took_over_meanwhile_is_dead(
         process = node.process
         assert process is not None
         assert processes.send(supervisor, signal.SIGSTOP)  # the next daemon comes late
-        assert processes.send(process, signal.SIGKILL)
-        with (pair.nodes[1].mount / "image").open("rb+", buffering=0) as other:
-            other.write(b"theirs")  # waits until this node is out
-            os.fsync(other.fileno())
-            assert processes.send(supervisor, signal.SIGCONT)
-            with pytest.raises(OSError, match="Input/output error"):
-                os.pwrite(file.fileno(), b"again.", 0)
+        try:
+            assert processes.send(process, signal.SIGKILL)
+            with (pair.nodes[1].mount / "image").open("rb+", buffering=0) as other:
+                other.write(b"theirs")  # waits until this node is out
+                os.fsync(other.fileno())
+        finally:
+            processes.send(supervisor, signal.SIGCONT)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pwrite(file.fileno(), b"again.", 0)
         assert path.read_bytes() == b"theirs"
 
 
