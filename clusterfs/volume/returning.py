@@ -10,7 +10,7 @@ failed never returns before the node's next start.
 import structlog
 import trio
 
-from clusterfs.errors import BrickFailed, Unavailable, WouldBlock
+from clusterfs.errors import BrickFailed, FilesystemError
 from clusterfs.volume.ports import LocalStore
 from clusterfs.volume.site import Site
 
@@ -45,14 +45,15 @@ class Returner:
                 await self._site.views.return_replica()
             except BrickFailed:
                 return
-            except (Unavailable, WouldBlock):
+            except FilesystemError as error:  # no room, or no member just now: later perhaps
+                self._log.info("replica stays out", error=str(error))
                 continue
             self.returns += 1
             self._log.info("replica returns", after_s=wait_s)
             wait_s, returned_s = min(2 * wait_s, _LONGEST_S), trio.current_time()
 
     async def _quick(self) -> bool:
-        """Tell whether the brick takes a write in time. Raises BrickFailed, WouldBlock."""
+        """Tell whether the brick takes a write in time. Raises what the store raises."""
         with trio.move_on_after(_QUICK_S):
             self._store.set_fact(_FACT, self._site.view.epoch)
             await self._store.sync()

@@ -51,10 +51,10 @@ class Trimmer:
                 try:
                     await self._all_entered(view)
                     await self._trim()
-                except (PeerLost, WouldBlock):
+                except (PeerLost, WouldBlock, OutOfSpace):
                     await trio.sleep(_RETRY_S)
                     continue
-                except (BrickFailed, OutOfSpace):
+                except BrickFailed:
                     return  # the brick is read-only until the next start
             if self._site.view is view:
                 await self._site.changed()
