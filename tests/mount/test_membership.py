@@ -235,7 +235,7 @@ def synced(founded: Founded) -> bool:
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_cluster_grows_and_shrinks_under_a_writer(growing: Founded) -> None:
     cluster = growing.cluster
     folder = cluster.node("n1").mount / "busy"
@@ -300,7 +300,7 @@ def test_what_would_lose_data_is_refused(growing: Founded) -> None:
     assert growing.listed()["n5"]["retiring"] is False
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_an_operator_goes_on_without_a_node_that_is_lost(
     make_cluster: Callable[..., Cluster],
 ) -> None:
