@@ -8,6 +8,7 @@ was killed, "no space" only where a brick was filled.
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from tests.faults.schedule import ENDING_DAEMONS, Fault, Player, draw
 
 CLIENTS_PER_NODE = 2
 SLOTS = 4  # of a round: one fault each, or two that overlap
+SEARCHED = 200_000  # configurations; a minute or so
 PACE_S = 0.05  # mean rest of a client between operations
 _CLIENT = Path(__file__).with_name("client.py")
 _DEAD_MOUNT = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV)
@@ -186,12 +188,13 @@ class Rounds:
             thing: [record for record in records if record.thing == thing]
             for thing in (*BLOCKS, "log", "tree")
         }
+        search = functools.partial(check, limit=SEARCHED)
         verdicts = {
-            name: check(histories.of_data(of[name], losses, dark), 0, file_models.register)
+            name: search(histories.of_data(of[name], losses, dark), 0, file_models.register)
             for name in BLOCKS
         }
-        verdicts["log"] = check(histories.of_data(of["log"], losses, dark), (), file_models.log)
-        verdicts["tree"] = check(
+        verdicts["log"] = search(histories.of_data(of["log"], losses, dark), (), file_models.log)
+        verdicts["tree"] = search(
             histories.of_names(of["tree"], losses, dark), frozenset(), file_models.tree
         )
         self.checked += len(verdicts)

@@ -8,11 +8,11 @@ from tests.faults.cluster import HostCluster
 from tests.faults.rounds import Rounds
 from tests.faults.schedule import Fault
 
-ATTEMPTS = 5
+ATTEMPTS = 10
 QUIET = [Fault("rest", 1, 2, 0.0, 3.0)]
 CUT = [Fault("cut", 2, 1, 0.5, 4.0)]
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def found(rounds: Rounds, schedule: list[list[Fault]], on: tuple[int, ...]) -> list[str]:

@@ -14,12 +14,12 @@ from tests.faults.cluster import HostCluster
 from tests.faults.rounds import Rounds
 
 SEED = os.environ.get("CLUSTERFS_SEED", "0")
-MINUTES = float(os.environ.get("CLUSTERFS_FAULT_MINUTES", "7"))
+MINUTES = float(os.environ.get("CLUSTERFS_FAULT_MINUTES", "6"))
 ONLY = os.environ.get("CLUSTERFS_FAULT_ROUND")
 SHARES = {3: 0.6, 5: 0.4}  # of the time, by the number of hosts
 
 
-@pytest.mark.timeout(MINUTES * 60 + 1200)
+@pytest.mark.timeout(MINUTES * 60 + 1800)
 @pytest.mark.parametrize("hosts", SHARES)
 def test_histories_are_linearizable_and_lose_nothing_synced(
     make_hosts: Callable[..., HostCluster], hosts: int
