@@ -54,6 +54,15 @@ def test_a_silent_member_is_named() -> None:
         assert "n3 is missing here: no answer within 2 s" in shown(value, **view)
 
 
+def test_statistics_tell_which_trees_moved() -> None:
+    moved = {"left": 3, "taken": 1200, "called_off": 2, "longest_s": 0.0456}
+    text = shown({"node": 1, "migration": moved}, statistics=True)
+    line = (
+        "trees: 3 went to other masters, 1,200 came, 2 stayed after all; one was frozen for 0.046 s"
+    )
+    assert line in " ".join(text.split())
+
+
 def test_statistics_leave_out_what_a_recovery_sent() -> None:
     text = shown(load(RECORDED), statistics=True)
     assert "messages of operations: 6 sent, 5 received" in text
