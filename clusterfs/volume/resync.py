@@ -164,7 +164,7 @@ class Resync:
         for group in groups:
             fresh = group not in self._groups or not old.syncing[group] & bit
             if fresh or (skipped and new.generation[group] > old.epoch):
-                self._cursors.clear()
+                self._cursors = {}
                 self._progress = Progress()
                 break
         self._groups = groups
@@ -333,9 +333,12 @@ class Resync:
         return bool(self._cursors) and all(c is None for c in self._cursors.values())
 
     async def _merge(self, source: int, groups: frozenset[int]) -> None:
-        while (cursor := self._cursors[groups]) is not None:
+        cursors = self._cursors
+        while (cursor := cursors.get(groups, START)) is not None:
             request = List(self._site.view.epoch, groups_to_bitmap(groups), cursor, _PAGE)
             body, _ = await self._site.call(source, encode(request))
+            if self._cursors is not cursors:
+                raise WouldBlock  # another view, entered meanwhile, begins the comparison anew
             listing = decode(body, Listing)
             self._progress.total += listing.total
             self._progress.seen += len(listing.objects)
@@ -346,7 +349,7 @@ class Resync:
                 known = theirs.get(object_id)
                 group = known[0] if known else mine[object_id][0]
                 self._needs.setdefault(object_id, Need(group))
-            self._cursors[groups] = listing.end
+            cursors[groups] = listing.end
             await self._serve_needs(self._site.view)
 
     def local(
