@@ -276,6 +276,8 @@ class Daemon:
             lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
             lvb_bytes=VALUE_BYTES,
         )
+        self.volume.when_rolled_forward(locks.gate_opened)
+        locks.set_gate(lambda _root, lock_epoch: self.volume.rolled_forward(lock_epoch))
         locks.set_maker_of(lambda root: incarnation_of_inode(int.from_bytes(root)))
         locks.on_deadlock = lambda story: self._log.debug("deadlock", story=story)
         locks.trees.move_by_use()

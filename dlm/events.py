@@ -300,6 +300,10 @@ class GiveBack(msgspec.Struct, frozen=True, gc=False):
     name: Name
 
 
+class Opened(msgspec.Struct, frozen=True, gc=False):
+    """A gate has opened: what somebody who is gone may have held may be used, see Situation."""
+
+
 RangeEvent = AskRange | FreeRange | CancelRange | GiveBack
 Event = (
     Enter
@@ -311,6 +315,7 @@ Event = (
     | Withdraw
     | Tick
     | Publish
+    | Opened
     | Migrate
     | Place
     | Depart

@@ -29,6 +29,7 @@ from dlm.events import (
     Lose,
     Name,
     Nodes,
+    Opened,
     Owner,
     Publish,
     Received,
@@ -36,8 +37,9 @@ from dlm.events import (
     Tick,
     Withdraw,
 )
-from dlm.messages import Message, Status, decode_all, encode, encode_all
+from dlm.messages import Message, Status, decode_all
 from dlm.modes import Flags, Mode, is_down
+from dlm.outbox import Outbox
 from dlm.profiles import PROFILES
 from dlm.ranges import Ranges
 from dlm.trees import Trees
@@ -46,7 +48,6 @@ from dlm.uses import Blocking, Use
 __all__ = ["Flags", "Lock", "Lockspace", "Mode", "Name", "Owner"]
 
 NO_FLAGS = Flags(0)
-_BATCH = 500  # messages in one frame
 _VALBLK = int(Flags.VALBLK)
 
 
@@ -80,21 +81,19 @@ class Lockspace:
         self.profile.check_value_bytes(self.value_bytes)
         self._core = LockspaceCore(me, incarnation)
         self._core.here.rules = self.profile.rules
-        self._send = send
+        self._outbox = Outbox(send)
         self._now = now
         self.on_deadlock: Callable[[str], None] | None = None
         self.ranges = Ranges(self._core.ranges, self._handle)
         self._effects: deque[Effect] = deque()
         self._carrying_out = False
         self._corked = False
-        self._outbox: dict[int, list[Message]] = {}  # by peer, until the transition is done
         self._claimed: trio.Event | None = None  # somebody waits for names to be known
         self._armed_s = inf  # when `run` wakes up by itself
         self._alarm = trio.Event()
-        self._sent: Counter[type[Message]] = Counter()
         self._received: Counter[type[Message]] = Counter()
         self._asked = self._converted = self._demoted = self._unlocked = 0
-        self.batches_sent = self.batches_received = 0
+        self.batches_received = 0
         self.trees = Trees(self._core, self._handle)
 
     # -- told by the membership and by the mesh --------------------------------------------------
@@ -115,8 +114,8 @@ class Lockspace:
                 self._handle(Received(sender, decoded))
         finally:
             self._corked = before
-        if self._outbox and not before:
-            self._send_batches()
+        if not before:
+            self._outbox.send()
 
     async def run(self) -> None:
         """Let time pass until this node is removed.
@@ -335,6 +334,20 @@ class Lockspace:
         assert lock.users is not None
         del lock.users[owner]
 
+    def set_gate(self, gate: Callable[[bytes, int], bool]) -> None:
+        """Let what a lost node may have held wait until what the locks protect has been mended.
+
+        `gate(root, epoch)` tells whether whatever nodes that were lost up to that lock epoch did
+        under the root is known to all who serve it. While it says no, a lock that such a node held
+        in CW, PW or EX stays in others' way, and names that it may have mastered get no new master.
+        Call `gate_opened` when an answer may have changed from no to yes.
+        """
+        self._core.here.gate = gate
+
+    def gate_opened(self) -> None:
+        """Let go on what waited for a gate."""
+        self._handle(Opened())
+
     def set_maker_of(self, maker_of: Callable[[bytes], int | None]) -> None:
         """Let roots tell the incarnation that made them up (None: unknown): it is asked first."""
         self._core.here.maker_of = maker_of
@@ -369,12 +382,17 @@ class Lockspace:
         operations = {"lock": self._asked, "convert": self._converted}
         operations |= {"demote": self._demoted, "unlock": self._unlocked}
         counters: dict[str, object] = {
-            "sent": {kind.__name__: count for kind, count in self._sent.items()},
+            "sent": {kind.__name__: count for kind, count in self._outbox.said.items()},
             "received": {kind.__name__: count for kind, count in self._received.items()},
-            "batches": {"sent": self.batches_sent, "received": self.batches_received},
+            "batches": {"sent": self._outbox.batches, "received": self.batches_received},
             "operations": operations,
         }
         return summary(core) | counters, pages(core, self._now(), only_busy=only_busy)
+
+    @property
+    def batches_sent(self) -> int:
+        """How many frames were sent."""
+        return self._outbox.batches
 
     def validate(self) -> None:
         """Assert the core's invariants; for tests."""
@@ -431,8 +449,8 @@ class Lockspace:
                 self._carry_out(waiting.popleft())
         finally:
             self._carrying_out = False
-        if self._outbox and not self._corked:
-            self._send_batches()
+        if not self._corked:
+            self._outbox.send()
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -443,27 +461,11 @@ class Lockspace:
         finally:
             self._corked = before
             if not before:
-                self._send_batches()
-
-    def _send_batches(self) -> None:
-        outbox, self._outbox = self._outbox, {}
-        for node, messages in outbox.items():
-            if len(messages) == 1:
-                self.batches_sent += 1
-                self._send(node, encode(messages[0]))
-                continue
-            for first in range(0, len(messages), _BATCH):
-                self.batches_sent += 1
-                self._send(node, encode_all(messages[first : first + _BATCH]))
+                self._outbox.send()
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):
-            node, message = effect.node, effect.message
-            self._sent[type(message)] += 1
-            if node in self._outbox:
-                self._outbox[node].append(message)
-            else:
-                self._outbox[node] = [message]
+            self._outbox.put(effect.node, effect.message)
         elif isinstance(effect, Complete):
             self._complete(effect)
         elif isinstance(effect, Answered):

@@ -14,7 +14,7 @@ Invariants:
   * a client is forgotten only when all have rolled forward and no group is stopped.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -69,6 +69,7 @@ class Gate:
         self._last_open: frozenset[int] = frozenset()  # incarnations up when the gate was open
         self._finished: dict[str, int] = {"gate": 0, "restart": 0}
         self._progress = trio.Event()
+        self.on_open: Callable[[], None] | None = None  # called in each view with an open gate
         self.rounds = self.brought_forward = self.restarts = 0
 
     # -- the flag -------------------------------------------------------------------------------
@@ -86,6 +87,7 @@ class Gate:
         else:
             self._last_open = _up(new)
             self._finish("gate", new.epoch)
+            self._tell_open()
 
     def close(self) -> None:
         """Serve nothing before the next roll-forward."""
@@ -193,6 +195,11 @@ class Gate:
         self._last_open = _up(view)
         self._site.gate_open = True
         self._opened.set()
+        self._tell_open()
+
+    def _tell_open(self) -> None:
+        if self.on_open is not None:
+            self.on_open()
 
     def _finish(self, part: str, epoch: int) -> None:
         self._finished[part] = epoch

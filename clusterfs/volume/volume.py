@@ -141,6 +141,16 @@ class Volume:
             nursery.start_soon(self._keep_durable)
             task_status.started()
 
+    def rolled_forward(self, lock_epoch: int) -> bool:
+        """Tell whether what clients did that were lost up to that lock epoch is here."""
+        site = self._site
+        return self._gate is None or (site.gate_open and site.view.lock_epoch >= lock_epoch)
+
+    def when_rolled_forward(self, tell: Callable[[], None]) -> None:
+        """Call `tell` whenever `rolled_forward` may have become true."""
+        if self._gate is not None:
+            self._gate.on_open = tell
+
     # -- placement ------------------------------------------------------------------------------
 
     @property

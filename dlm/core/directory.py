@@ -7,7 +7,8 @@ The rest of the requests wait here.
 
 A root that nobody is known to master may have been made up by a member that has not told us yet: it
 is asked first, where the root tells who that was; while it is leaving, requests wait for its end.
-Else the requester becomes the master.
+Else the requester becomes the master, once the root's gate is open: somebody who is gone may have
+mastered it, and held it.
 
 A tree without locks is removed when its master has seen all that we forwarded to it: we count what
 we forward to each start of a node, and the master says how many it has seen. If a forward is still
@@ -54,6 +55,7 @@ class Directory:
         self.entries: dict[bytes, Entry] = {}
         self.held: dict[bytes, list[Request]] = {}
         self.orphans: Container[bytes] = ()  # roots without a master that are being rebuilt here
+        self.unsettled: set[bytes] = set()  # were still without a master when the members changed
         self.complete = False  # everybody has told us all, for this epoch
         self._forwarded: dict[tuple[int, int], int] = {}  # requests, by start of a node
         self._shares: list[tuple[int, tuple[int, ...] | None]] = []  # epoch, members; None: unseen
@@ -80,6 +82,7 @@ class Directory:
     def completed(self) -> None:
         """Everybody has told us all."""
         self.complete = True
+        self.unsettled.clear()
         self._all_since = self._here.epoch
 
     def sweep(self) -> Iterable[None]:
@@ -227,6 +230,7 @@ class Directory:
         """Forget all."""
         self.entries.clear()
         self.held.clear()
+        self.unsettled.clear()
 
     # -- below -----------------------------------------------------------------------------------
 
@@ -240,7 +244,9 @@ class Directory:
         )
 
     def _surely_new(self, root: bytes) -> bool:
-        if root in self.orphans:
+        if root in self.orphans or not self._here.opened(root):
+            return False
+        if root in self.unsettled:
             return False
         since = self._all_since
         return self.complete or (since is not None and self._unbroken(root, since, unseen=False))

@@ -39,6 +39,7 @@ from dlm.events import (
     Lose,
     Migrate,
     Place,
+    Opened,
     Publish,
     Received,
     Release,
@@ -129,6 +130,7 @@ class LockspaceCore:
             Migrate: self._migrate,
             Place: self._place,
             Depart: self._depart,
+            Opened: self._opened,
             Enter: self._enter,
             Lose: self._lose,
         }
@@ -249,7 +251,10 @@ class LockspaceCore:
         }
         old = here.members
         here.epoch, here.members = event.epoch, dict(sorted(event.members.items()))
+        over = any(event.leaving.get(node) != start for node, start in here.leaving.items())
         first, here.leaving, here.frozen = here.frozen, dict(event.leaving), False
+        if lost or over or skipped or first:
+            here.loss = here.epoch
         self.directory.enter(skipped=skipped)
         self.mastery.enter(skipped=skipped)
         self.migration.enter()
@@ -320,6 +325,10 @@ class LockspaceCore:
     def _depart(self, _event: Depart) -> None:
         if not self.lost:
             self.affinity.leave()
+
+    def _opened(self, _event: Opened) -> None:
+        if not self.here.frozen:
+            self.recovery.opened()
 
     def _lose(self, _event: Lose) -> None:
         self.lost = self.here.frozen = True

@@ -10,8 +10,8 @@ removed: its master asks the directory node and goes on only after the acknowled
 the master's own requests go by the directory, too.
 
 Trees outlive changes of the members. What a dead member held is buried: dropped, in slices, with
-doubt on the value blocks it may have changed. A member that is leaving may still use what it holds;
-only what it waits for is dropped.
+doubt on the value blocks it may have changed; where it could write, only after the root's gate has
+opened. A member that is leaving may still use what it holds; only what it waits for is dropped.
 """
 
 from collections import deque
@@ -37,8 +37,10 @@ from dlm.messages import (
     Unlock,
     Verify,
 )
+from dlm.modes import Mode
 
 KEEP_S = 1.0  # how long a tree without locks stays
+WRITERS = (Mode.CW, Mode.PW, Mode.EX)
 _PATIENCE_S = 0.01  # and how much longer while the directory has not acknowledged it
 
 
@@ -59,6 +61,7 @@ class Mastery:
         self._seen: dict[tuple[int, int], int] = {}  # forwarded requests, by start of a node
         self._last: dict[tuple[int, int], list[Copy]] = {}  # held by those that are leaving
         self._dead: deque[Copy] = deque()  # to be dropped
+        self._behind: list[Copy] = []  # to be dropped when a gate has opened
         self._freed: deque[Resource] = deque()  # to be looked at, as a waiter has gone
 
     def masters(self, root: bytes) -> bool:
@@ -287,9 +290,18 @@ class Mastery:
             yield
         while self._dead:
             copy = self._dead.popleft()
+            if copy.granted in WRITERS and not self._here.opened(copy.resource.name.root):
+                self._behind.append(copy)
+                continue
             copy.resource.bury(copy)
             self._look_at(copy.resource)
             yield
+
+    def dig_up(self) -> bool:
+        """Let `bury` look again at what is behind a gate; False: nothing is."""
+        self._dead.extend(self._behind)
+        self._behind.clear()
+        return bool(self._dead)
 
     def install(self, tree: Tree) -> None:
         """Take in a tree that has been rebuilt or has moved here; `thaw` lets it go."""
@@ -347,6 +359,7 @@ class Mastery:
         self.departures.clear()
         self._last.clear()
         self._dead.clear()
+        self._behind.clear()
         self._freed.clear()
 
     @property

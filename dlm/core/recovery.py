@@ -70,6 +70,7 @@ class Recovery:
     def enter(self, *, skipped: bool) -> None:
         """Begin to tell what others must know."""
         here = self._here
+        self._directory.unsettled.update(self._orphans)
         self._orphans = {}
         self._directory.orphans = self._orphans
         self._missing = set(here.members)
@@ -96,6 +97,15 @@ class Recovery:
                     jobs.popleft()
         if self._chores or self._jobs:
             self._here.wake(self._here.now_s)
+
+    def opened(self) -> None:
+        """Look again at what waits behind a gate."""
+        if self._mastery.dig_up():
+            self._chores.append(self._mastery.bury())
+        if self._directory.complete and self._orphans:
+            self._jobs.append(self._adopt())
+        self.tick()
+        self._directory.retry_all()
 
     def seats(self, sender: int, message: Seats) -> None:
         """As directory node: learn what the sender masters, and perhaps that this was all."""
@@ -219,6 +229,8 @@ class Recovery:
             if self._directory.adopted(root):
                 del self._orphans[root]
                 self._directory.retry(root)
+                continue
+            if not here.opened(root):
                 continue
             tree = Tree(root, 0)
             for leaf, records in orphan.records.items():

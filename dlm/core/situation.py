@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 from dlm.core.resource import Resource
 from dlm.core.waits import Waits
 from dlm.effects import Effect, Send
-from dlm.fields import TERM_BITS
+from dlm.fields import TERM_BITS, Epoch
 from dlm.messages import Message
 
 NEVER = float("inf")
@@ -20,6 +20,10 @@ NEVER = float("inf")
 
 def _nobody(_root: bytes) -> int | None:
     return None
+
+
+def _open(_root: bytes, _epoch: Epoch) -> bool:
+    return True
 
 
 class Situation:
@@ -30,9 +34,11 @@ class Situation:
         "effects",
         "epoch",
         "frozen",
+        "gate",
         "incarnation",
         "leaving",
         "local",
+        "loss",
         "maker_of",
         "me",
         "members",
@@ -58,6 +64,8 @@ class Situation:
         self.local: deque[Message] = deque()
         self.waits = Waits()
         self.maker_of: Callable[[bytes], int | None] = _nobody
+        self.gate: Callable[[bytes, Epoch], bool] = _open  # see `opened`
+        self.loss: Epoch = 0  # when we last learned that some start of a node is over
         self.misdirected = 0  # messages that no correct peer would have sent us
 
     def send(self, node: int, message: Message) -> None:
@@ -82,6 +90,14 @@ class Situation:
     def gone(self, node: int, incarnation: int) -> bool:
         """Tell whether that start of the node is over for sure, and what it held is free."""
         return self.members.get(node) != incarnation and self.leaving.get(node) != incarnation
+
+    def opened(self, root: bytes) -> bool:
+        """Tell whether what those who are gone may have held under `root` may be used.
+
+        They may have done there what not everybody knows yet. Whoever keeps what the locks protect
+        says when that is mended: `gate` is asked for the epoch of the last loss.
+        """
+        return self.gate(root, self.loss)
 
     def new_term(self, above: int = 0) -> int:
         """Return a term above the one given, and above all that we have handed out."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dlm.events import Name
 from dlm.modes import Mode
+from dlm.sim.estates import Estates
 from dlm.sim.values import Values
 from dlm.sim.waitgraph import WaitGraph
 
@@ -22,12 +23,13 @@ class Checker:
     def __init__(self) -> None:
         self.values = Values()
         self.waits = WaitGraph()
+        self.estates = Estates()
 
     def after_event(self, machines: "list[Machine]", acted: "Machine", now_s: float) -> None:
         """Check what holds at any moment."""
         self.waits.look(now_s)
         self.values.look(machines, acted, now_s)
-        complaints = self.waits.complaints or self.values.complaints
+        complaints = self.waits.complaints or self.values.complaints or self.estates.complaints
         _require(not complaints, *complaints)
         self._check_exclusion(machines)
         self._check_mastery(machines)

@@ -33,6 +33,7 @@ class Faults(msgspec.Struct, frozen=True):
     split_s: float = 0.01
     crash_interval_s: float = 0.1  # between two crashes or removals; infinite: none
     second_crash_probability: float = 0.3  # soon after another one, so during its recovery
+    gate_s: float = 0.0  # until a group has rolled forward what lost nodes did; 0: no gates
     removal_probability: float = 0.3  # of being removed alive instead of crashing
     migration_interval_s: float = NEVER  # between two trees that are to move
 
@@ -58,6 +59,7 @@ def all_faults(seed: int) -> Faults:
         one_way_probability=0.5,
         pause_interval_s=dice.choice((0.03, 0.1, NEVER)),
         split_interval_s=dice.choice((0.03, 0.1, NEVER)),
+        gate_s=dice.choice((0.0, 0.005, 0.03)),
     )
 
 
@@ -117,7 +119,17 @@ MOVES: Final = tuple(
     for who in ("the source of", "the target of", "an owner in", "the directory node of")
     for step in ("frozen", "handed over")
 )
-KINDS: Final = ("crash", "cut off", "mute", "deaf", "removed alive", "pause", "partition", "join")
+KINDS: Final = (
+    "crash",
+    "cut off",
+    "mute",
+    "deaf",
+    "removed alive",
+    "pause",
+    "partition",
+    "join",
+    "grant after a gate",
+)
 
 
 def _copies(machine: "Machine") -> "Iterable[Copy]":

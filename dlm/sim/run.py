@@ -2,6 +2,7 @@
 
 import random
 import traceback
+from collections import Counter
 from typing import NamedTuple
 
 import msgspec
@@ -108,7 +109,7 @@ def _run(settings: _Settings, *, tracing: bool) -> Outcome:
         world.epoch,
         world.checker.values.read,
         world.checker.waits.found,
-        dict(world.met),
+        dict(world.met + Counter({"grant after a gate": world.checker.estates.waited})),
         violation,
         list(world.trace) if violation else [],
     )

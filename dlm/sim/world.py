@@ -13,15 +13,17 @@ import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.mastery import KEEP_S
 from dlm.effects import Answered, Complete, Effect, Notify, Send
 from dlm.errors import LockError
-from dlm.events import Enter, Event, Lose, Migrate, Received, Tick
+from dlm.events import Enter, Event, Lose, Migrate, Opened, Received, Tick
 from dlm.fields import Epoch
-from dlm.messages import decode, encode
+from dlm.messages import Status, decode, encode
 from dlm.sim.checkers import Checker
+from dlm.sim.estates import GROUPS, group_of
 from dlm.sim.faults import NEVER, Faults, circumstances
 
 TRACE_LINES = 30000
@@ -41,6 +43,7 @@ class Machine:
         self.held_up: list[tuple[Machine, int, bytes]] = []  # what came during the pause
         self.early: list[tuple[Machine, int, bytes]] = []  # of views that it has not entered yet
         self.alarm_s = float("inf")  # when it will look at the clock
+        self.rolled = [0] * GROUPS  # what it knows of the gates
         self.removed_epoch: Epoch | None = None  # the view in which it is no longer a member
 
     @property
@@ -173,6 +176,8 @@ class World:
             return
         if self.tracing:
             self._note_effect(machine, effect)
+        if isinstance(effect, Complete) and effect.status is Status.GRANTED and self.faults.gate_s:
+            self.checker.estates.granted(effect.lock)
         assert self.listener is not None
         self.listener(machine, effect)
 
@@ -248,6 +253,9 @@ class World:
         machine = Machine(node, self._incarnation)
         if self.names_tell:
             machine.core.here.maker_of = maker_of
+        if self.faults.gate_s:
+            machine.core.here.gate = lambda root, epoch: self._is_open(machine, root, epoch)
+            self.after(self.around(self.faults.view_delay_s), lambda: self._tell_gates(machine))
         machine.core.mastery.keep_s = self.random.choice((0.0, 0.002, KEEP_S))
         self.machines[node] = self._starts[machine.incarnation] = machine
         self._members[node] = machine.incarnation
@@ -263,9 +271,32 @@ class World:
         for machine in self._starts.values():
             if members.get(machine.node) != machine.incarnation and machine.removed_epoch is None:
                 machine.removed_epoch = epoch
+        gone = [i for i, start in self._starts.items() if start.removed_epoch is not None]
+        if self.faults.gate_s and self.checker.estates.leave_out(gone, epoch):
+            self._roll_forward(epoch)
         self._note(f"view {epoch}: {members}, leaving {leaving}")
         for incarnation in members.values():
             self._announce(self._starts[incarnation], Enter(epoch, members, leaving, epoch - 1))
+
+    def _roll_forward(self, epoch: Epoch) -> None:
+        """Let each group, in its own time, get over the loss of who is left out in this epoch."""
+        for group in range(GROUPS):
+            self.after(self.around(self.faults.gate_s), partial(self._open, group, epoch))
+
+    def _open(self, group: int, epoch: Epoch) -> None:
+        rolled = self.checker.estates.rolled
+        rolled[group] = max(rolled[group], epoch)
+        self._note(f"group {group} is open for the losses until view {rolled[group]}")
+        for machine in tuple(self.machines.values()):
+            delay_s = self.around(self.faults.view_delay_s)
+            self.after(delay_s, partial(self._tell_gates, machine))
+
+    def _tell_gates(self, machine: Machine) -> None:
+        machine.rolled = list(self.checker.estates.rolled)
+        self.act(machine, Opened())
+
+    def _is_open(self, machine: Machine, root: bytes, epoch: Epoch) -> bool:
+        return machine.rolled[group_of(root)] >= self.checker.estates.last_loss(epoch)
 
     def _announce(self, machine: Machine, enter: Enter) -> None:
         def act() -> None:
@@ -358,6 +389,7 @@ class World:
         else:
             self._note(f"n{machine.node} crashes")
             self.met["crash"] += 1
+            self.checker.estates.bury(machine)
             machine.alive = False
             del self.machines[machine.node]
         self.after(self.around(self.faults.detection_s), lambda: self._suspect(machine))
@@ -372,6 +404,7 @@ class World:
 
     def _end(self, machine: Machine) -> None:
         """Let the node notice that it is a member no more."""
+        self.checker.estates.bury(machine)
         self.act(machine, Lose())
         machine.alive = False
         del self.machines[machine.node]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from msgspec.structs import replace
 
-from dlm.core import conversion_deadlock, deadlock, migration, resource
+from dlm.core import conversion_deadlock, deadlock, mastery, migration, resource
 from dlm.core.deadlock import Detector
 from dlm.core.departure import Departure
 from dlm.core.directory import Directory
@@ -28,6 +28,7 @@ from dlm.sim.faults import Faults
 from dlm.sim.run import short_life, simulate
 
 HOSTILE = Faults(crash_interval_s=0.1, delay_s=0.002)
+GATED = Faults(crash_interval_s=0.05, delay_s=0.0005, absence_s=0.005, gate_s=0.1)
 SEEDS = range(200)
 
 
@@ -75,6 +76,44 @@ def rebuild_while_somebody_is_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def show_names_that_the_directory_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ownership, "_reveals", lambda _self, _lock: False)
+
+
+def bury_before_the_gate_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mastery, "WRITERS", ())
+
+
+def master_names_before_the_gate_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    surely_new = Directory._surely_new
+
+    def hasty(self: Directory, root: bytes) -> bool:
+        gate, self._here.gate = self._here.gate, lambda *_: True
+        found = surely_new(self, root)
+        self._here.gate = gate
+        return found
+
+    monkeypatch.setattr(Directory, "_surely_new", hasty)
+
+
+def rebuild_before_the_gate_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    adopt = Recovery._adopt
+
+    def hasty(self: Recovery) -> Iterator[None]:
+        gate, self._here.gate = self._here.gate, lambda *_: True
+        yield from tuple(adopt(self))
+        self._here.gate = gate
+
+    monkeypatch.setattr(Recovery, "_adopt", hasty)
+
+
+def forget_whom_the_gate_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A root without a master is taken for a new one if the members change once more."""
+    enter = Recovery.enter
+
+    def hasty(self: Recovery, *, skipped: bool) -> None:
+        enter(self, skipped=skipped)
+        self._directory.unsettled.clear()
+
+    monkeypatch.setattr(Recovery, "enter", hasty)
 
 
 def skip_the_purge(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,3 +411,21 @@ def test_the_simulator_finds_a_planted_bug(
             assert re.search(complaint, outcome.violation), outcome.violation
             return
     raise AssertionError("it was not found")
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        bury_before_the_gate_opens,
+        master_names_before_the_gate_opens,
+        rebuild_before_the_gate_opens,
+        forget_whom_the_gate_kept_waiting,
+    ],
+)
+def test_it_finds_what_is_used_before_its_gate_has_opened(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    found = (simulate(seed, 4, 0.3, GATED, calm_s=0.05).violation for seed in SEEDS)
+    violation = next(violation for violation in found if violation is not None)
+    assert re.search("before its gate|exclusion|two masters|never answered", violation), violation

@@ -390,3 +390,45 @@ async def test_who_waits_for_a_name_to_be_known_does_not_wait_for_ever(cluster: 
     one.lose()
     for root in roots:
         await one.known(root)
+
+
+@pytest.mark.parametrize("master", [1, 3])
+async def test_what_the_dead_held_waits_for_its_gate(nursery: trio.Nursery, master: int) -> None:
+    cluster = Cluster(3)
+    opened: list[int] = []
+    for space in cluster.spaces.values():
+        space.set_gate(lambda root, epoch: root != b"a" or epoch in opened)
+    opened.append(1)
+    got: list[str] = []
+
+    async def want(label: str, name: Name) -> None:
+        await cluster.spaces[2].lock(name, EX)
+        got.append(label)
+
+    async def hold(node: int, name: Name, mode: Mode) -> None:
+        await cluster.spaces[node].lock(name, mode)
+
+    async def until(done: int) -> None:
+        with trio.fail_after(60):
+            while len(got) < done:
+                cluster.settle()
+                await trio.lowlevel.checkpoint()
+
+    for node, mode in ((master, NL), (3, EX)):
+        nursery.start_soon(hold, node, A, mode)
+        await wait_all_tasks_blocked()
+        cluster.settle()
+        await wait_all_tasks_blocked()
+    cluster.stop(3)
+    cluster.change_view()
+    nursery.start_soon(want, "what the dead held", A)
+    nursery.start_soon(want, "something else", Name(b"b"))
+    await until(1)
+    await wait_all_tasks_blocked()
+    cluster.settle()
+    assert got == ["something else"]
+    opened.append(cluster.epoch)
+    for space in cluster.spaces.values():
+        space.gate_opened()
+    await until(2)
+    nursery.cancel_scope.cancel()
