@@ -27,18 +27,24 @@ class Network:
         self.delay_s = delay_s
         self.meshes: dict[tuple[int, int], SimMesh] = {}  # by (node, incarnation)
         self._links: dict[tuple[int, int, int, int], trio.MemorySendChannel[_Item]] = {}
-        self._cut: dict[frozenset[int], trio.Event] = {}
+        self._cut: dict[tuple[int, int], trio.Event] = {}  # by source and target
         self.delivered = 0
 
     def cut(self, one: int, other: int) -> None:
         """Hold back everything between two nodes."""
-        self._cut.setdefault(frozenset((one, other)), trio.Event())
+        self.cut_one_way(one, other)
+        self.cut_one_way(other, one)
+
+    def cut_one_way(self, source: int, target: int) -> None:
+        """Hold back everything that one node sends to another."""
+        self._cut.setdefault((source, target), trio.Event())
 
     def heal(self, one: int, other: int) -> None:
-        """Let it flow again."""
-        event = self._cut.pop(frozenset((one, other)), None)
-        if event is not None:
-            event.set()
+        """Let it flow again, both ways."""
+        for pair in ((one, other), (other, one)):
+            event = self._cut.pop(pair, None)
+            if event is not None:
+                event.set()
 
     def push(self, source: "SimMesh", target: tuple[int, int], item: _Item) -> None:
         """Put something on the link to that incarnation."""
@@ -57,7 +63,7 @@ class Network:
     ) -> None:
         async for item in items:
             await trio.sleep(self.rng.random() * self.delay_s)
-            pair = frozenset((source.node, target[0]))
+            pair = (source.node, target[0])
             while pair in self._cut:
                 await self._cut[pair].wait()
             mesh = self.meshes.get(target)

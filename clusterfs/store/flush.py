@@ -141,23 +141,28 @@ class Flusher:
     # -- on an executor
 
     def _run(self) -> None:
-        while True:
-            with self._turn:
-                job = self._jobs.get()
-                if isinstance(job, Sealed) and not self._failed:
-                    self._chain(job)
-                upto = self._chained
-            if job == "stop":
-                return
-            try:
-                if isinstance(job, Sealed):
-                    self._write(job)
-                else:
-                    with self._books:
-                        self._sync_upto = max(self._sync_upto, upto)
-                self._sync_if_due()
-            except OSError as error:
-                self._fail(error)
+        while self._serve():
+            pass
+
+    def _serve(self) -> bool:
+        """Do the next job; False: it was the last."""
+        with self._turn:
+            job = self._jobs.get()
+            if isinstance(job, Sealed) and not self._failed:
+                self._chain(job)
+            upto = self._chained
+        if job == "stop":
+            return False
+        try:
+            if isinstance(job, Sealed):
+                self._write(job)
+            else:
+                with self._books:
+                    self._sync_upto = max(self._sync_upto, upto)
+            self._sync_if_due()
+        except OSError as error:
+            self._fail(error)
+        return True
 
     def _chain(self, log: Sealed) -> None:
         """Complete the header; under _turn, so in the order of the ids."""
