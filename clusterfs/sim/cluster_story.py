@@ -24,7 +24,7 @@ from clusterfs.sim.histories import Record, of_data, of_names
 from clusterfs.sim.leases import LEASE_S
 from clusterfs.sim.linearizability import check
 from clusterfs.store.objects import BLOCK_BYTES
-from dlm.errors import DlmError
+from dlm.errors import LockError
 
 NODES: Final = 3
 BLOCKS: Final = ("block 0", "block 1")
@@ -32,7 +32,7 @@ LOG: Final = "log"
 NAMES: Final = ("a", "b", "d/a", "d/b")
 KINDS: Final = ("crash", "cut off", "cut one way", "short cut", "pause", "join")
 _WORD: Final = 8
-_LIFE_S: Final = 2.0
+_LIFE_S: Final = 1.0
 
 
 class Broken(AssertionError):
@@ -66,7 +66,7 @@ class Client:
             while not self._story.closing:
                 await trio.sleep(self._rng.random() * 0.05)
                 await self._rng.choice(deeds)()
-        except DlmError:
+        except LockError:
             if self._node.alive:
                 raise
 
@@ -206,7 +206,7 @@ class Client:
                 found = await self._files.readdir(opened.handle, 0, 100)
             finally:
                 await self._files.releasedir(opened.handle)
-            return [f"d/{one.name.decode()}" for one in found if not one.name.startswith(b".")]
+            return [one.name.decode() for one in found if not one.name.startswith(b".")]
 
         await self._note("names", ("list", "d"), read)
 
@@ -229,6 +229,8 @@ class Client:
         except FilesystemError as failure:
             error = failure.errno
             self._handles.pop(thing, None)  # it may be dead
+        if not self._node.alive:
+            return  # nobody is there to see it
         handle = self._handles.get(thing, (0, 0))[1]
         story.records[place] = story.records[place]._replace(
             returned=self._world.instant(), result=result, error=error, handle=handle
@@ -265,7 +267,7 @@ class Story:
         async with trio.open_nursery() as faults:
             until_s = trio.current_time() + _LIFE_S
             while trio.current_time() < until_s:
-                await trio.sleep(self.rng.random() * 0.5)
+                await trio.sleep(self.rng.random() * 0.3)
                 faults.start_soon(self._fault)
         self.closing = True
         await world.settle()
@@ -288,7 +290,7 @@ class Story:
 
     def _populate(self, node: Node) -> None:
         for _ in range(2):
-            node.tasks.start_soon(Client(self, node, next(self._clients)).run)
+            node.programs.start_soon(Client(self, node, next(self._clients)).run)
 
     # -- faults
 

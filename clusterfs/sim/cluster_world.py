@@ -51,6 +51,7 @@ class Node:
         self.locks: Lockspace
         self.filesystem: Filesystem
         self.tasks: trio.Nursery
+        self.programs: trio.Nursery  # whoever uses the filesystem here
         self._channel = LockChannel(self)
         self._reclaim = trio.Event()
 
@@ -68,7 +69,13 @@ class Node:
             async with trio.open_nursery() as nursery:
                 self.tasks = nursery
                 await self._begin(incarnation)
+                await nursery.start(self._run_programs)
                 task_status.started()
+
+    async def _run_programs(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as self.programs:
+            task_status.started()
+            await trio.sleep_forever()
 
     async def _begin(self, incarnation: int) -> None:
         world, nursery = self.world, self.tasks
@@ -184,14 +191,20 @@ class Node:
 
     # -- the end
 
-    def cut_power(self) -> SimulatedDisk:
-        """End at once; return the disk as it is found later."""
+    async def cut_power(self) -> SimulatedDisk:
+        """End at once; return the disk as it is found later.
+
+        Nothing gets out any more; then everything here is ended, from the top.
+        """
         self.alive = False
         left = self.disk.crash(len(self.disk.journal), seeded(self.world.rng.getrandbits(32)))
         self.mesh.stop()
+        self.programs.cancel_scope.cancel()
+        await trio.sleep(_LOOK_S)
         self.scope.cancel()
         self.locks.lose()
         self.volume.lose()
+        await self.store.close()
         return left
 
 
@@ -243,8 +256,7 @@ class World:
         """Cut a node's power; return when the others have buried it."""
         node = self.nodes.pop(number)
         self.note_loss(number)
-        self.disks[number] = node.cut_power()
-        self.nursery.start_soon(node.store.close)  # on the disk that nobody sees any more
+        self.disks[number] = await node.cut_power()
         await self.bury(node.views.incarnation)
 
     async def cut_off(self, number: int, *, one_way: bool) -> None:
@@ -307,8 +319,8 @@ class World:
         """Check the invariants of each node, and that no two locks exclude each other."""
         held: dict[Name, list[Lock]] = {}
         for node in self.nodes.values():
-            if not hasattr(node, "filesystem") or node.views.lost.is_set():
-                continue
+            if not hasattr(node, "filesystem") or node.views.lease_left_s() <= 0:
+                continue  # it uses nothing
             node.locks.validate()
             node.filesystem.validate()
             for lock in node.held():
