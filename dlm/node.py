@@ -81,7 +81,7 @@ class Lockspace:
         self.profile.check_value_bytes(self.value_bytes)
         self._core = LockspaceCore(me, incarnation)
         self._core.here.rules = self.profile.rules
-        self._outbox = Outbox(send)
+        self.outbox = Outbox(send)
         self._now = now
         self.on_deadlock: Callable[[str], None] | None = None
         self.ranges = Ranges(self._core.ranges, self._handle)
@@ -115,7 +115,7 @@ class Lockspace:
         finally:
             self._corked = before
         if not before:
-            self._outbox.send()
+            self.outbox.send()
 
     async def run(self) -> None:
         """Let time pass until this node is removed.
@@ -382,17 +382,12 @@ class Lockspace:
         operations = {"lock": self._asked, "convert": self._converted}
         operations |= {"demote": self._demoted, "unlock": self._unlocked}
         counters: dict[str, object] = {
-            "sent": {kind.__name__: count for kind, count in self._outbox.said.items()},
+            "sent": {kind.__name__: count for kind, count in self.outbox.said.items()},
             "received": {kind.__name__: count for kind, count in self._received.items()},
-            "batches": {"sent": self._outbox.batches, "received": self.batches_received},
+            "batches": {"sent": self.outbox.batches, "received": self.batches_received},
             "operations": operations,
         }
         return summary(core) | counters, pages(core, self._now(), only_busy=only_busy)
-
-    @property
-    def batches_sent(self) -> int:
-        """How many frames were sent."""
-        return self._outbox.batches
 
     def validate(self) -> None:
         """Assert the core's invariants; for tests."""
@@ -450,7 +445,7 @@ class Lockspace:
         finally:
             self._carrying_out = False
         if not self._corked:
-            self._outbox.send()
+            self.outbox.send()
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -461,11 +456,11 @@ class Lockspace:
         finally:
             self._corked = before
             if not before:
-                self._outbox.send()
+                self.outbox.send()
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):
-            self._outbox.put(effect.node, effect.message)
+            self.outbox.put(effect.node, effect.message)
         elif isinstance(effect, Complete):
             self._complete(effect)
         elif isinstance(effect, Answered):

@@ -24,6 +24,7 @@ from clusterfs.sim.leases import LEASE_S, LeasedViews
 from clusterfs.sim.network import Network, SimMesh
 from clusterfs.sim.one_thread import one_thread
 from clusterfs.sim.views import Agreement
+from clusterfs.store.objects import ObjectId, Version
 from clusterfs.store.store import Store
 from clusterfs.volume.placement import incarnation_of_inode
 from clusterfs.volume.volume import Volume
@@ -332,17 +333,18 @@ class World:
                 if not one.mode.compatible(other.mode):
                     raise Violation(("exclusion", one, other))
 
-    async def replicas(self) -> dict[int, dict[object, object]]:
-        """Return what each store has of the groups it is in sync for: object to version, digest."""
-        view = self.agreement.view
-        found: dict[int, dict[object, object]] = {}
-        for number, node in sorted(self.nodes.items()):
-            mine = found[number] = {}
-            for group, mask in enumerate(view.in_sync):
-                if mask >> number & 1:
-                    for object_id, version in node.store.objects(group, b"", 1 << 20):
-                        mine[group, object_id] = version, await node.store.digest(object_id)
-        return found
+    async def replicas(self) -> dict[int, dict[int, dict[ObjectId, tuple[Version, bytes]]]]:
+        """Return what each store has: by node, by group, the objects' versions and digests."""
+        return {
+            number: {
+                group: {
+                    object_id: (version, await node.store.digest(object_id))
+                    for object_id, version in node.store.objects(group, b"", 1 << 20)
+                }
+                for group in range(GROUPS)
+            }
+            for number, node in self.nodes.items()
+        }
 
 
 def run_world(seed: int, story: Callable[[World], Awaitable[None]]) -> None:

@@ -365,7 +365,7 @@ class Mastery:
     @property
     def burying(self) -> bool:
         """Some copies of members that are gone have not been dropped yet."""
-        return bool(self._dead or self._freed)
+        return bool(self._dead or self._freed or self._behind)
 
     def validate(self) -> None:
         """Assert the invariants of everything mastered here."""

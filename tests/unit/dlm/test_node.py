@@ -340,11 +340,11 @@ async def test_many_locks_are_one_message_for_each_master(cluster: Cluster) -> N
     names = [Name(root) for root, _ in zip(cluster.roots_of(1, 2), range(10), strict=False)]
     for name in names:
         await cluster.spaces[2].lock(name, PR)
-    before = cluster.spaces[1].batches_sent
+    before = cluster.spaces[1].outbox.batches
     with trio.fail_after(5):
         locks = await cluster.spaces[1].lock_many(names, PR)
     assert [lock.name for lock in locks if lock is not None and lock.mode is PR] == names
-    assert cluster.spaces[1].batches_sent == before + 1
+    assert cluster.spaces[1].outbox.batches == before + 1
 
 
 async def test_of_many_locks_those_that_are_not_free_are_left_out(cluster: Cluster) -> None:

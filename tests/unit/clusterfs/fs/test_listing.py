@@ -77,9 +77,9 @@ async def test_nobody_has_to_look_an_entry_up_before_it_is_listed(
         node = world.nodes[3]
         opened = await node.fs.opendir(ROOT)
         fetched = count_fetches(node.volume, monkeypatch)
-        before = node.lockspace.batches_sent
+        before = node.lockspace.outbox.batches
         page = await node.fs.readdir(opened.handle, 2, 200)
-        assert node.lockspace.batches_sent - before <= 2  # one to each other node
+        assert node.lockspace.outbox.batches - before <= 2  # one to each other node
         assert {listed.name: size_of(listed) for listed in page} == {n: len(n) for n in names}
         assert fetched == []
         assert node.fs.statistics()["lock_values"] >= len(names)
