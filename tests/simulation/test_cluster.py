@@ -3,11 +3,19 @@
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 
 import pytest
+import trio
 
+from clusterfs.errors import FilesystemError
+from clusterfs.fs.files import Files
 from clusterfs.sim.cluster_story import KINDS, Broken, Story
 from clusterfs.sim.cluster_world import World, run_world
+from clusterfs.volume.messages import Code
+from clusterfs.volume.pending import Pending
+from clusterfs.volume.resync import Resync
+from dlm.sim.checkers import Violation
 
 FIRST_SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
 SEEDS = 100
@@ -40,3 +48,49 @@ def test_everything_that_clients_saw_can_be_explained(first: int) -> None:
 
 def test_a_seed_is_a_complete_bug_report() -> None:
     assert live(1).records == live(1).records
+
+
+def serve_stale_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now and then, what was there at the read before."""
+    read = Files.read
+    before: dict[tuple[Files, int], bytes] = {}
+    turn = count(1)
+
+    async def stale(
+        self: Files, handle: int, offset: int, size: int, *, page_io: bool = False
+    ) -> bytes:
+        now = await read(self, handle, offset, size, page_io=page_io)
+        old = before.get((self, handle), now)
+        before[self, handle] = now
+        return old if next(turn) % 5 == 0 else now
+
+    monkeypatch.setattr(Files, "read", stale)
+
+
+def acknowledge_before_the_second_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = Pending.answered
+
+    def hasty(self: Pending, node: int, code: Code) -> bool:
+        waited = bool(self.waiting)
+        answered(self, node, code)
+        self.waiting = 0
+        return waited
+
+    monkeypatch.setattr(Pending, "answered", hasty)
+
+
+def skip_objects_in_a_resync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Resync, "_differs", lambda *_: False)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [serve_stale_reads, acknowledge_before_the_second_replica, skip_objects_in_a_resync],
+)
+def test_a_planted_bug_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(BaseExceptionGroup) as found:
+        list(map(live, range(60)))
+    assert found.group_contains((Broken, Violation, FilesystemError, trio.TooSlowError), depth=None)
