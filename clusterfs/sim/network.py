@@ -142,11 +142,14 @@ class SimMesh:
 
     async def arrived(self, sender: int, incarnation: int, item: _Item) -> None:
         """Handle what the network brings."""
+        meant = self.incarnation
         while self.paused is not None:
             await self.paused.wait()
         listed = self.alive and self._peers.get(sender) == incarnation
         if not listed and not await self._listed(sender, incarnation):
             return
+        if self.incarnation != meant:
+            return  # it was for one that is over
         kind, channel, number, epoch, body, payload = item
         if kind == "message":
             self._handlers[channel].message(sender, incarnation, epoch, body, payload)
