@@ -190,6 +190,7 @@ class Daemon:
         me = Peer(registration.node, registration.incarnation, address)
         if hasattr(self, "mesh"):
             self.mesh.become(me)
+            self._lock_channel.clear()  # what still came was for the one that is over
             return address
         self.mesh = Mesh(
             me,

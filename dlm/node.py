@@ -92,8 +92,7 @@ class Lockspace:
         self._armed_s = inf  # when `run` wakes up by itself
         self._alarm = trio.Event()
         self._received: Counter[type[Message]] = Counter()
-        self._asked = self._converted = self._demoted = self._unlocked = 0
-        self.batches_received = 0
+        self._asked = self._converted = self._demoted = self._unlocked = self.batches_received = 0
         self.trees = Trees(self._core, self._handle)
 
     # -- told by the membership and by the mesh --------------------------------------------------
@@ -106,11 +105,10 @@ class Lockspace:
         """Take a peer's message; raises BadMessage if it is none."""
         messages = decode_all(message)
         self.batches_received += 1
-        received = self._received
         before, self._corked = self._corked, True
         try:
             for decoded in messages:
-                received[type(decoded)] += 1
+                self._received[type(decoded)] += 1
                 self._handle(Received(sender, decoded))
         finally:
             self._corked = before

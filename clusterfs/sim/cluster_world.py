@@ -63,15 +63,22 @@ class Node:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be up until the power goes."""
-        with self.scope:
-            self.store = await Store.open(self.disk, KEY, options=SMALL)
-            incarnation = self.world.agreement.join(self.number)
-            self.views = LeasedViews(self.world.agreement, self.number, incarnation)
-            async with trio.open_nursery() as nursery:
-                self.tasks = nursery
-                await self._begin(incarnation)
-                await nursery.start(self._run_programs)
-                task_status.started()
+        try:
+            with self.scope:
+                await self._run(task_status)
+        except* RuntimeError:  # what was still begun when everything had ended
+            if self.alive:
+                raise
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        self.store = await Store.open(self.disk, KEY, options=SMALL)
+        incarnation = self.world.agreement.join(self.number)
+        self.views = LeasedViews(self.world.agreement, self.number, incarnation)
+        async with trio.open_nursery() as nursery:
+            self.tasks = nursery
+            await self._begin(incarnation)
+            await nursery.start(self._run_programs)
+            task_status.started()
 
     async def _run_programs(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as self.programs:
@@ -158,6 +165,7 @@ class Node:
             await self.world.may_return(self.number)
             incarnation = self.world.agreement.join(self.number)
             self.mesh.become(incarnation)
+            self._channel.clear()
             self.views.rejoin(incarnation)
             self._connect(self.views.view)
             self.tasks.start_soon(self.views.run)

@@ -18,7 +18,7 @@ from clusterfs.volume.resync import Resync
 from dlm.sim.checkers import Violation
 
 FIRST_SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
-SEEDS = 75
+SEEDS = 50
 CHUNK = 25
 
 
