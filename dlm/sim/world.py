@@ -19,12 +19,13 @@ from dlm.core.lockspace import LockspaceCore
 from dlm.core.mastery import KEEP_S
 from dlm.effects import Answered, Complete, Effect, Notify, Send
 from dlm.errors import LockError
-from dlm.events import Enter, Event, Lose, Migrate, Opened, Received, Tick
+from dlm.events import Enter, Event, Lose, Migrate, Received, Tick
 from dlm.fields import Epoch
 from dlm.messages import Status, decode, encode
 from dlm.sim.checkers import Checker
-from dlm.sim.estates import GROUPS, group_of
+from dlm.sim.estates import GROUPS
 from dlm.sim.faults import NEVER, Faults, circumstances
+from dlm.sim.gates import Gates
 
 TRACE_LINES = 30000
 
@@ -76,6 +77,7 @@ class World:
         self.machines: dict[int, Machine] = {}  # live ones, by node
         self.checker = Checker()
         self.checker.waits.machines = self.machines
+        self.gates = Gates(self)
         self.trace: deque[str] = deque(maxlen=TRACE_LINES)
         self.listener: Listener | None = None
         self.started: Callable[[Machine], None] | None = None
@@ -254,8 +256,8 @@ class World:
         if self.names_tell:
             machine.core.here.maker_of = maker_of
         if self.faults.gate_s:
-            machine.core.here.gate = lambda root, epoch: self._is_open(machine, root, epoch)
-            self.after(self.around(self.faults.view_delay_s), lambda: self._tell_gates(machine))
+            machine.core.here.gate = partial(self.gates.is_open, machine)
+            self.after(self.around(self.faults.view_delay_s), partial(self.gates.tell, machine))
         machine.core.mastery.keep_s = self.random.choice((0.0, 0.002, KEEP_S))
         self.machines[node] = self._starts[machine.incarnation] = machine
         self._members[node] = machine.incarnation
@@ -273,30 +275,10 @@ class World:
                 machine.removed_epoch = epoch
         gone = [i for i, start in self._starts.items() if start.removed_epoch is not None]
         if self.faults.gate_s and self.checker.estates.leave_out(gone, epoch):
-            self._roll_forward(epoch)
+            self.gates.roll_forward(epoch)
         self._note(f"view {epoch}: {members}, leaving {leaving}")
         for incarnation in members.values():
             self._announce(self._starts[incarnation], Enter(epoch, members, leaving, epoch - 1))
-
-    def _roll_forward(self, epoch: Epoch) -> None:
-        """Let each group, in its own time, get over the loss of who is left out in this epoch."""
-        for group in range(GROUPS):
-            self.after(self.around(self.faults.gate_s), partial(self._open, group, epoch))
-
-    def _open(self, group: int, epoch: Epoch) -> None:
-        rolled = self.checker.estates.rolled
-        rolled[group] = max(rolled[group], epoch)
-        self._note(f"group {group} is open for the losses until view {rolled[group]}")
-        for machine in tuple(self.machines.values()):
-            delay_s = self.around(self.faults.view_delay_s)
-            self.after(delay_s, partial(self._tell_gates, machine))
-
-    def _tell_gates(self, machine: Machine) -> None:
-        machine.rolled = list(self.checker.estates.rolled)
-        self.act(machine, Opened())
-
-    def _is_open(self, machine: Machine, root: bytes, epoch: Epoch) -> bool:
-        return machine.rolled[group_of(root)] >= self.checker.estates.last_loss(epoch)
 
     def _announce(self, machine: Machine, enter: Enter) -> None:
         def act() -> None:
