@@ -35,6 +35,7 @@ VALUE_BYTES = 64 << 10
 ATOMIC_FSYNC_NAME = b"user.clusterfs.atomic_fsync"
 
 CAPABILITY_NAME = b"security.capability"
+_OURS = b"user.clusterfs."
 
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _FLAGS = {acl.ACCESS: ACCESS_ACL, acl.DEFAULT: DEFAULT_ACL, CAPABILITY_NAME: CAPABILITY}
@@ -86,6 +87,8 @@ class Xattrs:
     ) -> None:
         """Set a value; CREATE: it must not exist, REPLACE: it must."""
         _check(name)
+        if name.startswith(_OURS) and name != ATOMIC_FSYNC_NAME:
+            raise NotSupported(f"{name!r} means nothing, and could only be mistaken for a setting")
         if len(value) > VALUE_BYTES:
             raise ResultTooLarge
         inode = self._inodes.get(number)

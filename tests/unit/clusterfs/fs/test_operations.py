@@ -51,6 +51,8 @@ async def test_extended_attributes() -> None:
             await two.getxattr(inode, b"user.a")
         with pytest.raises(NotSupported):
             await one.setxattr(inode, b"system.other", b"")
+        with pytest.raises(NotSupported):
+            await one.setxattr(inode, b"user.clusterfs.quota.bytes", b"1")
         with pytest.raises(ResultTooLarge):
             await one.setxattr(inode, b"user.c", bytes((64 << 10) + 1))
 
