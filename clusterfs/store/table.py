@@ -69,14 +69,16 @@ class Table(Protocol):
         """Let go of it."""
 
 
-# What LMDB says of a file that is not as it was written. Another error may be of the moment.
-_DAMAGE = (
-    lmdb.CorruptedError,
-    lmdb.CursorFullError,
-    lmdb.InvalidError,
-    lmdb.PageFullError,
-    lmdb.PageNotFoundError,
-    lmdb.PanicError,
+# What LMDB may say of a sound file: the system had no memory, no space, no right, no lock for it. An
+# errno without a class is a plain lmdb.Error. All else means that pages are not as written.
+_OF_THE_MOMENT = (
+    lmdb.DiskError,
+    lmdb.LockError,
+    lmdb.MapResizedError,
+    lmdb.MemoryError,
+    lmdb.ReadersFullError,
+    lmdb.ReadonlyError,
+    lmdb.TlsFullError,
 )
 _FAULTS = {signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 
@@ -140,9 +142,9 @@ class LmdbTable:
         path.mkdir(exist_ok=True)
         try:
             self._environment = lmdb.open(str(path), map_size=_MAP_BYTES, readahead=False)
-        except _DAMAGE as error:
-            raise BrickDamaged(f"checkpoint {path} is damaged ({error})") from error
         except lmdb.Error as error:
+            if _is_damage(error):
+                raise BrickDamaged(f"checkpoint {path} is damaged ({error})") from error
             raise SetupError(f"checkpoint {path} cannot be opened: {error}") from error
         self._reader = self._environment.begin(buffers=False)
 
@@ -233,6 +235,12 @@ def check_file(path: str) -> None:
             environment.begin() as transaction,
         ):
             found = damage_in(transaction.cursor(), transaction.get)
-    except _DAMAGE as error:
-        found = str(error)
+    except (lmdb.Error, MemoryError, OverflowError, SystemError) as error:  # of absurd lengths
+        if isinstance(error, lmdb.Error) and not _is_damage(error):
+            raise
+        found = f"it cannot be walked ({error!r})"
     sys.stdout.write(found or "")
+
+
+def _is_damage(error: lmdb.Error) -> bool:
+    return type(error) is not lmdb.Error and not isinstance(error, _OF_THE_MOMENT)

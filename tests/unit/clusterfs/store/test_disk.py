@@ -198,6 +198,40 @@ def test_a_walk_that_somebody_ended_tells_nothing_of_the_checkpoint(
     table.close()
 
 
+@pytest.mark.parametrize(
+    ("failure", "is_damage"),
+    [
+        ("lmdb.BadValsizeError('a key of no length')", True),
+        ("lmdb.PageNotFoundError('page 77')", True),
+        ("SystemError('negative size')", True),
+        ("lmdb.MemoryError('cannot allocate')", False),
+        ("lmdb.Error('too many open files')", False),
+        ("ImportError('no such module')", False),
+    ],
+)
+def test_a_walk_that_fails_for_want_of_something_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, *, is_damage: bool
+) -> None:
+    planted = f"""
+import sys
+sys.path[:] = sys.argv[2:]
+import lmdb
+from clusterfs.store import table
+def fail(*_):
+    raise {failure}
+table.damage_in = fail
+table.check_file(sys.argv[1])
+"""
+    monkeypatch.setattr("clusterfs.store.table._CHECK", planted)
+    table = LmdbTable(tmp_path / "checkpoint")
+    if is_damage:
+        assert "cannot be walked" in (table.damage() or "")
+    else:
+        with pytest.raises(SetupError, match="could not be checked"):
+            table.damage()
+    table.close()
+
+
 def test_a_record_that_a_wrong_turn_hides_is_noticed() -> None:
     table = table_of(RECORDS)
     hidden = dict(table)
