@@ -69,8 +69,8 @@ class Table(Protocol):
         """Let go of it."""
 
 
-# What LMDB may say of a sound file: the system had no memory, space, right, or lock for it. An errno
-# without a class is a plain lmdb.Error. All else means that pages are not as written.
+# What LMDB may say of a sound file: the system had no memory, space, right, or lock for it. An
+# errno without a class is a plain lmdb.Error. All else means that pages are not as written.
 _OF_THE_MOMENT = (
     lmdb.DiskError,
     lmdb.LockError,
