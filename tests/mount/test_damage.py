@@ -66,7 +66,7 @@ def test_rot_is_found_by_readers_and_the_scrub_and_healed(cluster: Cluster) -> N
     for node in cluster.nodes:
         rot(node, content, at=cluster.nodes.index(node) * 5)
     assert (second.mount / "image").read_bytes() == content, "never wrong data"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while statistics(second)["damage_healed"] < 1:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -89,7 +89,7 @@ def unmount(node: Node) -> None:
     process = node.process
     subprocess.run(["umount", str(node.mount)], check=True, timeout=60)
     assert process is not None
-    assert processes.wait_gone(process, 30), "its end takes a checkpoint"
+    assert processes.wait_gone(process, 60), "its end takes a checkpoint"
 
 
 def spoil(node: Node) -> None:
