@@ -162,7 +162,7 @@ class Node:
             self._give_up()
             await self.filesystem.wait_dropped()
             self._channel.clear()
-            await self.world.may_return(self.number)
+            await self.world.may_return(self)
             incarnation = self.world.agreement.join(self.number)
             self.mesh.become(incarnation)
             self._channel.clear()
@@ -246,10 +246,13 @@ class World:
         """Return virtual nanoseconds."""
         return round(trio.current_time() * 1e9)
 
-    async def may_return(self, number: int) -> None:
+    async def may_return(self, node: Node) -> None:
         """Wait until the start that was removed is down for all, and the node can be reached."""
-        node = self.nodes[number]
-        while not node.views.reachable or self.agreement.view.member(number) is not None:
+        while (
+            not node.alive  # it is about to be ended
+            or not node.views.reachable
+            or self.agreement.view.member(node.number) is not None
+        ):
             await trio.sleep(_LOOK_S)
 
     # -- what a test does

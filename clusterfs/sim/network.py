@@ -52,12 +52,13 @@ class Network:
         if key not in self._links:
             send, receive = trio.open_memory_channel[_Item](1 << 20)
             self._links[key] = send
-            self.nursery.start_soon(self._deliver, source, target, receive)
+            self.nursery.start_soon(self._deliver, source, source.incarnation, target, receive)
         self._links[key].send_nowait(item)
 
     async def _deliver(
         self,
         source: "SimMesh",
+        incarnation: int,
         target: tuple[int, int],
         items: "trio.MemoryReceiveChannel[_Item]",
     ) -> None:
@@ -69,7 +70,7 @@ class Network:
             mesh = self.meshes.get(target)
             if mesh is not None and source.alive:
                 self.delivered += 1
-                await mesh.arrived(source.node, source.incarnation, item)
+                await mesh.arrived(source.node, incarnation, item)
 
 
 class SimMesh:
