@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 import trio
 
 from clusterfs.errors import NotAnswering, SetupError
@@ -40,8 +39,6 @@ _PATH_BYTES = 107
 _CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 _SO_PEERGROUPS = 59  # linux/socket.h; not in the module socket
 _GROUPS_BYTES = 1024  # the most that getsockopt takes
-
-log = structlog.get_logger(package="control")
 
 
 class Server:
@@ -93,6 +90,9 @@ class Server:
             return True
         if self._group is not None and self._group in {gid, *_groups_of(connection)}:
             return True
+        import structlog  # noqa: PLC0415  brings a terminal library, which programs that ask need not
+
+        log = structlog.get_logger(package="control")
         log.warning("admin request refused", pid=pid, uid=uid, gid=gid)
         return False
 

@@ -31,6 +31,7 @@ class RangeChecker:
     def __init__(self, world: World) -> None:
         self.waits = world.checker.waits  # the world's start of a node names itself to it
         self.values = world.checker.values
+        self.estates = world.checker.estates
 
     def after_event(self, machines: list[Machine], acted: Machine, _now_s: float) -> None:
         """Check that nobody has what another one has, as far as `acted` may have changed that."""
