@@ -106,7 +106,7 @@ class Machine:
     """The QMP side of a running QEMU."""
 
     def __init__(self, process: subprocess.Popen[bytes], control: Path) -> None:
-        self._process = process
+        self.process = process
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(LIMIT_S)
         end_s = time.monotonic() + LIMIT_S  # noqa: TID251  (a shell reads clocks)
@@ -135,7 +135,7 @@ class Machine:
         self._socket.close()
 
     def command(self, name: str, **arguments: str) -> dict[str, Any]:
-        """Give one command; return its answer. Raises NotSo."""
+        """Give one command; return its answer, in an object if it is none. Raises NotSo."""
         request = {"execute": name, "arguments": arguments}
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         while True:
@@ -143,7 +143,8 @@ class Machine:
             if "error" in answer:
                 raise NotSo(f"QEMU refuses {name}: {answer['error']['desc']}")
             if "return" in answer:
-                return dict(answer["return"])
+                found = answer["return"]
+                return found if isinstance(found, dict) else {"return": found}
 
     def _line(self) -> bytes:
         with contextlib.suppress(OSError):
@@ -152,9 +153,9 @@ class Machine:
         raise self._ended()
 
     def _ended(self) -> NotSo:
-        assert self._process.stderr
-        self._process.kill()
-        said = self._process.stderr.read().decode("utf-8", "replace").strip()
+        assert self.process.stderr
+        self.process.kill()
+        said = self.process.stderr.read().decode("utf-8", "replace").strip()
         return NotSo(f"{PROGRAM} does not run: {said or 'it says nothing'}")
 
     def wait(self, query: str, states: set[str]) -> dict[str, Any]:
