@@ -428,7 +428,8 @@ class Files:
     async def sync_inode(self, inode: Inode) -> None:
         """Write back what is dirty, and wait for the disks: in one round trip if need be."""
         durable = await self.write_back(inode, durable=True)
-        await self._endangered.make_safe(inode, None if durable else self._volume.sync)
+        sync = None if durable else partial(self._volume.sync, (inode.number,))
+        await self._endangered.make_safe(inode, sync)
 
     async def write_back(self, inode: Inode, *, durable: bool = False) -> bool:
         """Commit what is dirty now to the replicas' memory.

@@ -447,8 +447,8 @@ class Filesystem:
     async def fsyncdir(self, handle: int, *, datasync: bool = False) -> None:
         """Make a directory's entries durable."""
         del datasync
-        self._files.handles.directory(handle)
-        await self._gate.run(self._volume.sync)
+        inode = self._files.handles.directory(handle).inode
+        await self._gate.run(partial(self._volume.sync, (inode.number,)))
 
     async def releasedir(self, handle: int) -> None:
         """Close a directory."""

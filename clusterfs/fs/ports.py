@@ -4,7 +4,7 @@
 called on the one trio thread.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from clusterfs.store.objects import Change, ObjectId, Version
@@ -156,8 +156,8 @@ class Volume(Protocol):
         """Apply changes at every in-sync replica's memory, all or none; durable: and `sync`."""
         ...
 
-    async def sync(self) -> None:
-        """Wait until what was committed is on disk."""
+    async def sync(self, inodes: Collection[int] | None = None) -> None:
+        """Wait until what was committed is on disk; with inodes, of them: see Volume.sync."""
         ...
 
     async def extents(

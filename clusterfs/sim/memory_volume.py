@@ -9,7 +9,7 @@ With a `random`, whatever may wait sometimes does, and whatever may raise WouldB
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import trio
@@ -174,8 +174,9 @@ class MemoryVolume:
         self.durable_commits += durable
         await self._may_wait(refused=False)
 
-    async def sync(self) -> None:
+    async def sync(self, inodes: Collection[int] | None = None) -> None:
         """Count."""
+        del inodes
         self.syncs += 1
         await self._may_wait()
 

@@ -71,7 +71,7 @@ class Resync:
         self,
         site: Site,
         store: LocalStore,
-        sync_all: Callable[[], Awaitable[None]],
+        sync_all: Callable[[], Awaitable[object]],
         pace: Pace,
     ) -> None:
         self._site = site

@@ -3,8 +3,14 @@
 A caller that comes while a round is under way joins the next one, for that round may have begun
 before the caller's data was applied.
 
-Invariant: a round is done when every replica that is in a set of the current view has synced since
-the round began.
+A replica that does not answer, until a view removes it, need not keep those waiting whose own data
+does not lie there. They asked the others' replicas because what they saw of other clients may not
+be on disk yet: of that it is enough that each group has it on one disk, for a group that is stopped
+starts again from the union of what its last in-sync set has. So a round may end without some.
+
+Invariants: a round ends when every replica that is in a set of the current view has synced since it
+began; or, if somebody is impatient, at least one in-sync replica of every running group. A caller
+returns when a round that began after its call has ended, with no replica missing that it needs.
 """
 
 from collections.abc import Callable
@@ -20,14 +26,21 @@ from dlm.errors import LockLost
 from dlm.net.wire import encode
 
 
+_PATIENCE_S = 0.1
+
+
 class Round:
     """One request to all replicas."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
+        self.begun_s = 0.0
         self.waiting = 0
         self.asked: dict[int, int] = {}  # node -> incarnation
+        self.synced = 0
         self.failed = 0
+        self.impatient = False  # somebody does not need all replicas
+        self.missing = 0  # replicas that it ended without
         self.error: Exception | None = None
 
 
@@ -44,17 +57,41 @@ class Syncer:
         self._lost = False
         self.rounds = 0
 
-    async def sync(self) -> None:
-        """Wait for a whole round that begins now or later. Raises BrickFailed, LockLost."""
+    async def sync(self, needed: Callable[[], int] | None = None) -> bool:
+        """Wait for a whole round that begins now or later; tell whether no replica missed it.
+
+        needed: gives the mask of replicas that must not miss it; None: all. Raises BrickFailed,
+        LockLost.
+        """
+        while True:
+            mine = await self._round(needed is not None)
+            if mine.error is not None:
+                raise mine.error
+            if not mine.missing:
+                return True
+            if needed is not None and not needed() & mine.missing:
+                return False
+
+    async def _round(self, impatient: bool) -> Round:  # noqa: FBT001
         if self._lost:
             raise LockLost("this node was removed from the cluster")
         if self._current is None:
             mine = self._start(Round())
         else:
             mine = self._next = self._next or Round()
+        while impatient and not mine.done.is_set():
+            with trio.move_on_after(_PATIENCE_S):
+                await mine.done.wait()
+            self._hurry()
         await mine.done.wait()
-        if mine.error is not None:
-            raise mine.error
+        return mine
+
+    def _hurry(self) -> None:
+        """End the round under way, if it is an old one, as soon as may be."""
+        current = self._current
+        if current is not None and trio.current_time() - current.begun_s >= _PATIENCE_S:
+            current.impatient = True
+            self._settle()
 
     def synced(self, node: int, message: Synced) -> None:
         """Take a replica's answer."""
@@ -62,7 +99,9 @@ class Syncer:
         if current is None or message.token != self._token:
             return
         current.waiting &= ~(1 << node)
-        if message.code is not Code.OK:
+        if message.code is Code.OK:
+            current.synced |= 1 << node
+        else:
             current.failed |= 1 << node
         self._settle()
 
@@ -100,6 +139,7 @@ class Syncer:
         self._token += 1
         site = self._site
         mask = replica_nodes(site.view)
+        new.begun_s = trio.current_time()
         new.waiting = mask
         new.asked = {m.node: m.incarnation for m in site.view.members if mask >> m.node & 1}
         body = encode(Sync(self._token, site.view.epoch))
@@ -113,7 +153,7 @@ class Syncer:
         """Finish the round once all answered; a replica whose sync failed must leave first."""
         current = self._current
         assert current is not None
-        if current.waiting:
+        if current.waiting and not (current.impatient and self._covered(current)):
             return
         view = self._site.view
         if current.failed:
@@ -123,8 +163,17 @@ class Syncer:
                 for node in nodes_of(current.failed):
                     self._spawn(self._site.views.drop_replica, node, None, "its sync failed")
                 return
+        current.missing = current.waiting
         self._current = None
         current.done.set()
         if self._next is not None:
             waiting, self._next = self._next, None
             self._start(waiting)
+
+    def _covered(self, current: Round) -> bool:
+        """Tell whether of every running group a disk has what was there when the round began."""
+        view = self._site.view
+        return all(
+            stopped or in_sync & current.synced
+            for in_sync, stopped in zip(view.in_sync, view.stopped, strict=True)
+        )

@@ -12,6 +12,7 @@ Invariants:
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
@@ -19,7 +20,7 @@ import trio
 
 from clusterfs.cluster.views import View, nodes_of
 from clusterfs.errors import BrickFailed, OutOfSpace, Unavailable
-from clusterfs.store.objects import Change, ObjectId, Version
+from clusterfs.store.objects import Change, ObjectId, Version, split_object_id
 from clusterfs.volume import placement
 from clusterfs.volume.comparing import Comparer
 from clusterfs.volume.credits import Purse
@@ -247,18 +248,24 @@ class Volume:
         if everywhere:
             self._synced(stable)
         elif durable:
-            await self.sync()
+            await self.sync({split_object_id(change.object_id)[0] for change in changes})
 
-    async def sync(self) -> None:
-        """Wait until all that is committed is on all disks. Raises BrickFailed, LockLost."""
+    async def sync(self, inodes: Collection[int] | None = None) -> None:
+        """Wait until all that is committed is on all disks. Raises BrickFailed, LockLost.
+
+        With inodes only what this node committed of them is waited for where a replica does not
+        answer; of everything else it is enough then that each group has it on one disk.
+        """
         stable = self._writer.oldest() - 1
-        await self._syncer.sync()
-        self._synced(stable)
+        needed = None if inodes is None else partial(self._writer.holders, inodes)
+        if await self._syncer.sync(needed):
+            self._synced(stable)
 
     def _synced(self, stable: int) -> None:
         """Every replica has synced since all up to `stable` was acknowledged."""
         if not any(self._site.view.stopped):
             self._writer.stable = max(self._writer.stable, stable)
+            self._writer.unsynced.stable(stable)
 
     # -- space ----------------------------------------------------------------------------------
 

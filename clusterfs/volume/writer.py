@@ -12,7 +12,7 @@ Invariants:
   * a transaction is acknowledged when every target of the current view has answered well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import trio
@@ -34,6 +34,7 @@ from clusterfs.volume.pending import ERRORS, Pending, judge
 from clusterfs.volume.placement import targets
 from clusterfs.volume.ports import Buffer
 from clusterfs.volume.site import Site, Spawn
+from clusterfs.volume.unsynced import Unsynced
 from dlm.errors import LockLost
 from dlm.net.wire import encode
 
@@ -63,6 +64,7 @@ class Writer:
         self._lost = False
         self.sequence = 0
         self.stable = 0
+        self.unsynced = Unsynced()
         self.commits = self.reissues = self.prepares = 0
 
     async def commit(
@@ -89,7 +91,15 @@ class Writer:
             await wake.wait()
         if pending.error is not None:
             raise pending.error
+        self.unsynced.note(changes, transaction.sequence)
         return pending.everywhere
+
+    def holders(self, inodes: Collection[int]) -> int:
+        """Return the mask of replicas where something of these inodes may not be on disk yet."""
+        mask = 0
+        for group in self.unsynced.groups(inodes):
+            mask |= targets(self._site.view, group)
+        return mask
 
     def oldest(self) -> int:
         """Return the lowest sequence that is not acknowledged, or the next one."""
@@ -152,6 +162,7 @@ class Writer:
         self._lost = False
         self._wanted_epoch = 0
         self.sequence = self.stable = 0
+        self.unsynced.clear()
 
     # -- sending --------------------------------------------------------------------------------
 

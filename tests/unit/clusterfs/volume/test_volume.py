@@ -530,6 +530,42 @@ async def test_a_huge_directory_is_described_and_copied_in_steps(
         assert max(limits) <= STEP_KEYS
 
 
+async def test_a_sync_waits_for_a_silent_replica_only_if_it_needs_it(
+    autojump_clock: Clock,
+) -> None:
+    async with cluster(5, groups=8) as world:
+        volume, view = world.nodes[1].volume, world.agreement.view
+        silent = next(n for n in (2, 3, 4, 5) if any(not m >> n & 1 for m in view.in_sync))
+        hers = next(g for g, mask in enumerate(view.in_sync) if mask >> silent & 1)
+        others = next(g for g, mask in enumerate(view.in_sync) if not mask >> silent & 1)
+        await write(volume, inode_object(6), hers, b"hers")
+        for node in world.nodes:
+            world.network.cut(node, silent)
+        await write(volume, inode_object(7), others, b"others")
+        with trio.fail_after(1):
+            await volume.sync((7,))
+            change = put(volume, inode_object(8), others, b"durable", ABSENT)
+            await volume.commit([change], durable=True)
+        for wanted in ((6,), (6, 7), None):
+            with trio.move_on_after(3) as scope:
+                await volume.sync(wanted)
+            assert scope.cancelled_caught, "what she has in memory only is not on all disks"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.sync, (6,))
+            await trio.testing.wait_all_tasks_blocked()
+            world.agreement.remove(world.crash(silent))
+        await world.settled()
+        world.agreement.remove(world.crash(*world.nodes))
+        for number in (1, 2, 3, 4, 5):
+            if number != silent:
+                await world.start(number)
+        await world.settled()
+        survivor = next(iter(world.nodes.values())).volume
+        assert await value(survivor, inode_object(6), hers) == b"hers"
+        assert await value(survivor, inode_object(7), others) == b"others"
+        assert await value(survivor, inode_object(8), others) == b"durable"
+
+
 async def test_a_sync_does_not_wait_for_a_replica_that_started_anew(autojump_clock: Clock) -> None:
     async with cluster() as world:
         world.network.cut(1, 2)
