@@ -17,14 +17,13 @@ from collections.abc import Callable
 
 import trio
 
-from clusterfs.cluster.views import nodes_of
+from clusterfs.cluster.views import mask_of, nodes_of
 from clusterfs.errors import BrickFailed
 from clusterfs.volume.messages import Code, Message, Sync, Synced
 from clusterfs.volume.placement import replica_nodes
 from clusterfs.volume.site import Site, Spawn
 from dlm.errors import LockLost
 from dlm.net.wire import encode
-
 
 _PATIENCE_S = 0.1
 
@@ -34,6 +33,7 @@ class Round:
 
     def __init__(self) -> None:
         self.done = trio.Event()
+        self.token = 0
         self.begun_s = 0.0
         self.waiting = 0
         self.asked: dict[int, int] = {}  # node -> incarnation
@@ -55,6 +55,8 @@ class Syncer:
         self._current: Round | None = None
         self._next: Round | None = None
         self._lost = False
+        self._silent = 0  # replicas that missed the last round
+        self._answers: dict[int, int] = {}  # node -> the last round that it has synced for
         self.rounds = 0
 
     async def sync(self, needed: Callable[[], int] | None = None) -> bool:
@@ -63,14 +65,19 @@ class Syncer:
         needed: gives the mask of replicas that must not miss it; None: all. Raises BrickFailed,
         LockLost.
         """
+        mine = latest = await self._round(needed is not None)
         while True:
-            mine = await self._round(needed is not None)
-            if mine.error is not None:
-                raise mine.error
-            if not mine.missing:
+            if latest.error is not None:
+                raise latest.error
+            missing = mine.missing & self._asked_still(mine)
+            for node in nodes_of(missing):
+                if self._answers.get(node, 0) >= mine.token:
+                    missing &= ~(1 << node)  # late
+            if not missing:
                 return True
-            if needed is not None and not needed() & mine.missing:
+            if needed is not None and not needed() & missing:
                 return False
+            latest = await self._round(needed is not None)
 
     async def _round(self, impatient: bool) -> Round:  # noqa: FBT001
         if self._lost:
@@ -79,22 +86,21 @@ class Syncer:
             mine = self._start(Round())
         else:
             mine = self._next = self._next or Round()
+        mine.impatient |= impatient
         while impatient and not mine.done.is_set():
+            if self._current is not None and self._current.waiting:
+                self._current.impatient = True
+                self._settle()
             with trio.move_on_after(_PATIENCE_S):
                 await mine.done.wait()
-            self._hurry()
         await mine.done.wait()
         return mine
 
-    def _hurry(self) -> None:
-        """End the round under way, if it is an old one, as soon as may be."""
-        current = self._current
-        if current is not None and trio.current_time() - current.begun_s >= _PATIENCE_S:
-            current.impatient = True
-            self._settle()
-
     def synced(self, node: int, message: Synced) -> None:
         """Take a replica's answer."""
+        self._silent &= ~(1 << node)
+        if message.code is Code.OK:
+            self._answers[node] = max(message.token, self._answers.get(node, 0))
         current = self._current
         if current is None or message.token != self._token:
             return
@@ -110,15 +116,18 @@ class Syncer:
 
         A node that came back at once, in the view that it left by, has not heard the question.
         """
-        current, view = self._current, self._site.view
+        current = self._current
         if current is not None:
-            replicas = replica_nodes(view)
-            for node, incarnation in current.asked.items():
-                if not view.has(node, incarnation):
-                    replicas &= ~(1 << node)
+            replicas = self._asked_still(current)
             current.waiting &= replicas
             current.failed &= replicas
             self._settle()
+
+    def _asked_still(self, asked: Round) -> int:
+        """Return the mask of the replicas of the view that heard the question."""
+        view = self._site.view
+        gone = mask_of(n for n, incarnation in asked.asked.items() if not view.has(n, incarnation))
+        return replica_nodes(view) & ~gone
 
     def lose(self) -> None:
         """Fail every wait."""
@@ -132,11 +141,14 @@ class Syncer:
     def begin(self) -> None:
         """Start anew as another incarnation."""
         self._lost = False
+        self._silent = 0
+        self._answers.clear()
 
     def _start(self, new: Round) -> Round:
         self.rounds += 1
         self._current = new
         self._token += 1
+        new.token = self._token
         site = self._site
         mask = replica_nodes(site.view)
         new.begun_s = trio.current_time()
@@ -153,7 +165,7 @@ class Syncer:
         """Finish the round once all answered; a replica whose sync failed must leave first."""
         current = self._current
         assert current is not None
-        if current.waiting and not (current.impatient and self._covered(current)):
+        if current.waiting and not (current.impatient and self._may_end(current)):
             return
         view = self._site.view
         if current.failed:
@@ -163,15 +175,17 @@ class Syncer:
                 for node in nodes_of(current.failed):
                     self._spawn(self._site.views.drop_replica, node, None, "its sync failed")
                 return
-        current.missing = current.waiting
+        self._silent = current.missing = current.waiting
         self._current = None
         current.done.set()
         if self._next is not None:
             waiting, self._next = self._next, None
             self._start(waiting)
 
-    def _covered(self, current: Round) -> bool:
-        """Tell whether of every running group a disk has what was there when the round began."""
+    def _may_end(self, current: Round) -> bool:
+        """Tell whether all that it waits for are silent, and a disk has a copy of every group."""
+        if current.waiting & ~self._silent and trio.current_time() - current.begun_s < _PATIENCE_S:
+            return False
         view = self._site.view
         return all(
             stopped or in_sync & current.synced

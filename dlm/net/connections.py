@@ -146,6 +146,7 @@ class Connections:
             while not remote.given_up:
                 if await self._dial_once(remote):
                     backoff_s = shortest_s
+                    continue  # at once: if nobody listens there any more, others should know soon
                 await trio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, longest_s)
 

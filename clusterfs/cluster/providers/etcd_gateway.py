@@ -1,8 +1,8 @@
 """etcd's v3 JSON gateway over HTTP(S): ranges, transactions, watches, with several endpoints.
 
-Only what the etcd provider needs. A request goes to the endpoint that answered last; if that one
-is away, too slow, or has lost its quorum, to the next, each once. Reads are linearizable. Keys and
-values are bytes here and base64 on the wire; 64-bit numbers are decimal strings there.
+Only what the etcd provider needs. A request goes to one endpoint; if that one is away, too slow, or
+has lost its quorum, to the next, each once, and later requests begin there. Reads are linearizable.
+Keys and values are bytes here and base64 on the wire; 64-bit numbers are decimal strings there.
 
 Source: etcd's api/etcdserverpb/rpc.proto and its gateway, as of 3.4 (paths /v3/...).
 
@@ -71,7 +71,8 @@ class Gateway:
     def __init__(self, login: Login, attempt_s: float) -> None:
         self._login = login
         self._attempt_s = attempt_s
-        self._preferred = 0  # index of the endpoint that answered last
+        self._preferred = 0  # index of the endpoint to ask first: none that failed last
+        self._watching: tuple[int, trio.CancelScope] | None = None  # the endpoint that is watched
         self._token = ""
         self._client = httpx.AsyncClient(
             verify=_trust(login),
@@ -117,34 +118,47 @@ class Gateway:
             "start_revision": str(after + 1),
         }
         await self._log_in()
-        url = self._login.endpoints[self._preferred] + "/v3/watch"
+        index = self._preferred
+        url = self._login.endpoints[index] + "/v3/watch"
         try:
-            async with self._client.stream(
-                "POST",
-                url,
-                content=json.dumps({"create_request": request}),
-                headers=self._headers(),
-                timeout=httpx.Timeout(self._attempt_s, read=silence_s),
-            ) as response:
-                await _tell_revisions(response, told)
+            with trio.CancelScope() as scope:
+                self._watching = index, scope
+                async with self._client.stream(
+                    "POST",
+                    url,
+                    content=json.dumps({"create_request": request}),
+                    headers=self._headers(),
+                    timeout=httpx.Timeout(self._attempt_s, read=silence_s),
+                ) as response:
+                    await _tell_revisions(response, told)
         except (httpx.HTTPError, ssl.SSLError, ValueError) as failure:
-            self._preferred = (self._preferred + 1) % len(self._login.endpoints)
+            self._avoid(index)
             raise ProviderAway(f"etcd's watch at {url}: {_describe(failure)}") from failure
-        raise AssertionError("a stream ends with an error")
+        finally:
+            self._watching = None
+        raise ProviderAway(f"etcd's watch at {url}: that endpoint does not answer calls")
+
+    def _avoid(self, index: int) -> None:
+        """Ask another endpoint first: this one has failed. A watch at it may be as dead."""
+        if self._preferred == index:
+            self._preferred = (index + 1) % len(self._login.endpoints)
+        if self._watching is not None and self._watching[0] == index:
+            self._watching[1].cancel()
 
     async def _call(self, path: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
         body = json.dumps(request)
         reasons = []
+        first = self._preferred  # other calls move it meanwhile
         for turn in range(len(self._login.endpoints)):
-            index = (self._preferred + turn) % len(self._login.endpoints)
+            index = (first + turn) % len(self._login.endpoints)
             try:
                 answer = await self._ask(self._login.endpoints[index], path, body)
             except RefusedByEtcd:
                 raise
             except ProviderAway as failure:
                 reasons.append(str(failure))
+                self._avoid(index)
             else:
-                self._preferred = index
                 return answer
         raise ProviderAway("; ".join(reasons))
 
