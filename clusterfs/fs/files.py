@@ -403,9 +403,8 @@ class Files:
 
     async def _relieve(self, inode: Inode) -> None:
         """Too much is dirty: whoever writes helps to write back."""
-        if inode.record is not None and inode.record.atomic_fsync:
-            return
-        if inode.lock.pin_nowait():
+        kept = inode.record is not None and inode.record.atomic_fsync
+        if not kept and inode.lock.pin_nowait():
             try:
                 await self._writeback.flush_quietly(inode)
             except (LockLost, Unavailable):
@@ -427,9 +426,9 @@ class Files:
 
     async def sync_inode(self, inode: Inode) -> None:
         """Write back what is dirty, and wait for the disks: in one round trip if need be."""
-        durable = await self.write_back(inode, durable=True)
-        sync = None if durable else partial(self._volume.sync, (inode.number,))
-        await self._endangered.make_safe(inode, sync)
+        synced = await self.write_back(inode, durable=True)
+        sync = partial(self._volume.sync, (inode.number,))
+        await self._endangered.make_safe(inode, None if synced else sync)
 
     async def write_back(self, inode: Inode, *, durable: bool = False) -> bool:
         """Commit what is dirty now to the replicas' memory.
