@@ -134,7 +134,7 @@ class Machine:
         self._lines.close()
         self._socket.close()
 
-    def command(self, name: str, **arguments: str) -> dict[str, Any]:
+    def command(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Give one command; return its answer, in an object if it is none. Raises NotSo."""
         request = {"execute": name, "arguments": arguments}
         self._socket.sendall(json.dumps(request).encode() + b"\n")

@@ -1,0 +1,91 @@
+"""A guest with a real kernel moves between the mounts of three nodes, and writes all the time."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from clusterfs.cli.dev import Cluster
+from tests.mount.support.guest import DISK, Guest, Run, check_disk
+from tests.mount.support.qemu import img
+
+
+@contextmanager
+def wandering(cluster: Cluster, image: Path) -> Iterator[list[str]]:
+    """Send the locks of a file from node to node; yields where they have been sent."""
+    root = f"{image.stat().st_ino:016x}"
+    sent: list[str] = []
+    enough = threading.Event()
+
+    def send() -> None:
+        while not enough.is_set():
+            for node in cluster.nodes:
+                node.ask("lock_tree", root=root, action="migrate", node=node.name)
+                sent.append(node.name)
+                enough.wait(0.2)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        enough.set()
+        thread.join()
+
+
+def hop(stack: ExitStack, guest: Guest, source: Run, image: Path) -> Run:
+    """Move the guest to a new QEMU with its image there; it checks its disk before and after."""
+    source.wait_verified(1)
+    channel = guest.folder / f"channel-{guest.runs}"
+    target = stack.enter_context(guest.on(image, "-incoming", f"unix:{channel}"))
+    source.migrate(target, channel)
+    target.wait_verified(2)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("form", "cache", "aio"), [("raw", "none", "native"), ("qcow2", "writeback", "io_uring")]
+)
+def test_a_guest_goes_from_node_to_node_and_back(
+    folders: list[Path], cluster: Cluster, tmp_path: Path, form: str, cache: str, aio: str
+) -> None:
+    images = [folder / "disk" for folder in folders]
+    img("create", "-q", "-f", form, images[0], DISK)
+    guest = Guest(tmp_path, form, cache, aio)
+    with ExitStack() as stack:
+        run = stack.enter_context(guest.on(images[0]))
+        run = hop(stack, guest, run, images[1])
+        with wandering(cluster, images[0]) as sent:
+            run = hop(stack, guest, run, images[2])
+            run = hop(stack, guest, run, images[0])
+        assert len(sent) > 3
+        durable = run.said("durable")[-1]
+    content = images[1]
+    if form != "raw":
+        img("check", "-f", form, images[1])
+        content = tmp_path / "content"
+        img("convert", "-f", form, "-O", "raw", images[1], content)
+    check_disk(content, durable)
+
+
+def test_the_node_that_a_guest_has_left_is_lost_at_once(
+    folders: list[Path], cluster: Cluster, tmp_path: Path
+) -> None:
+    images = [folder / "disk" for folder in folders]
+    img("create", "-q", "-f", "raw", images[0], DISK)
+    guest = Guest(tmp_path, "raw", "none", "threads")
+    with ExitStack() as stack:
+        source = stack.enter_context(guest.on(images[0]))
+        source.wait_verified(1)
+        channel = tmp_path / "channel"
+        target = stack.enter_context(guest.on(images[1], "-incoming", f"unix:{channel}"))
+        source.migrate(target, channel)
+        cluster.kill("n1")
+        source.qemu.process.kill()
+        target.wait_verified(2)
+        durable = target.said("durable")[-1]
+    check_disk(images[2], durable)
+    cluster.start("n1")
+    check_disk(images[0], durable)
