@@ -4,7 +4,7 @@ A block counts as data if it is dirty here or stored; the end of the file is a h
 that exist are looked at, so a sparse file of 16 TiB costs no more than what was written to it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from clusterfs.errors import InvalidArgument, NoDataBeyond
 from clusterfs.fs.attributes import blocks_of
@@ -13,6 +13,7 @@ from clusterfs.fs.parts import Parts
 from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS, joined
 
 SEEK_DATA, SEEK_HOLE = 3, 4
+NEAR_BLOCKS = 64  # that are looked at first: the walk over a fragmented file stays linear
 
 Span = tuple[int, int]  # first, count
 
@@ -43,40 +44,53 @@ class Seeking:
             return min(max(offset, found * BLOCK_BYTES), record.size)
 
     async def _data(self, inode: Inode, first: int, end: int) -> int:
-        stripes = {index // STRIPE_BLOCKS for index in inode.dirty}
-        stripes |= {index // STRIPE_BLOCKS for index in inode.flushing}
+        stripes = {index // STRIPE_BLOCKS for index in _unstored(inode)}
         stripes |= {0} if end <= STRIPE_BLOCKS else {n for n, _ in await self._existing(inode)}
         for number in sorted(stripes):
-            if (number + 1) * STRIPE_BLOCKS > first:
-                for start, count in await self._spans(inode, number):
-                    if first < start + count and max(first, start) < end:
-                        return max(first, start)
+            for here, beyond in _windows(number, first, end):
+                if spans := await self._spans(inode, here, beyond):
+                    return spans[0][0]
         raise NoDataBeyond
 
     async def _hole(self, inode: Inode, first: int, end: int) -> int:
-        position = first
-        while position < end:
-            number = position // STRIPE_BLOCKS
-            border = (number + 1) * STRIPE_BLOCKS
-            for start, count in await self._spans(inode, number):
-                if start <= position < start + count:
-                    position = start + count
-            if position < border:
-                return position
+        for number in range(first // STRIPE_BLOCKS, -(-end // STRIPE_BLOCKS)):
+            for here, beyond in _windows(number, first, end):
+                spans = await self._spans(inode, here, beyond)
+                if spans != [(here, beyond - here)]:
+                    return here if not spans or spans[0][0] > here else sum(spans[0])
         return end
 
     async def _existing(self, inode: Inode) -> Iterable[tuple[int, int]]:
         return await self._volume.stripes(inode.number)
 
-    async def _spans(self, inode: Inode, number: int) -> list[Span]:
-        """Return the stretches of data of one stripe, as blocks of the file."""
-        stripe = inode.stripe(number)
-        base = number * STRIPE_BLOCKS
-        stored = await self._volume.extents(stripe.object_id, stripe.group, 0, STRIPE_BLOCKS)
-        here = range(base, base + STRIPE_BLOCKS)
-        newer = {index for index in (*inode.dirty, *inode.flushing) if index in here}
-        if not newer:
-            return [(base + first, count) for first, count in stored]
-        for first, count in stored:
-            newer.update(range(base + first, base + first + count))
-        return joined(sorted(newer))
+    async def _spans(self, inode: Inode, first: int, beyond: int) -> list[Span]:
+        """Return the stretches of data from `first` on, all in one stripe, as blocks of the file.
+
+        What is not stored yet is looked at before: it may be stored while the answer is awaited.
+        """
+        stripe = inode.stripe(first // STRIPE_BLOCKS)
+        base = stripe.number * STRIPE_BLOCKS
+        found = {index for index in _unstored(inode) if first <= index < beyond}
+        stored = await self._volume.extents(
+            stripe.object_id, stripe.group, first - base, beyond - first
+        )
+        if not found:
+            return [(base + start, count) for start, count in stored]
+        for start, count in stored:
+            found.update(range(base + start, base + start + count))
+        return joined(sorted(found))
+
+
+def _unstored(inode: Inode) -> Iterable[int]:
+    return (*inode.dirty, *inode.flushing)
+
+
+def _windows(number: int, first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Look from `first` on in one stripe: a little at first, then further and further."""
+    here = max(first, number * STRIPE_BLOCKS)
+    end = min(end, (number + 1) * STRIPE_BLOCKS)
+    width = NEAR_BLOCKS
+    while here < end:
+        beyond = min(here + width, end)
+        yield here, beyond
+        here, width = beyond, width * 4
