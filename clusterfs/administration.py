@@ -195,7 +195,7 @@ class Administration:
                 return _no_such_node(request, names)
             refusal = consent.against_forgetting(membership.view, node, names)
             if refusal is None:
-                await membership.forget(node)
+                await membership.forget(node, dt.datetime.now(dt.UTC).timestamp())
         except Unavailable as failure:
             return {"ok": False, "error": str(failure)}
         return {"ok": False, "error": refusal} if refusal else {}

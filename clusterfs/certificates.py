@@ -89,8 +89,12 @@ def made(
     *,
     days: int = NODE_DAYS,
     addresses: Iterable[str] = (),
+    after_s: float = 0.0,
 ) -> Papers:
-    """Make a key and its certificate for a node. Raises SetupError."""
+    """Make a key and its certificate for a node, valid from later than `after_s`.
+
+    Raises SetupError.
+    """
     names: list[x509.GeneralName] = [x509.DNSName(name)]
     names += [x509.IPAddress(_parsed(address)) for address in addresses]
     ca_key, ca = _load_authority(authority)
@@ -99,7 +103,7 @@ def made(
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     certificate = (
-        _builder(subject, ca.subject, key.public_key(), now, days)
+        _builder(subject, ca.subject, key.public_key(), now, days, after_s)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(both), critical=False)
@@ -124,14 +128,16 @@ def _builder(
     key: ec.EllipticCurvePublicKey,
     now: dt.datetime,
     days: int,
+    after_s: float = 0.0,
 ) -> x509.CertificateBuilder:
+    begins = max(now - _SKEW, dt.datetime.fromtimestamp(int(after_s) + 1, dt.UTC))
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _SKEW)
+        .not_valid_before(begins)
         .not_valid_after(now + dt.timedelta(days=days))
     )
 

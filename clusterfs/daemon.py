@@ -31,6 +31,7 @@ from clusterfs.cluster.joining import Applicant, weight_of
 from clusterfs.cluster.node import Membership, insist
 from clusterfs.cluster.providers import Identity, Provider, Registration
 from clusterfs.cluster.providers.opening import open_provider, report_caches_dropped
+from clusterfs.cluster.revocation import Revoked
 from clusterfs.cluster.views import State, View
 from clusterfs.config import Config
 from clusterfs.errors import (
@@ -172,6 +173,7 @@ class Daemon:
             weight=self.config.weight or weight_of(shutil.disk_usage(self.config.brick).total),
         )
         self._identity = identity
+        self._revoked = Revoked(provider)
         joined = Membership.joined(provider, applicant, self._announce, lease_s=self.config.lease_s)
         async with joined as self.membership:
             self._begin()
@@ -199,9 +201,11 @@ class Daemon:
             self._heard_epoch,
             structlog.get_logger(package="net"),
             on_lost=self._accuse,
-            tls=mesh_tls(self.config, self._name_of),
+            tls=mesh_tls(self.config, self._name_of, self._revoked.refusal),
         )
         self.mesh.register(LOCKS, self._lock_channel)
+        await insist(self._revoked.load)
+        self._nursery.start_soon(self._revoked.keep)
         host, _, port = self.config.listen.rpartition(":")
         try:
             await self._nursery.start(self.mesh.serve, host.strip("[]"), int(port))

@@ -23,10 +23,15 @@ def certificate_days(config: Config, now: dt.datetime) -> float | None:
     return (certificate.not_valid_after_utc - now) / dt.timedelta(days=1)
 
 
-def mesh_tls(config: Config, name_of: Callable[[int], str | None]) -> Tls | None:
+def mesh_tls(
+    config: Config,
+    name_of: Callable[[int], str | None],
+    refusal: Callable[[set[str], float], str | None] = lambda _names, _begins_s: None,
+) -> Tls | None:
     """Return this node's certificate and trust; None: in the clear. Raises SetupError.
 
     name_of: the name that the view gives a node number, None if it is not in the view.
+    refusal: why a genuine certificate (its names, since when it is valid) does not count.
     """
     tls = config.tls
     if tls.ca is None or tls.certificate is None or tls.key is None:
@@ -37,7 +42,7 @@ def mesh_tls(config: Config, name_of: Callable[[int], str | None]) -> Tls | None
         if mode & 0o077:
             raise SetupError(f"tls.key: {key} has mode {mode:04o}, others may read it: chmod 600")
         crl = Path(tls.crl) if tls.crl else None
-        return Tls(Path(tls.ca), Path(tls.certificate), key, name_of, crl)
+        return Tls(Path(tls.ca), Path(tls.certificate), key, name_of, crl, refusal)
     except ssl.SSLError as failure:
         raise SetupError(f"tls: the files do not fit together: {failure}") from failure
     except OSError as failure:

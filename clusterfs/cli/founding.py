@@ -34,6 +34,7 @@ from clusterfs.cluster.enrolment import (
 from clusterfs.cluster.node import REMOVED, insist
 from clusterfs.cluster.providers import Identity, Provider
 from clusterfs.cluster.providers.opening import open_provider
+from clusterfs.cluster.revocation import read as read_revoked
 from clusterfs.config import Config
 from clusterfs.errors import SetupError
 
@@ -112,7 +113,8 @@ def invite(source: Path, name: str, authority: Path | None, valid_s: int, now: d
     papers = Papers(b"", b"", b"")
     if ours.tls.ca is not None:
         folder = authority or source.parent / "authority"
-        papers = certificates.made(folder, name, now)
+        revoked = _with_provider(ours, read_revoked)
+        papers = certificates.made(folder, name, now, after_s=revoked.get(name, 0))
         if papers.ca != Path(ours.tls.ca).read_bytes():
             raise SetupError(f"{folder} is not the authority of this cluster, {ours.tls.ca} is")
     invitation = Invitation(

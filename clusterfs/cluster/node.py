@@ -25,6 +25,7 @@ from clusterfs.cluster.joining import Applicant, Application, admit, check_ident
 from clusterfs.cluster.latest import Latest, Subscriber
 from clusterfs.cluster.lease import Heartbeats, judge, undecided
 from clusterfs.cluster.providers import Identity, Provider, Registration, Snapshot
+from clusterfs.cluster.revocation import revoke
 from clusterfs.cluster.views import View
 from clusterfs.errors import ProviderAway, SetupError, Unavailable
 
@@ -245,12 +246,14 @@ class Membership:
         self._applicant = self._applicant._replace(store_epoch=self.view.epoch)
         await self._join(self.incarnation, math.inf)
 
-    async def forget(self, node: int) -> None:
+    async def forget(self, node: int, now_s: float) -> None:
         """Forget a node that is no member and in no set; it may not start again under its name.
 
+        Certificates made for it until now (seconds since 1970) count no more.
         Raises Unavailable.
         """
         name = (await self._provider.names())[node]
+        await revoke(self._provider, name, now_s)
         note = REMOVED + name
         while note not in await self._provider.notes(note):
             await self._provider.set_note(note, b"", None)

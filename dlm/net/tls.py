@@ -90,6 +90,11 @@ class TlsSocket:
         found = certificate.get("subjectAltName", ())
         return {str(entry[1]) for entry in found if entry[0] == "DNS"}
 
+    def begins_s(self) -> float:
+        """Return since when the peer's certificate is valid, seconds since 1970."""
+        certificate = self._secured.getpeercert() or {}
+        return ssl.cert_time_to_seconds(str(certificate["notBefore"]))
+
     def close(self) -> None:
         """Close at once, without a goodbye: whoever is left notices."""
         self._secured.close()
@@ -105,12 +110,17 @@ class Tls:
         key: Path,
         name_of: Callable[[int], str | None],
         crl: Path | None = None,
+        refusal: Callable[[set[str], float], str | None] = lambda _names, _begins_s: None,
     ) -> None:
         """Read the PEM files. `name_of(node)` is the name in the view, None if it is not listed.
+
+        `refusal(names, begins_s)` says why a certificate does not count though it is genuine; it
+        is asked at every handshake with the certificate's names and the begin of its validity.
 
         Raises:
             OSError, ssl.SSLError: a file is missing, or is not what it should be.
         """
+        self._refusal = refusal
         self._name_of = name_of
         self._contexts = [
             _context(kind, ca, certificate, key, crl)
@@ -126,12 +136,14 @@ class Tls:
         return await _handshake(self._contexts[1], sock, server_side=True)
 
     def check(self, channel: Channel, node: int) -> None:
-        """Raise Rejected unless the peer's certificate is that node's."""
+        """Raise Rejected unless the peer's certificate is that node's, and counts."""
         assert isinstance(channel, TlsSocket)
         name, names = self._name_of(node), channel.names()
         if name not in names:
             shown = ", ".join(sorted(names)) or "nobody"
             raise Rejected(f"node {node} is {name!r}, but the certificate is of {shown}")
+        if why := self._refusal(names, channel.begins_s()):
+            raise Rejected(why)
 
 
 def _context(

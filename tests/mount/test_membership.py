@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -217,6 +218,38 @@ def test_an_uninvited_name_and_a_used_token_are_refused(founded: Founded) -> Non
         (founded.etc / "tls" / f"n9.{kind}").unlink()
     said = run("cluster", "join", token, *founded.place("n9"), code=1)
     assert "used already" in said
+
+
+def test_a_removed_nodes_certificate_counts_no_more_and_a_new_tokens_does(
+    founded: Founded,
+) -> None:
+    n1, n2, n3 = founded.cluster.nodes[:3]
+    subprocess.run(["umount", n2.mount], check=True, timeout=60)
+    wait(lambda: n2.state() == "gone")
+    wait(lambda: founded.listed()["n2"]["state"] == "away")
+    assert "forgotten" in run("cluster", "remove", "n2", n1.config)
+    papers = [founded.etc / "tls" / f"n2.{kind}" for kind in ("pem", "key")]
+    old = [path.rename(path.with_suffix(path.suffix + ".old")) for path in papers]
+    n2.config.unlink()
+    founded.join("n2", "--no-storage")
+    new = [path.rename(path.with_suffix(path.suffix + ".new")) for path in papers]
+    for path, kept in zip(papers, old, strict=True):
+        path.write_bytes(kept.read_bytes())
+        path.chmod(0o600)
+    program = [sys.executable, "-m", "clusterfs.cli.mount", "-f", n2.config, n2.mount]
+    in_vain = subprocess.Popen(program, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        refusal = "the certificate of n2 was revoked when n2 was removed"
+        wait(lambda: refusal in n1.log.read_text() or refusal in n3.log.read_text())
+        assert not n2.mount.is_mount()
+    finally:
+        os.killpg(in_vain.pid, signal.SIGKILL)
+        in_vain.wait()
+    for path, kept in zip(papers, new, strict=True):
+        kept.rename(path)
+    founded.cluster.start("n2")
+    (n2.mount / "back").write_bytes(b"again")
+    assert (n1.mount / "back").read_bytes() == b"again"
 
 
 @pytest.fixture(scope="module")

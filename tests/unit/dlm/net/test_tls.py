@@ -175,6 +175,23 @@ async def test_a_revoked_certificate_is_refused(
     await refused(low, high, until, "certificate revoked")
 
 
+async def test_a_genuine_certificate_that_counts_no_more_is_refused(
+    start: Start, until: Until, authority: Path
+) -> None:
+    asked: list[tuple[set[str], float]] = []
+
+    def refusal(names: set[str], begins_s: float) -> str | None:
+        asked.append((names, begins_s))
+        return "removed long ago" if "one" in names else None
+
+    files = (authority / "ca.pem", authority / "two.pem", authority / "two.key")
+    two = Tls(*files, NAMES.get, refusal=refusal)
+    low, high = await introduced(start, tls(authority, "one"), two)
+    await refused(low, high, until, "removed long ago")
+    begins = x509.load_pem_x509_certificate((authority / "one.pem").read_bytes())
+    assert asked[0] == ({"one"}, begins.not_valid_before_utc.timestamp())
+
+
 def revocation_of(authority: Path, name: str) -> bytes:
     """Return a list, signed by the authority, with one node's certificate in it."""
     ca = x509.load_pem_x509_certificate((authority / "ca.pem").read_bytes())
