@@ -76,6 +76,7 @@ class Administration:
             "df": lambda _: _NO_STORE if self._node.store is None else self._node.store.usage(),
             "scrub": self._scrub,
             "clone": self._clone,
+            "quotas": self._quotas,
             "compare": self._compare,
         }
 
@@ -251,6 +252,15 @@ class Administration:
             reason = str(failure) or os.strerror(failure.errno)
             return {"ok": False, "error": reason}
         return msgspec.structs.asdict(done)
+
+    async def _quotas(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all quotas of the volume, with what is used of each."""
+        del request
+        try:
+            found = await self._node.filesystem.list_quotas()
+        except FilesystemError as failure:
+            return {"ok": False, "error": str(failure) or os.strerror(failure.errno)}
+        return {"quotas": [msgspec.structs.asdict(quota) for quota in found]}
 
     def _compare(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Start or stop the comparison of replicas, or none of both; return where it is."""

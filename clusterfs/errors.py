@@ -18,6 +18,7 @@ FilesystemError            EIO
 |-- CrossDevice            EXDEV
 |-- NoDataBeyond           ENXIO
 |-- OutOfSpace             ENOSPC
+|-- QuotaExceeded          EDQUOT
 |-- TooManyOpenInodes      ENFILE
 |-- StaleHandle            EIO       the handle died: another node changed its file meanwhile
 |-- Unavailable            EIO       the cluster is away and on_lost=eio
@@ -157,6 +158,12 @@ class OutOfSpace(FilesystemError):
     """A replica has no room; nothing was accepted."""
 
     errno: ClassVar[int] = errno.ENOSPC
+
+
+class QuotaExceeded(FilesystemError):
+    """The quota of a directory above has no room; nothing was accepted."""
+
+    errno: ClassVar[int] = errno.EDQUOT
 
 
 class TooManyOpenInodes(FilesystemError):

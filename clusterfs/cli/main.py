@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from clusterfs import control
-from clusterfs.cli import brick, cluster, debug, snapshot, tables, tls, trees
+from clusterfs.cli import brick, cluster, debug, quota, snapshot, tables, tls, trees
 from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster
 from clusterfs.cli.doctor import doctor
@@ -40,6 +40,7 @@ app.add_typer(tls.app, name="tls")
 app.add_typer(trees.app, name="locks")
 app.command()(brick.df)
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(quota.app, name="quota")
 app.command()(snapshot.clone)
 app.command()(fsck)
 app.command()(doctor)

@@ -8,6 +8,7 @@ that the filesystem removes, or a directory `.clusterfs-clone-*` that may be rem
 The snapshots of a directory are trees in its `.snapshots`.
 """
 
+import contextlib
 import ctypes
 import datetime as dt
 import os
@@ -27,6 +28,7 @@ from clusterfs.cli.control import socket_for
 from clusterfs.errors import SetupError
 
 SNAPSHOTS = ".snapshots"
+_QUOTA = "user.clusterfs.quota.used_files"
 _TEMPORARY = ".clusterfs-clone-"
 _PATIENCE_S = 24 * 3600.0
 _AT_FDCWD, _AT_SYMLINK_FOLLOW = -100, 0x400
@@ -111,6 +113,9 @@ def restore(directory: Directory, name: Name) -> None:
     path = _existing(directory, name)
     if directory.is_mount():
         raise SetupError("the root of a mount cannot be replaced; copy from its .snapshots instead")
+    with contextlib.suppress(OSError):
+        os.getxattr(directory, _QUOTA)
+        raise SetupError("a directory with a quota cannot be replaced; copy from its .snapshots")
     with _errors(directory, path):
         place = directory.resolve()
         temporary = place.with_name(_temporary())

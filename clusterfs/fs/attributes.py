@@ -28,6 +28,7 @@ ATOMIC_FSYNC = 1  # flag: what is written between two fsyncs becomes durable tog
 
 _FIELDS = struct.Struct(">BIIIIIQqqqqQQQ")
 _FLAGS_AT = _FIELDS.size  # a u8; records older than it lack it
+_QUOTA_AT = _FLAGS_AT + 1  # a u64; absent: no quota
 _NS_LIMIT = 2**63 - 1
 
 
@@ -48,6 +49,7 @@ class Record(msgspec.Struct, gc=False):
     blocks: int  # 4 KiB blocks written, an upper bound of those allocated
     parent: int  # of a directory: the directory it is in; 0 otherwise
     flags: int = 0
+    quota: int = 0  # the directory whose quota counts this; 0: none
 
     @property
     def is_directory(self) -> bool:
@@ -96,7 +98,8 @@ def encode(record: Record, size: int) -> bytes:
         record.blocks,
         record.parent,
     )
-    return fields + bytes((record.flags,))
+    quota = record.quota.to_bytes(8, "big") if record.quota else b""
+    return fields + bytes((record.flags,)) + quota
 
 
 def decode(stored: bytes) -> Record:
@@ -106,6 +109,7 @@ def decode(stored: bytes) -> Record:
     flags = stored[_FLAGS_AT] if len(stored) > _FLAGS_AT else 0
     record = Record(*_FIELDS.unpack_from(stored)[1:])
     record.flags = flags
+    record.quota = int.from_bytes(stored[_QUOTA_AT : _QUOTA_AT + 8], "big")
     return record
 
 

@@ -199,6 +199,8 @@ class _Namespace:
         if record is None:
             if _group(inode) in self._groups and self._state.head(inode_object(inode)) is None:
                 self._problem(inode, f"does not exist, but its stripe {stripe} does", go)
+        elif record.quota == inode and not stripe:
+            return  # a quota's ledger
         elif not record.is_regular:
             self._problem(inode, f"is no file, but has data (stripe {stripe})", go)
 

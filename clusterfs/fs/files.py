@@ -29,6 +29,7 @@ from clusterfs.errors import (
 from clusterfs.fs import asking
 from clusterfs.fs.atomic import AtomicWrites
 from clusterfs.fs.attributes import MAXIMUM_SIZE, Record
+from clusterfs.fs.gate import ShareWanted
 from clusterfs.fs.grid import Block
 from clusterfs.fs.handles import Handles, OpenFile
 from clusterfs.fs.inodes import Inode
@@ -288,7 +289,7 @@ class Files:
                 return False
             self._accept(opened, offset, data, {})
             self.fast_writes += 1
-        except WouldBlock:
+        except (WouldBlock, ShareWanted):
             return False
         finally:
             lock.release()

@@ -43,6 +43,8 @@ from clusterfs.fs.orphans import Orphans
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import access_of
 from clusterfs.fs.ports import Lockspace, Name, Volume
+from clusterfs.fs.quota_settings import QuotaSettings, Shown
+from clusterfs.fs.quotas import Quotas
 from clusterfs.fs.readmission import Readmission
 from clusterfs.fs.renames import Renames
 from clusterfs.fs.results import Caller, Changes, Created, Entry, Listed, Opened, Statfs, Status
@@ -95,12 +97,16 @@ class Filesystem:
         self._gate = Gate(lease_left_s, fail_when_lost=settings.fail_when_lost)
         self._locks = LockCache(lockspace)
         self._endangered = Endangered(journal)
-        self._transactions = Transactions(volume, self._endangered, read_only=settings.read_only)
+        self._quotas = Quotas(volume, self._locks)
+        self._transactions = Transactions(
+            volume, self._endangered, self._quotas, read_only=settings.read_only
+        )
         self._writeback = Writeback(
-            volume, self._transactions, self._endangered, settings.dirty_bytes
+            volume, self._transactions, self._endangered, self._quotas, settings.dirty_bytes
         )
         self._coherence = Coherence(kernel, self._writeback, self._endangered, settings.cache_s)
         self._inodes = Inodes(volume, self._locks, self._coherence.give_up, settings.inodes)
+        self._quotas.use(self._inodes, self._transactions)
         parts = Parts(
             volume,
             self._gate,
@@ -110,11 +116,15 @@ class Filesystem:
             self._writeback,
             self._coherence,
             self._endangered,
+            self._quotas,
             now_ns,
         )
         self._directories = Directories(volume, self._transactions)
         self._listing = Listing(parts, self._directories)
-        self._xattrs = Xattrs(parts)
+        self._quota_settings = QuotaSettings(
+            volume, self._quotas, self._inodes, self._transactions, self._directories
+        )
+        self._xattrs = Xattrs(parts, self._quota_settings)
         self._namespace = Namespace(parts, self._directories, self._xattrs)
         rename_lock = self._locks.lock(_RENAME_LOCK)
         self._renames = Renames(parts, self._directories, self._namespace, rename_lock)
@@ -169,11 +179,13 @@ class Filesystem:
                 await self._gate.run(partial(self._files.write_back, inode), internal=True)
             except FilesystemError as failure:  # the others are to be written nevertheless
                 log.warning("not written back", inode=inode.number, reason=repr(failure))
+        await self._gate.run(self._quotas.give_back, internal=True)
         await self._gate.run(self._volume.sync, internal=True)
 
     def lost(self) -> None:
         """This node was removed from the cluster: every lock is void."""
         self.file_locks.lose()
+        self._quotas.lose()
         self._readmission.lose()
 
     async def wait_dropped(self) -> None:
@@ -183,6 +195,7 @@ class Filesystem:
     async def readmitted(self, lockspace: Lockspace) -> None:
         """This node is back under a new incarnation. Raises LockLost if it is lost meanwhile."""
         await self._readmission.readmit(lockspace)
+        self._locks.start(partial(self._gate.run, self._quotas.recheck, internal=True))
 
     async def reclaim_marked(self, groups: Sequence[int]) -> int:
         """Finish what clients that are gone left undone in these groups."""
@@ -314,9 +327,13 @@ class Filesystem:
         """Return the names of the extended attributes that the caller may see."""
         return await self._gate.run(partial(self._xattrs.names, inode, caller), rerun=True)
 
-    async def removexattr(self, inode: int, name: bytes, _caller: Caller = _NOBODY) -> None:
+    async def removexattr(self, inode: int, name: bytes, caller: Caller = _NOBODY) -> None:
         """Remove an extended attribute."""
-        await self._gate.run(partial(self._xattrs.remove, Attempt(), inode, name))
+        await self._gate.run(partial(self._xattrs.remove, Attempt(), inode, name, caller))
+
+    async def list_quotas(self) -> list[Shown]:
+        """Return every quota of the volume."""
+        return await self._gate.run(self._quota_settings.everything)
 
     async def statfs(self) -> Statfs:
         """Return how much room there is."""

@@ -7,13 +7,15 @@ Attempt: the second run looks whether the first one's transaction took place aft
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from itertools import count
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
 from clusterfs.errors import Unavailable
 from clusterfs.fs import asking
+from clusterfs.fs.quota_ledger import Amount
 from dlm.errors import LockLost
 
 _RETRY_S = 0.02
@@ -29,6 +31,47 @@ class Attempt:
     def __init__(self) -> None:
         self.tried = False  # a transaction was sent
         self.inode = 0  # the inode that it made, moved or unlinked
+
+
+class Shared(Protocol):
+    """A quota of which a node has a share (quotas.py)."""
+
+    number: int
+
+    def holding(self, amount: Amount) -> AbstractAsyncContextManager[None]:
+        """Return a context in which this task may use so much. Raises QuotaExceeded, LockLost."""
+        ...
+
+
+class ShareWanted(Exception):
+    """An operation needs more of a quota than this node has; it has changed nothing yet."""
+
+    def __init__(self, quota: Shared, amount: Amount) -> None:
+        super().__init__(quota.number, amount)
+        self.quota = quota
+        self.amount = amount
+
+
+class Wants:
+    """What one operation needs of quotas, as far as it is known."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[int, tuple[Shared, Amount]] = {}
+
+    def add(self, wanted: ShareWanted) -> None:
+        """Hold as much as was asked for last."""
+        self._wanted[wanted.quota.number] = (wanted.quota, wanted.amount)
+
+    async def run(self, operation: Callable[[], Awaitable[Result]]) -> Result:
+        """Run an operation with all of it, taken in the order of numbers."""
+        async with AsyncExitStack() as stack:
+            for _, (quota, amount) in sorted(self._wanted.items(), key=_number):
+                await stack.enter_async_context(quota.holding(amount))
+            return await operation()
+
+
+def _number(item: tuple[int, tuple[Shared, Amount]]) -> int:
+    return item[0]
 
 
 class Gate:
@@ -83,6 +126,7 @@ class Gate:
         `internal`: no program waits for it, so it stalls even where programs get errors.
         """
         fails = self._fail_when_lost and not internal
+        wants: Wants | None = None
         while True:
             if not self.passable():
                 await self._wait(fails=fails)
@@ -91,7 +135,11 @@ class Gate:
             if not internal:
                 self._running[number] = asking.current()
             try:
-                result = await operation()
+                result = await (operation() if wants is None else wants.run(operation))
+            except ShareWanted as wanted:
+                wants = wants or Wants()
+                wants.add(wanted)
+                continue
             except (LockLost, Unavailable):
                 self._running.pop(number, None)
                 await self._wait_lost(generation, fails=fails)

@@ -139,6 +139,12 @@ class CachedLock:
         if self._attention:
             self._advance()
 
+    def share_on(self) -> None:
+        """Go on as a shared user of what was used exclusively."""
+        assert self._users == -1
+        self._users = 1
+        self._advance()
+
     def sharing(self) -> Use:
         """Return a context in which this is shared."""
         return Use(self, self.wait_shared)

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 import msgspec
 
 from clusterfs.errors import (
+    CrossDevice,
     EntryExists,
     FilesystemError,
     InvalidArgument,
@@ -170,8 +171,7 @@ class Namespace:
                 child_edit.operations += xattrs
                 if newborn.target is not None:
                     child_edit.operations.append(Put(TARGET, newborn.target))
-                attempt.tried = True
-                await self._transactions.commit(parent_edit, child_edit)
+                await self._transactions.commit(parent_edit, child_edit, attempt=attempt)
                 self._directories.remember(directory, name, entry)
                 return child, self._made(directory, child, made)
 
@@ -232,6 +232,7 @@ class Namespace:
         if record.is_regular or record.is_directory:
             record.flags = parent.flags & ATOMIC_FSYNC
         record.size = len(newborn.target or b"")
+        record.quota = parent.quota
         if record.is_directory:
             record.parent = directory.number
         default = None
@@ -271,12 +272,14 @@ class Namespace:
                 raise TooManyLinks
             now_ns = self._now_ns()
             assert directory.record is not None
+            if record.quota != directory.record.quota:
+                raise CrossDevice("a hard link cannot leave or enter a directory with a quota")
             changed = directory.record.changed(mtime_ns=now_ns, ctime_ns=now_ns)
             entry = keys.Entry(number, record.mode >> 12)
-            attempt.tried = True
             await self._transactions.commit(
                 Edit(directory, changed, Put(ENTRY + name, encode_entry(entry))),
                 naming(inode, record, now_ns),
+                attempt=attempt,
             )
             self._directories.remember(directory, name, entry)
             return self._coherence.entry(directory, directory.lock.stamp, inode)
@@ -320,12 +323,14 @@ class Namespace:
         if record.is_directory:
             await self._directories.require_empty(child)
         now_ns = self._now_ns()
-        attempt.tried, attempt.inode = True, child.number
+        attempt.inode = child.number
         changed = parent.changed(
             nlink=parent.nlink - record.is_directory, mtime_ns=now_ns, ctime_ns=now_ns
         )
         await self._transactions.commit(
-            Edit(directory, changed, Remove(ENTRY + name)), dropping(child, record, now_ns)
+            Edit(directory, changed, Remove(ENTRY + name)),
+            dropping(child, record, now_ns),
+            attempt=attempt,
         )
         self._directories.remember(directory, name, None)
         return child if record.nlink == 1 else None

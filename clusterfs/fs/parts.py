@@ -10,6 +10,7 @@ from clusterfs.fs.gate import Gate
 from clusterfs.fs.inodes import Inodes
 from clusterfs.fs.lock_cache import LockCache
 from clusterfs.fs.ports import Volume
+from clusterfs.fs.quotas import Quotas
 from clusterfs.fs.transactions import Transactions
 from clusterfs.fs.writeback import Writeback
 
@@ -25,4 +26,5 @@ class Parts(msgspec.Struct, frozen=True):
     writeback: Writeback
     coherence: Coherence
     endangered: Endangered
+    quotas: Quotas
     now_ns: Callable[[], int]

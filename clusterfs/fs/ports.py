@@ -104,6 +104,16 @@ class Volume(Protocol):
         """The current view's number."""
         ...
 
+    @property
+    def incarnation(self) -> int:
+        """The number of this start of this node; 0 is nobody's."""
+        ...
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        ...
+
     def new_inode(self, group: int | None = None) -> int:
         """Return a number never used before, in a group or in a fresh one."""
         ...

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from clusterfs.errors import (
+    CrossDevice,
     DirectoryNotEmpty,
     EntryExists,
     InvalidArgument,
@@ -142,8 +143,8 @@ class Renames:
 
     async def commit(self, attempt: Attempt, moved: int, edits: list[Edit]) -> None:
         """Send the transaction."""
-        attempt.tried, attempt.inode = True, moved
-        await self._transactions.commit(*edits)
+        attempt.inode = moved
+        await self._transactions.commit(*edits, attempt=attempt)
 
     # for _Move
     def inode(self, number: int) -> Inode:
@@ -193,6 +194,10 @@ class _Move:
         if self._replaced is not None and self._replaced.inode == self._moved.inode:
             return None  # two names of one file: nothing happens, says POSIX
         await self._check_sticky()
+        await self._check_quota(self._moved, self._target)
+        if exchange:
+            assert self._replaced is not None
+            await self._check_quota(self._replaced, self._source)
         return await (self._exchange() if exchange else self._move())
 
     async def _move(self) -> Inode | None:
@@ -222,6 +227,14 @@ class _Move:
                 directory = await self._renames.load(place.directory)
                 victim = await self._renames.load(self._renames.inode(entry.inode))
                 check_sticky(directory, victim, self._caller)
+
+    async def _check_quota(self, entry: Entry, target: Place) -> None:
+        """Refuse to take anything across the border of a quota; only its own directory moves."""
+        record = await self._renames.load(self._renames.inode(entry.inode))
+        directory = await self._renames.load(target.directory)
+        own = 0 if record.quota == entry.inode else record.quota
+        if own != directory.quota:
+            raise CrossDevice("nothing can be moved into or out of a directory with a quota")
 
     async def _take_replaced(self) -> Inode | None:
         """Drop the name that is overwritten."""

@@ -38,6 +38,7 @@ class Succession:
         self._coherence = parts.coherence
         self._writeback = parts.writeback
         self._endangered = parts.endangered
+        self._quotas = parts.quotas
         self._files = files
         self._readmission = readmission
 
@@ -68,6 +69,7 @@ class Succession:
                     await trio.sleep(_LOOK_S)
                 await self._coherence.drop_everything(self._inodes)
                 await self._write_everything_back()
+                await self._quotas.give_back()
                 rested = True
         except (FilesystemError, LockLost) as failure:
             log.warning("this process cannot rest", reason=repr(failure))

@@ -9,6 +9,8 @@ If a commit fails, what is cached is dropped, except when it is known that nothi
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import trio
 
@@ -23,6 +25,7 @@ from clusterfs.errors import (
 from clusterfs.fs import asking
 from clusterfs.fs.attributes import Record, decode, encode
 from clusterfs.fs.endangered import Endangered
+from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import RECORD
 from clusterfs.fs.locks import PR
@@ -79,12 +82,23 @@ class Edit:
         return self.record.size if self.creates else min(size, self.record.size)
 
 
+class Claims(Protocol):
+    """Asks for what transactions need of quotas."""
+
+    def claiming(self, edits: Sequence[Edit]) -> AbstractContextManager[None]:
+        """Return a context for the transaction of these edits; entering it may raise."""
+        ...
+
+
 class Transactions:
     """Loads inode records, commits edits of them."""
 
-    def __init__(self, volume: Volume, endangered: Endangered, *, read_only: bool = False) -> None:
+    def __init__(
+        self, volume: Volume, endangered: Endangered, quotas: Claims, *, read_only: bool = False
+    ) -> None:
         self._volume = volume
         self._read_only = read_only
+        self._quotas = quotas
         self._endangered = endangered
         self.commits = 0
 
@@ -135,14 +149,14 @@ class Transactions:
             with asking.interruptibly():
                 return await self._volume.fetch(inode.object_id, inode.group, keys)
 
-    async def commit(self, *edits: Edit) -> None:
-        """Make edits of exclusively used inodes happen together."""
+    async def commit(self, *edits: Edit, attempt: Attempt | None = None) -> None:
+        """Make edits of exclusively used inodes happen together; note in `attempt` that we try."""
         taken: list[Turns] = []
         try:
             for edit in sorted(edits, key=_number):
                 await edit.inode.committing.acquire()
                 taken.append(edit.inode.committing)
-            await self.commit_holding(edits)
+            await self.commit_holding(edits, attempt=attempt)
         finally:
             for turns in taken:
                 turns.release()
@@ -154,12 +168,24 @@ class Transactions:
         payload: bytes = b"",
         *,
         durable: bool = False,
+        attempt: Attempt | None = None,
     ) -> None:
-        """Commit edits, and changes of stripes, of inodes whose `committing` the caller holds."""
+        """Commit edits, and changes of stripes, of inodes whose `committing` the caller holds.
+
+        Raises ShareWanted, with nothing done, if a quota has to be asked first.
+        """
         await self._may_commit(edits)
         for edit in edits:
             if not edit.creates:
                 edit.inode.lock.require(PR)
+        with self._quotas.claiming(edits):
+            if attempt is not None:
+                attempt.tried = True
+            await self._send(edits, changes, payload, durable=durable)
+
+    async def _send(
+        self, edits: Sequence[Edit], changes: Sequence[Change], payload: bytes, *, durable: bool
+    ) -> None:
         asking.changing()
         epoch = self._volume.epoch
         sent = [*changes, *(edit.change(epoch) for edit in edits)]

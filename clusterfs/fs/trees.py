@@ -13,6 +13,7 @@ left out.
 import stat
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Self
 
 import msgspec
@@ -21,11 +22,12 @@ from clusterfs.errors import NoSuchEntry, NotADirectory, StaleHandle, Unavailabl
 from clusterfs.fs.cloning import Cloning
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.files import Files
-from clusterfs.fs.gate import Attempt
+from clusterfs.fs.gate import Attempt, ShareWanted, Wants
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import TARGET, XATTR, Entry
 from clusterfs.fs.namespace import Namespace, Newborn
 from clusterfs.fs.parts import Parts
+from clusterfs.fs.quota_ledger import NOTHING, Amount, counted
 from clusterfs.fs.results import Caller
 from clusterfs.fs.transactions import Edit
 from clusterfs.store.objects import Put, Remove
@@ -88,6 +90,7 @@ class Trees:
         self._inodes = parts.inodes
         self._transactions = parts.transactions
         self._coherence = parts.coherence
+        self._quotas = parts.quotas
         self._directories = directories
         self._namespace = namespace
         self._files = files
@@ -107,14 +110,39 @@ class Trees:
             raise StaleHandle(text) from failure
 
     async def _clone(self, source: int, target: int) -> Cloned:
+        wants = Wants()
         for _ in range(_ATTEMPTS):
-            listing = await self._listing(source)
-            async with _Held() as held:
-                for inode in self._members(listing):
-                    await held.take(inode)
-                if await self._unchanged(listing):
-                    return await _Copy(self, held, listing).run(source, target)
+            try:
+                done = await wants.run(partial(self._clone_once, source, target))
+            except ShareWanted as wanted:
+                wants.add(wanted)
+            else:
+                if done is not None:
+                    return done
         raise StaleHandle("names in the tree keep changing; clone it when fewer come and go")
+
+    async def _clone_once(self, source: int, target: int) -> Cloned | None:
+        """Clone the tree, or return None if a name changed. ShareWanted: nothing was done."""
+        listing = await self._listing(source)
+        into = self._inodes.get(target)
+        async with into.lock.sharing():
+            limited = (await self._transactions.load_directory(into)).quota
+        async with _Held() as held:
+            for inode in self._members(listing):
+                await held.take(inode)
+            if not await self._unchanged(listing):
+                return None
+            if limited:
+                self._quotas.get(limited).require(await self._weight(listing))
+            return await _Copy(self, held, listing).run(source, target)
+
+    async def _weight(self, listing: dict[int, Names]) -> Amount:
+        """Return what a clone of the tree takes from a quota."""
+        total = NOTHING
+        for inode in self._members(listing):
+            if inode.number != next(iter(listing)):
+                total = total.plus(counted(await self._transactions.load(inode)))
+        return total
 
     async def _listing(self, top: int) -> dict[int, Names]:
         """Return the names in every directory of the tree, without `top`'s snapshots."""

@@ -22,9 +22,11 @@ import trio
 from clusterfs.errors import FilesystemError, FileTooLarge, Unavailable, WouldBlock
 from clusterfs.fs.attributes import MAXIMUM_SIZE
 from clusterfs.fs.endangered import Endangered
+from clusterfs.fs.gate import ShareWanted
 from clusterfs.fs.grid import MASK, SHIFT, Block, partial_blocks, place
 from clusterfs.fs.inodes import Inode, Stripe
 from clusterfs.fs.ports import Volume
+from clusterfs.fs.quotas import Quotas
 from clusterfs.fs.transactions import Edit, Transactions
 from clusterfs.store.objects import (
     BLOCK_BYTES,
@@ -52,10 +54,12 @@ class Writeback:
         volume: Volume,
         transactions: Transactions,
         endangered: Endangered,
+        quotas: Quotas,
         limit_bytes: int,
     ) -> None:
         self._volume = volume
         self._endangered = endangered
+        self._quotas = quotas
         self._transactions = transactions
         self._limit_blocks = limit_bytes >> SHIFT
         self.dirty: dict[Inode, None] = {}  # inodes, the one that is dirty longest first
@@ -70,7 +74,9 @@ class Writeback:
     ) -> None:
         """Take a write into memory; `old` holds edge blocks read before.
 
-        Raises WouldBlock, with nothing changed, if an edge block must be read or credits lack.
+        Raises, with nothing changed:
+            WouldBlock: an edge block must be read, or credits lack.
+            ShareWanted: a quota has to be asked first.
         """
         record = inode.record
         assert record is not None
@@ -85,6 +91,12 @@ class Writeback:
         self._check_amount(inode, first, last, fresh)
         if fresh and not self._volume.reserve_nowait(fresh << SHIFT):
             raise WouldBlock
+        if end > record.size and record.quota:
+            try:
+                self._quotas.charge_growth(record.quota, end - record.size)
+            except ShareWanted:
+                self._volume.unreserve(fresh << SHIFT)
+                raise
         place(dirty, offset, memoryview(data), edges)
         if first < last:
             inode.joined.update(range(first + 1, last + 1))
@@ -189,7 +201,11 @@ class Writeback:
         return block
 
     def abandon(self, inode: Inode) -> None:
-        """Drop everything that is dirty."""
+        """Drop everything that is dirty, and what the file grew by it."""
+        record = inode.record
+        if record is not None and record.quota and record.size > inode.committed_size:
+            self._quotas.credit_growth(record.quota, record.size - inode.committed_size)
+            record.size = inode.committed_size
         inode.record_dirty = False
         self.drop(inode)
         self.dirty.pop(inode, None)

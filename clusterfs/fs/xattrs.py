@@ -4,7 +4,8 @@ user.*, trusted.*, security.* and the two POSIX ACLs of system.* are stored.
 `user.clusterfs.atomic_fsync` also sets a flag of the inode's record ("1", or "0"), and what is made
 in a directory that has it inherits it. An access ACL sets the mode, too, and one that says no more
 than a mode is not kept. Flags of the record say whether there are ACLs and a security.capability,
-so whoever has none pays nothing for them. Only root sees trusted.* in a list.
+so whoever has none pays nothing for them. `user.clusterfs.quota.*` are not stored as attributes
+(quota_settings.py). Only root sees trusted.* in a list.
 """
 
 import stat
@@ -23,6 +24,7 @@ from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import NAME_BYTES, XATTR
 from clusterfs.fs.parts import Parts
+from clusterfs.fs.quota_settings import PREFIX, QuotaSettings
 from clusterfs.fs.results import Caller
 from clusterfs.fs.transactions import Edit
 from clusterfs.store.objects import Put, Remove
@@ -45,7 +47,8 @@ _PAGE = 256
 class Xattrs:
     """Reads and changes extended attributes."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, quotas: QuotaSettings) -> None:
+        self._quotas = quotas
         self._volume = parts.volume
         self._inodes = parts.inodes
         self._transactions = parts.transactions
@@ -54,6 +57,8 @@ class Xattrs:
     async def get(self, number: int, name: bytes) -> bytes:
         """Return a value. Raises NoSuchAttribute."""
         _check(name)
+        if name.startswith(PREFIX):
+            return await self._quotas.get(number, name)
         inode = self._inodes.get(number)
         async with inode.lock.sharing():
             value = await self.value(inode, name)
@@ -87,6 +92,9 @@ class Xattrs:
     ) -> None:
         """Set a value; CREATE: it must not exist, REPLACE: it must."""
         _check(name)
+        if name.startswith(PREFIX):
+            await self._quotas.set(number, name, value, caller)
+            return
         if name.startswith(_OURS) and name != ATOMIC_FSYNC_NAME:
             raise NotSupported(f"{name!r} means nothing, and could only be mistaken for a setting")
         if len(value) > VALUE_BYTES:
@@ -103,9 +111,12 @@ class Xattrs:
             changed, kept = _with_value(inode, name, value, caller)
             await self._commit(attempt, inode, changed, name, value if kept else None)
 
-    async def remove(self, attempt: Attempt, number: int, name: bytes) -> None:
+    async def remove(self, attempt: Attempt, number: int, name: bytes, caller: Caller) -> None:
         """Remove a value. Raises NoSuchAttribute."""
         _check(name)
+        if name.startswith(PREFIX):
+            await self._quotas.remove(number, name, caller)
+            return
         inode = self._inodes.get(number)
         async with inode.lock.excluding():
             if await self.value(inode, name) is None:

@@ -103,6 +103,11 @@ class MemoryVolume:
         """The current view's number."""
         return self._shelf.epoch
 
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return GROUPS
+
     def new_inode(self, group: int | None = None) -> int:
         """Return a number never used before."""
         self._counter += 1

@@ -159,6 +159,16 @@ class Volume:
         """The view in force."""
         return self._site.view.epoch
 
+    @property
+    def incarnation(self) -> int:
+        """The number of this start of this node."""
+        return self._site.incarnation
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return self._groups()
+
     def new_inode(self, group: int | None = None) -> int:
         """Return a number never used before; without a group in a fresh one, for a directory."""
         self._counter += 1
