@@ -28,7 +28,7 @@ ATOMIC_FSYNC = 1  # flag: what is written between two fsyncs becomes durable tog
 
 _FIELDS = struct.Struct(">BIIIIIQqqqqQQQ")
 _FLAGS_AT = _FIELDS.size  # a u8; records older than it lack it
-_QUOTA_AT = _FLAGS_AT + 1  # a u64; absent: no quota
+_QUOTA_AT = _FLAGS_AT + 1  # a u64; records older than it lack it
 _NS_LIMIT = 2**63 - 1
 
 
@@ -98,8 +98,7 @@ def encode(record: Record, size: int) -> bytes:
         record.blocks,
         record.parent,
     )
-    quota = record.quota.to_bytes(8, "big") if record.quota else b""
-    return fields + bytes((record.flags,)) + quota
+    return fields + bytes((record.flags,)) + record.quota.to_bytes(8, "big")
 
 
 def decode(stored: bytes) -> Record:

@@ -30,7 +30,7 @@ def test_a_record_survives_storing_with_the_size_that_was_given() -> None:
 
 def test_a_record_is_readable_by_its_documented_offsets() -> None:
     stored = encode(fresh(stat.S_IFDIR | 0o755, 1, 2, 3, parent=9), 0)
-    assert len(stored) == 86
+    assert len(stored) == 94
     assert stored[0] == 1
     assert int.from_bytes(stored[5:9], "big") == 2
     assert int.from_bytes(stored[77:85], "big") == 9
