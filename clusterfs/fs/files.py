@@ -1,7 +1,7 @@
 """Open files: open, read, write, fsync, release.
 
-With the lock held, read and write do not await: two comparisons for the lock, then the dirty blocks
-and the local store. All else is the slow path, inside the gate, run again if this node was lost.
+With the lock held, read and write do not await: two comparisons, then dirty blocks and the local
+store. All else is the slow path, inside the gate, run again if this node was lost.
 
 Handles opened for writing are direct_io, so the kernel's page cache is filled by read-only handles
 and by mmap. A READ that fills it (`page_io`) has its pages locked by the kernel until it is
@@ -13,7 +13,6 @@ a word, so cached READs then take EX.
 import os
 from functools import partial
 
-import trio
 import trio.lowlevel
 
 from clusterfs.errors import (

@@ -137,6 +137,10 @@ class Filesystem:
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts)
         self._succession = Succession(parts, self._files, self._readmission)
+        self._hand_through()
+
+    def _hand_through(self) -> None:
+        """Offer what passes the gate by itself."""
         self.take_over = self._succession.take_over
         self.rest = self._succession.rest
         self.settle = self._succession.settle

@@ -132,18 +132,12 @@ class CachedLock:
         if not self.exclusive_nowait():
             await self._wait(Waiter(EX, exclusive=True))
 
-    def release(self) -> None:
-        """End one use."""
+    def release(self, *, share_on: bool = False) -> None:
+        """End one use; `share_on`: go on as a shared user of what was used exclusively."""
         assert self._users, "released more often than taken"
-        self._users = self._users - 1 if self._users > 0 else 0
+        self._users = self._users - 1 if self._users > 0 else int(share_on)
         if self._attention:
             self._advance()
-
-    def share_on(self) -> None:
-        """Go on as a shared user of what was used exclusively."""
-        assert self._users == -1
-        self._users = 1
-        self._advance()
 
     def sharing(self) -> Use:
         """Return a context in which this is shared."""

@@ -167,7 +167,7 @@ class Quota:
             self.lock.release()
             await self.lock.wait_exclusive()
             if await self._taken(amount, alone=True):
-                self.lock.share_on()
+                self.lock.release(share_on=True)
                 return
             self.lock.release()
             orphans = await self._counting.orphans()
