@@ -123,7 +123,7 @@ class HostCluster:
         plants: Mapping[int, str] | None = None,
         small_brick_mib: int = 0,
     ) -> None:
-        """`plants` are bugs by node.
+        """`plants` are bugs by node. With two hosts a third one is a witness: it has etcd only.
 
         With `small_brick_mib` the last node's brick is a filesystem of that size.
         """
@@ -137,12 +137,12 @@ class HostCluster:
         for name in ("etc", "log", "tls"):
             (folder / name).mkdir(parents=True)
         self._certify(hosts)
-        self.network = Network(folder, hosts)
+        self.network = Network(folder, max(hosts, 3))
         self.etcd = Etcd(self.network, folder, range(1, 4))
         try:
             for n in self.etcd.members:
                 self.etcd.start(n)
-            self._configure(replicas)
+            self._configure(hosts, replicas)
             if small_brick_mib:
                 self._make_small(self.node(hosts), small_brick_mib)
             self.cluster.up()
@@ -158,8 +158,8 @@ class HostCluster:
         for n in range(1, 4):
             certificates.issue(tls, f"m{n}", tls, now, addresses=[Network.address(n)])
 
-    def _configure(self, replicas: int) -> None:
-        for number in self.network.numbers:
+    def _configure(self, hosts: int, replicas: int) -> None:
+        for number in range(1, hosts + 1):
             node = Node(number, self.folder)
             node.config.write_text(
                 _CONFIG.format(
