@@ -353,6 +353,7 @@ class CachedLock:
         return self._acquire if head is not None and head.level > self.level else None
 
     async def _work(self) -> None:
+        """Do what there is to do. If that is cancelled, the filesystem ends: nobody begins anew."""
         lockspace = self._cache.lockspace
         try:
             while (work := self._next_work()) and not self._cache.lost:
@@ -361,8 +362,7 @@ class CachedLock:
         except LockLost:
             if lockspace is self._cache.lockspace:
                 self.lose()
-        finally:
-            self._working = False
+        self._working = False
         if self._cache.lost:
             self.lose()
         else:

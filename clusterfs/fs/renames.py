@@ -75,8 +75,8 @@ class Renames:
         places = [Place(self._inodes.get(number), name) for number, name in (source, target)]
         while True:
             moved, replaced = [await self._look(place) for place in places]
-            if self._done_before(attempt, moved, replaced):
-                return None
+            if attempt.tried and (moved is None or moved.inode != attempt.inode):
+                return None  # it was done before this node was lost, or somebody else took it away
             if moved is None or (flags & EXCHANGE and replaced is None):
                 raise NoSuchEntry
             if flags & NOREPLACE and replaced is not None:
@@ -87,14 +87,6 @@ class Renames:
                 if again == [moved, replaced]:
                     mover = _Move(self, attempt, places, moved, replaced, caller)
                     return await mover.run(exchange=bool(flags & EXCHANGE))
-
-    def _done_before(self, attempt: Attempt, moved: Entry | None, replaced: Entry | None) -> bool:
-        return (
-            attempt.tried
-            and replaced is not None
-            and replaced.inode == attempt.inode
-            and (moved is None or moved.inode != attempt.inode)
-        )
 
     async def _look(self, place: Place) -> Entry | None:
         try:

@@ -187,6 +187,25 @@ async def test_a_cancelled_waiter_leaves_no_trace() -> None:
         two.release()
 
 
+async def test_once_the_filesystem_has_ended_a_lock_that_is_changing_is_left_alone() -> None:
+    async with World(2).running() as world, trio.open_nursery() as ended:
+        async with trio.open_nursery() as nursery:
+            one, two = lock_of(world, 1, nursery, Log()), lock_of(world, 2, ended, Log())
+            for lock in (one, two):
+                await lock.wait_shared()  # and node 2 keeps it
+            one.release()
+            nursery.start_soon(one.wait_exclusive)
+            await world.settle()
+            nursery.cancel_scope.cancel()
+        assert not one.users
+        held = one._lock  # noqa: SLF001
+        assert held is not None
+        one.blocked(held, EX)  # and somebody else wants it now
+        await world.settle()
+        two.release()
+        ended.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("seed", range(10))
 async def test_exclusion_and_progress_under_contention(seed: int) -> None:
     chance = random.Random(seed)

@@ -291,6 +291,25 @@ async def test_what_was_under_way_happens_exactly_once(
         world.validate()
 
 
+async def test_a_rename_that_was_done_before_the_node_was_lost_is_no_failure(
+    autojump_clock: Clock,
+) -> None:
+    async with World(2).running() as world:
+        node, two = world.nodes[1], world.nodes[2]
+        await make(node.fs)
+        node.volume.applies_when_out = True
+        node.volume.before_commit = lambda: world.remove(1) if not node.volume.out else None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.fs.rename, ROOT, b"f", ROOT, b"g")
+            await trio.sleep(5)
+            await two.fs.rename(ROOT, b"g", ROOT, b"h")  # it is elsewhere now
+            node.volume.before_commit = None
+            await world.readmit(1)
+        assert await names(two.fs) == {b"h"}
+        with pytest.raises(NoSuchEntry):
+            await node.fs.rename(ROOT, b"f", ROOT, b"g")
+
+
 async def test_the_kernel_has_nothing_cached_once_the_node_is_out(autojump_clock: Clock) -> None:
     async with World(2).running() as world:
         one, two = world.nodes[1], world.nodes[2]
