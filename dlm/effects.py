@@ -2,7 +2,7 @@
 
 import msgspec
 
-from dlm.events import Lock, RangeRequest
+from dlm.events import Hearing, Lock, RangeRequest
 from dlm.messages import Message, Status
 from dlm.modes import Mode
 
@@ -34,4 +34,10 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     request: RangeRequest
 
 
-Effect = Send | Complete | Notify | Answered
+class Heard(msgspec.Struct, frozen=True, gc=False):
+    """Tell the user that a hearing has ended."""
+
+    hearing: Hearing
+
+
+Effect = Send | Complete | Notify | Answered | Heard

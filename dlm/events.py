@@ -1,6 +1,6 @@
 """What a lockspace is told: by its members' list, by its peers, by its users. PURE."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -183,6 +183,40 @@ class RangeRequest:
         return f"<RangeRequest {self.number} {self.mode.name}[{self.start}..{self.last}]>"
 
 
+class Hearing:
+    """Whether others may have had what parties hold that held it before this node was removed.
+
+    `since` is the last epoch that it knew then. What is found: `unsure`, or the numbers of the
+    parties that are `clashing`; nothing of this counts if the node was `lost` once more.
+    """
+
+    __slots__ = (
+        "clashing",
+        "context",
+        "ended",
+        "lost",
+        "number",
+        "parties",
+        "since",
+        "unsure",
+    )
+
+    def __init__(self, parties: Sequence[Party], since: int, context: object = None) -> None:
+        self.parties = parties
+        self.since = since
+        self.context = context  # the shell's own
+        self.number = 0
+        self.clashing: set[int] = set()
+        self.unsure = self.lost = self.ended = False
+
+    def __repr__(self) -> str:
+        return f"<Hearing {self.number} {sorted(self.clashing)} unsure={self.unsure}>"
+
+    def stands(self, party: Party) -> bool:
+        """Tell whether nobody else had what a party holds, for sure."""
+        return not (self.lost or self.unsure or party.number in self.clashing)
+
+
 Nodes = Mapping[int, int]  # node to incarnation
 NONE: Nodes = MappingProxyType({})
 
@@ -300,11 +334,17 @@ class GiveBack(msgspec.Struct, frozen=True, gc=False):
     name: Name
 
 
+class AskWitnesses(msgspec.Struct, frozen=True, gc=False):
+    """Somebody who is back asks whether others had what it holds again."""
+
+    hearing: Hearing
+
+
 class Opened(msgspec.Struct, frozen=True, gc=False):
     """A gate has opened: what somebody who is gone may have held may be used, see Situation."""
 
 
-RangeEvent = AskRange | FreeRange | CancelRange | GiveBack
+RangeEvent = AskRange | FreeRange | CancelRange | GiveBack | AskWitnesses
 Event = (
     Enter
     | Lose

@@ -17,7 +17,7 @@ import trio
 
 from dlm.core.dump import Pages, pages, summary
 from dlm.core.lockspace import LockspaceCore
-from dlm.effects import Answered, Complete, Effect, Send
+from dlm.effects import Answered, Complete, Effect, Heard, Send
 from dlm.errors import WouldBlock
 from dlm.events import (
     NONE,
@@ -463,6 +463,8 @@ class Lockspace:
             self._complete(effect)
         elif isinstance(effect, Answered):
             self.ranges.answered(effect.request)
+        elif isinstance(effect, Heard):
+            self.ranges.heard(effect.hearing)
         else:
             use = effect.lock.context
             assert isinstance(use, Use)

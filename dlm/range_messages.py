@@ -174,6 +174,32 @@ class RangeHurry(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=59)
     number: Thing
 
 
+class RangeWitness(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=60):
+    """Who is back, to each member: was any of this granted to yours after epoch `since`?
+
+    I hold it now, and held it when I was last a member, in that epoch.
+    """
+
+    epoch: Epoch
+    number: Thing
+    since: Epoch
+    held: tuple[Held, ...]
+
+
+class RangeWitnessed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=61):
+    """The answer: I am a member since epoch `first`; to these holders I know of something.
+
+    `left`: the last epoch of any start of a node that I know to be gone, the asker's own not
+    counted.
+    """
+
+    epoch: Epoch
+    number: Thing
+    first: Epoch
+    left: Epoch
+    clashing: tuple[Thing, ...]
+
+
 RangeMessage = (
     RangeAsk
     | RangeAnswer
@@ -185,4 +211,6 @@ RangeMessage = (
     | RangeReturn
     | RangeTell
     | RangeHurry
+    | RangeWitness
+    | RangeWitnessed
 )

@@ -4,7 +4,7 @@ What ends early is withdrawn, but the keeper has the last word: `finish` may be 
 `cancel`, and returns normally if the grant was faster.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -13,10 +13,12 @@ from dlm.core.range_user import RangeUser
 from dlm.errors import DeadlockVictim, LockCancelled, LockLost, WouldBlock
 from dlm.events import (
     AskRange,
+    AskWitnesses,
     CancelRange,
     Event,
     FreeRange,
     GiveBack,
+    Hearing,
     Name,
     Party,
     RangeRequest,
@@ -83,6 +85,24 @@ class Ranges:
             if self._acknowledged is None:
                 self._acknowledged = trio.Event()
             await self._acknowledged.wait()
+
+    async def stand(self, parties: Sequence[Party], since: int) -> Hearing:
+        """Ask whether others had what these parties hold again, after lock epoch `since`.
+
+        That is the last one this node knew when it held it before. Raises LockLost.
+        """
+        done = trio.Event()
+        hearing = Hearing(parties, since, done)
+        self._handle(AskWitnesses(hearing))
+        await done.wait()
+        if hearing.lost:
+            raise LockLost
+        return hearing
+
+    def heard(self, hearing: Hearing) -> None:
+        """Let whoever waits for a hearing go on."""
+        assert isinstance(hearing.context, trio.Event)
+        hearing.context.set()
 
     def held(self, party: Party) -> list[Span]:
         """Return what a party holds, in order."""

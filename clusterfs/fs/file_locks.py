@@ -8,12 +8,14 @@ that process), a RELEASE what was taken by its handle (the last close of a descr
 Waiting for a lock is no use of any other lock, and ends at any signal. Where the answer to the
 cancelled wait is that it was granted meanwhile, it is.
 
-When this node is lost, its locks are, too, and others may have had them before it is back: then
-what is open of such a file gives errors until it is closed.
+When this node is lost, its locks are, too. Once it is back they are taken again, before any program
+is served. If others have such a lock now, or may have had it meanwhile, what is open of the file
+gives errors until it is closed.
 """
 
 from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -34,10 +36,17 @@ EXCLUSIVE = Mode.EX
 Key = tuple[int, bytes, int]  # inode, kind, lock owner
 
 
+class Kept(NamedTuple):
+    """What somebody had locked when this node was lost, in lock epoch `since`."""
+
+    spans: list[Span]
+    since: int
+
+
 class Locker:
     """One owner of locks of one file and kind."""
 
-    __slots__ = ("asking", "handles", "inode", "key", "party")
+    __slots__ = ("asking", "handles", "inode", "kept", "key", "party")
 
     def __init__(self, inode: Inode, key: Key, party: Party) -> None:
         self.inode = inode
@@ -45,6 +54,7 @@ class Locker:
         self.party = party
         self.handles: set[int] = set()  # by which it has locked anything
         self.asking = 0  # requests under way
+        self.kept: Kept | None = None  # while this node is out
 
 
 class FileLocks:
@@ -58,7 +68,8 @@ class FileLocks:
         self._lockers: dict[Key, Locker] = {}
         self._by_file: dict[int, set[Locker]] = {}
         self._owners: dict[int, Owner] = {}
-        self.lost = 0  # lockers whose locks were lost with this node's membership
+        self.lost = 0  # lockers whose locks others may have had while this node was out
+        self.retaken = 0  # and those whose locks are theirs again
 
     def __len__(self) -> int:
         return len(self._lockers)
@@ -129,14 +140,55 @@ class FileLocks:
     # -- membership
 
     def lose(self) -> None:
-        """This node is out: what it held others may have before it is back."""
-        ranges = self._ranges
+        """This node is out: keep in mind what was locked. Call it before the locks are lost."""
+        ranges, since = self._ranges, self._locks.lockspace.epoch
         for locker in list(self._lockers.values()):
-            if ranges.held(locker.party):
-                self.lost += 1
-                for opened in locker.inode.opened:
-                    self._endangered.kill(opened)
-            self._forget(locker)
+            if locker.kept is None:
+                spans = ranges.held(locker.party)
+                if not spans:
+                    self._forget(locker)
+                    continue
+                locker.kept = Kept(spans, since)
+        self._owners.clear()
+
+    async def readmit(self) -> None:
+        """This node is back: take all locks again that nobody else has had since. Raises LockLost.
+
+        First each is taken, so that from then on nobody else gets it; then all members are asked.
+        """
+        ranges = self._ranges
+        asked: list[tuple[Locker, list[RangeRequest]]] = []
+        for locker in self._lockers.values():
+            if locker.kept is not None:
+                locker.party = self._party(locker.inode, locker.key, locker.party.pid)
+                spans = locker.kept.spans
+                asked.append((locker, [ranges.ask(locker.party, s, How.TRY) for s in spans]))
+        free: dict[int, list[Locker]] = {}
+        for locker, requests in asked:
+            if await _all_granted(ranges, requests):
+                since = locker.kept.since if locker.kept is not None else 0
+                free.setdefault(since, []).append(locker)
+        standing: set[Locker] = set()
+        for since, lockers in free.items():
+            hearing = await ranges.stand([locker.party for locker in lockers], since)
+            standing.update(locker for locker in lockers if hearing.stands(locker.party))
+        for locker, _ in asked:
+            self._settle(locker, stands=locker in standing)
+
+    def _settle(self, locker: Locker, *, stands: bool) -> None:
+        """Let a locker go on with its locks, or let it know that they are lost."""
+        if locker.kept is None or not stands:
+            self._ranges.free_nowait(locker.party)
+        if locker.kept is None:
+            return  # it has unlocked, or closed the file, while its locks were taken again
+        locker.kept = None
+        if stands:
+            self.retaken += 1
+            return
+        self.lost += 1
+        for opened in locker.inode.opened:
+            self._endangered.kill(opened)
+        self._clean(locker)
 
     # -- below
 
@@ -181,12 +233,14 @@ class FileLocks:
         key = inode.number, kind, owner
         locker = self._lockers.get(key)
         if locker is None:
-            name = Name(inode.lock.name.root, kind)
-            transaction = self._owner(owner, pid) if kind == POSIX else None
-            party = Party(name, f"{pid}", pid, transaction)
-            locker = self._lockers[key] = Locker(inode, key, party)
+            locker = self._lockers[key] = Locker(inode, key, self._party(inode, key, pid))
             self._by_file.setdefault(inode.number, set()).add(locker)
         return locker
+
+    def _party(self, inode: Inode, key: Key, pid: int) -> Party:
+        _, kind, owner = key
+        name = Name(inode.lock.name.root, kind)
+        return Party(name, f"{pid}", pid, self._owner(owner, pid) if kind == POSIX else None)
 
     def _owner(self, owner: int, pid: int) -> Owner:
         """Return who it is in the search for deadlocks, whatever files it locks."""
@@ -196,6 +250,7 @@ class FileLocks:
         return found
 
     def _drop(self, locker: Locker) -> None:
+        locker.kept = None
         self._ranges.free_nowait(locker.party)
         self._clean(locker)
         self._unlock_handles(locker)
@@ -210,7 +265,7 @@ class FileLocks:
 
     def _clean(self, locker: Locker) -> None:
         """Forget an owner that holds and wants nothing."""
-        known = self._lockers.get(locker.key) is locker
+        known = self._lockers.get(locker.key) is locker and locker.kept is None
         if known and not locker.asking and not self._ranges.held(locker.party):
             self._forget(locker)
 
@@ -234,6 +289,16 @@ def names_of(inode: Inode) -> Iterable[Name]:
     """Return what the lock manager calls a file's two kinds of locks."""
     root = inode.lock.name.root
     return Name(root, POSIX), Name(root, FLOCK)
+
+
+async def _all_granted(ranges: Ranges, requests: Iterable[RangeRequest]) -> bool:
+    granted = True
+    for request in requests:
+        try:
+            await ranges.finish(request)
+        except WouldBlock:
+            granted = False
+    return granted
 
 
 async def _finish(ranges: Ranges, request: RangeRequest) -> None:

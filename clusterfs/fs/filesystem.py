@@ -135,7 +135,7 @@ class Filesystem:
         self.trees = Trees(parts, self._directories, self._namespace, self._files, self._cloning)
         self._unnamed: set[int] = set()  # made without a name, and open here
         self._orphans = Orphans(parts, self._files.truncation)
-        self._readmission = Readmission(parts)
+        self._readmission = Readmission(parts, self.file_locks)
         self._succession = Succession(parts, self._files, self._readmission)
         self._hand_through()
 

@@ -20,6 +20,11 @@ Blocking = Callable[[Lock, Mode], None]
 class Lockspace(Protocol):
     """The locks of one incarnation of this node. Waits raise LockLost once it is removed."""
 
+    @property
+    def epoch(self) -> int:
+        """The lock epoch last entered."""
+        ...
+
     async def lock(
         self,
         name: Name,

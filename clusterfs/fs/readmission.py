@@ -4,7 +4,8 @@
 is based on. The kernel's caches are emptied meanwhile. `readmit` takes the open locks of all open
 files again and compares versions: if another node changed a file for which there is dirty data, or
 a handle that may write, those handles are dead (StaleHandle at the next write and fsync), for two
-machines must not both believe that they own an image. All else goes on.
+machines must not both believe that they own an image. So are those of a file with locks that others
+have had meanwhile. All else goes on.
 
 A transaction that was under way has an unknown outcome; its versions are in `attempted`, so finding
 them in the store means that it took place.
@@ -14,6 +15,7 @@ import structlog
 import trio
 
 from clusterfs.errors import FilesystemError, NoSuchEntry, OutOfSpace, Unavailable
+from clusterfs.fs.file_locks import FileLocks
 from clusterfs.fs.inodes import Inode, Kept
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.ports import Lockspace
@@ -26,7 +28,8 @@ log = structlog.get_logger()
 class Readmission:
     """Takes this node out, and in again."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, file_locks: FileLocks) -> None:
+        self._file_locks = file_locks
         self._gate = parts.gate
         self._volume = parts.volume
         self._locks = parts.locks
@@ -69,6 +72,7 @@ class Readmission:
         generation = self._gate.generation
         await self._regain_credits()
         self._locks.readmit(lockspace)
+        await self._file_locks.readmit()
         for inode in self._inodes:
             if inode.opened or inode.kept or inode.needs_flush:
                 await self._take_up(inode)

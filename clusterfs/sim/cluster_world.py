@@ -34,6 +34,7 @@ from dlm.sim.checkers import Violation
 
 GROUPS = 4
 _LOOK_S = 0.01
+_STORY_S = 600  # by the world's clock; whoever waits longer waits for ever
 
 
 class Node:
@@ -359,14 +360,18 @@ class World:
 
 
 def run_world(seed: int, story: Callable[[World], Awaitable[None]]) -> None:
-    """Run a story in a world of its own; everything in it depends on the seed alone."""
+    """Run a story in a world of its own; everything in it depends on the seed alone.
+
+    Raises TooSlowError if it does not end.
+    """
     rng = random.Random(seed)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             world = World(seed, nursery, rng)
             nursery.start_soon(world.watch)
-            await story(world)
+            with trio.fail_after(_STORY_S):
+                await story(world)
             nursery.cancel_scope.cancel()
 
     with one_thread(rng):

@@ -225,8 +225,8 @@ class World:
         node = self.nodes[number]
         node.member = False
         node.volume.out = True
-        node.lockspace.lose()
         node.fs.lost()
+        node.lockspace.lose()
         self._enter()
 
     async def readmit(self, number: int) -> None:

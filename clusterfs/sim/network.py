@@ -98,7 +98,8 @@ class SimMesh:
         self._network.meshes.pop((self.node, self.incarnation), None)
 
     def become(self, incarnation: int) -> None:
-        """Go on as another incarnation of the same process."""
+        """Go on as another incarnation of the same process; it has no peers and no calls yet."""
+        self.set_peers(())
         del self._network.meshes[self.node, self.incarnation]
         self.incarnation = incarnation
         self._network.meshes[self.node, incarnation] = self

@@ -20,15 +20,17 @@ from dlm.core.ownership import Ownership
 from dlm.core.range_keeper import RANGE, Keeper
 from dlm.core.range_user import RangeUser
 from dlm.core.range_waits import RangeWaits
+from dlm.core.range_witness import Witnesses
 from dlm.core.recovery import Recovery
 from dlm.core.situation import NEVER, Situation
 from dlm.core.succession import Succession
 from dlm.core.waits import LOCK
-from dlm.effects import Answered, Complete, Effect
+from dlm.effects import Answered, Complete, Effect, Heard
 from dlm.errors import LockLost
 from dlm.events import (
     Acquire,
     AskRange,
+    AskWitnesses,
     CancelRange,
     Change,
     Depart,
@@ -84,6 +86,8 @@ from dlm.range_messages import (
     RangeRecall,
     RangeReturn,
     RangeTell,
+    RangeWitness,
+    RangeWitnessed,
     Verdict,
 )
 
@@ -172,11 +176,13 @@ class LockspaceCore:
         self.ranges = ranges = RangeUser(here, keeper)
         waits = RangeWaits(here, keeper, ranges)
         self.detector.register(RANGE, waits)
+        self.witnesses = witnesses = Witnesses(here, ranges)
         self._events |= {
             AskRange: self._ask_range,
             FreeRange: ranges.free,
             CancelRange: ranges.cancel,
             GiveBack: ranges.give_back,
+            AskWitnesses: self._ask_witnesses,
         }
         self._messages |= {
             RangeAsk: keeper.ask,
@@ -189,6 +195,8 @@ class LockspaceCore:
             RangeLent: ranges.lent,
             RangeRecall: ranges.recall,
             RangeHurry: waits.hurry,
+            RangeWitness: witnesses.witness,
+            RangeWitnessed: witnesses.witnessed,
         }
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -206,6 +214,7 @@ class LockspaceCore:
         local = here.local
         while local:
             self._receive(here.me, local.popleft())
+        here.effects = []  # effects lead to locks, and are no matter of the garbage collector
         return effects
 
     @property
@@ -266,6 +275,7 @@ class LockspaceCore:
         self.recovery.enter(skipped=skipped)
         self.keeper.enter(old)
         self.ranges.enter()
+        self.witnesses.enter(event.before if event.before >= 0 else event.epoch - 1)
         early, self._early = self._early, []
         for sender, message in early:
             self._receive(sender, message)
@@ -292,6 +302,13 @@ class LockspaceCore:
             self.here.effects.append(Answered(event.request))
         else:
             self.ranges.ask(event)
+
+    def _ask_witnesses(self, event: AskWitnesses) -> None:
+        if self.lost:
+            event.hearing.lost = event.hearing.ended = True
+            self.here.effects.append(Heard(event.hearing))
+        else:
+            self.witnesses.ask(event)
 
     def _tick(self, _event: Tick) -> None:
         """Let every part that waits for a time look at the clock; each names its next deadline."""
@@ -334,6 +351,7 @@ class LockspaceCore:
         self.lost = self.here.frozen = True
         self.ownership.lose()
         self.ranges.lose()
+        self.witnesses.lose()
         self.keeper.lose()
         self._early.clear()
         self.recovery.lose()

@@ -14,6 +14,7 @@ table, never both; a table that is not borrowed has what we hold in it, and nobo
 from collections.abc import Iterator
 
 from dlm.core.range_keeper import RANGE, Keeper, held_by
+from dlm.core.range_past import Past
 from dlm.core.range_table import Ask, Key, Span, Table
 from dlm.core.situation import Situation
 from dlm.effects import Answered
@@ -75,6 +76,7 @@ class RangeUser:
         self._quiet: dict[Owner, list[RangeRequest]] = {}  # waits of those who hold nothing
         self._holding: dict[Owner, set[int]] = {}  # its parties that hold anything
         self._serial = 0
+        self.past = Past()
 
     # -- this node's parties ---------------------------------------------------------------------
 
@@ -345,6 +347,9 @@ class RangeUser:
             if not self._quiet[owner]:
                 del self._quiet[owner]
         request.verdict, request.conflict = verdict, conflict
+        if verdict is Verdict.GRANTED:
+            span = Span(request.start, request.last, request.mode)
+            self.past.note(request.party.name, span, here.epoch)
         self._forget(request.party)
         here.effects.append(Answered(request))
 

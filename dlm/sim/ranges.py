@@ -12,8 +12,20 @@ from typing import Final
 
 import msgspec
 
-from dlm.effects import Answered, Effect
-from dlm.events import AskRange, CancelRange, FreeRange, GiveBack, Name, Owner, Party, RangeRequest
+from dlm.core.range_table import Span
+from dlm.effects import Answered, Effect, Heard
+from dlm.events import (
+    AskRange,
+    AskWitnesses,
+    CancelRange,
+    FreeRange,
+    GiveBack,
+    Hearing,
+    Name,
+    Owner,
+    Party,
+    RangeRequest,
+)
 from dlm.modes import Mode
 from dlm.range_messages import How, Verdict
 from dlm.sim.checkers import Violation
@@ -75,6 +87,7 @@ class Program:
         owner = Owner(label)
         self.parties = [Party(name, label, len(label), owner) for name in NAMES]
         self.model: dict[tuple[Party, int], Mode] = {}
+        self.since_s: dict[tuple[Party, int], float] = {}  # when each byte was granted
         self.waiting: RangeRequest | None = None
 
     def rest(self) -> None:
@@ -116,6 +129,8 @@ class Program:
         if verdict is Verdict.GRANTED:
             for byte in range(request.start, request.last + 1):
                 self.model[request.party, byte] = request.mode
+                self.since_s[request.party, byte] = self.world.now_s
+            self.load.note(self.machine, request)
         elif verdict is Verdict.DEADLOCK:
             if self.careful:
                 raise Violation(("no deadlock", request, request.story))
@@ -160,6 +175,73 @@ class Program:
                 raise Violation(("not what it was granted", party, held, believed))
 
 
+class Return:
+    """A new start of a node takes again, byte by byte, what its last one held.
+
+    What its core says about what others had meanwhile is compared with what they had.
+    """
+
+    def __init__(self, load: "Programs", former: list[Program], machine: Machine) -> None:
+        self.load = load
+        self.former = former
+        self.machine = machine
+        self.bytes: dict[Party, tuple[Party, int, Mode, float]] = {}
+        for program in former:
+            for (party, byte), mode in program.model.items():
+                again = Party(party.name, "again")
+                self.bytes[again] = party, byte, mode, program.since_s[party, byte]
+        self.missing = len(self.bytes)
+        self.granted: list[Party] = []
+
+    def begin(self) -> None:
+        """Ask for all of it."""
+        for party, (_, byte, mode, _) in self.bytes.items():
+            request = RangeRequest(party, byte, byte, mode, How.TRY, self)
+            self.load.world.act(self.machine, AskRange(request))
+
+    def answered(self, request: RangeRequest) -> None:
+        """Hear whether it is free now."""
+        self.missing -= 1
+        if request.verdict is Verdict.GRANTED:
+            self.granted.append(request.party)
+        if not self.missing and request.verdict is not Verdict.LOST:
+            since = self.former[0].machine.core.here.epoch
+            hearing = Hearing(self.granted, since, self)
+            self.load.world.after(0.0, lambda: self._ask(hearing))
+
+    def _ask(self, hearing: Hearing) -> None:
+        if self.machine.alive:
+            self.load.world.act(self.machine, AskWitnesses(hearing))
+
+    def heard(self, hearing: Hearing) -> None:
+        """Compare."""
+        if hearing.lost:
+            return
+        for party in hearing.parties:
+            clash = self._clash(party)
+            if hearing.stands(party) and clash is not None:
+                raise Violation(("somebody had it", self.bytes[party], clash, hearing))
+            verdict = "stands" if hearing.stands(party) else "clashed" if clash else "unsure"
+            self.load.returns[verdict] = self.load.returns.get(verdict, 0) + 1
+        self.load.world.after(0.0, self._end)
+
+    def _clash(self, party: Party) -> object:
+        """Return what another node was granted since this one had it."""
+        _, byte, mode, since_s = self.bytes[party]
+        own = self.former[0].machine, self.machine
+        for at_s, machine, name, (start, last, other) in self.load.grants:
+            meets = name == party.name and start <= byte <= last and not other.compatible(mode)
+            if meets and at_s >= since_s and machine not in own:
+                return at_s, machine.node, start, last, other
+        return None
+
+    def _end(self) -> None:
+        for party in self.bytes:
+            if self.machine.alive:
+                self.load.world.act(self.machine, FreeRange(party, 0, 2**63 - 1))
+        self.load.settle(self.machine)
+
+
 class Programs:
     """All programs of a world."""
 
@@ -169,17 +251,36 @@ class Programs:
         self.completed = 0
         self.verdicts: dict[Verdict | None, int] = {}
         self.programs: list[Program] = []
+        self.returns: dict[str, int] = {}
+        self.grants: list[tuple[float, Machine, Name, Span]] = []
+        self._latest: dict[int, list[Program]] = {}  # by node
         self._per_node = per_node
         world.listener = self._hear
 
     def populate(self, machine: Machine) -> None:
         """Let this start of a node have its programs."""
         machine.core.detector.on_close = machine.core.detector.on_victim = None
+        former = self._latest.pop(machine.node, [])
+        if any(program.model for program in former):
+            back = Return(self, former, machine)
+            self.world.after(0.0, back.begin)
+        else:
+            self.settle(machine)
+
+    def settle(self, machine: Machine) -> None:
+        """Let the programs of this start of a node begin."""
+        self._latest[machine.node] = []
         for number in range(self._per_node):
             label = f"p{machine.incarnation}.{number}"
             program = Program(self, machine, label, careful=number % 3 != 0)
             self.programs.append(program)
+            self._latest[machine.node].append(program)
             program.rest()
+
+    def note(self, machine: Machine, request: RangeRequest) -> None:
+        """Remember who was granted what, and when."""
+        span = Span(request.start, request.last, request.mode)
+        self.grants.append((self.world.now_s, machine, request.party.name, span))
 
     def close(self) -> None:
         """Let everybody free what it holds, then or when it has what it waits for."""
@@ -190,8 +291,11 @@ class Programs:
     def _hear(self, _machine: Machine, effect: Effect) -> None:
         if isinstance(effect, Answered):
             program = effect.request.context
-            assert isinstance(program, Program)
+            assert isinstance(program, Program | Return)
             program.answered(effect.request)
+        elif isinstance(effect, Heard):
+            assert isinstance(effect.hearing.context, Return)
+            effect.hearing.context.heard(effect.hearing)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -202,6 +306,7 @@ class Outcome(msgspec.Struct, frozen=True):
     verdicts: dict[str, int]
     views: int
     recalls: int
+    returns: dict[str, int]
     violation: str | None
     trace: list[str]
 
@@ -240,6 +345,7 @@ def simulate_ranges(
         {verdict.name: count for verdict, count in load.verdicts.items() if verdict is not None},
         world.epoch,
         sum(machine.core.keeper.recalls for machine in world.machines.values()),
+        load.returns,
         violation,
         list(world.trace) if violation else [],
     )

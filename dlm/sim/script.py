@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dlm.core.lockspace import LockspaceCore
-from dlm.effects import Answered, Complete, Effect, Send
+from dlm.effects import Answered, Complete, Effect, Heard, Send
 from dlm.errors import LockError
 from dlm.events import (
     Acquire,
@@ -232,7 +232,7 @@ class Script:
         if isinstance(effect, Send):
             self.links.setdefault((node, effect.node), deque()).append(effect.message)
             return
-        if isinstance(effect, Answered):
+        if isinstance(effect, Answered | Heard):
             return  # no script asks for a range
         lock = effect.lock
         if isinstance(effect, Complete):

@@ -17,7 +17,7 @@ from functools import partial
 
 from dlm.core.lockspace import LockspaceCore
 from dlm.core.mastery import KEEP_S
-from dlm.effects import Answered, Complete, Effect, Notify, Send
+from dlm.effects import Answered, Complete, Effect, Heard, Notify, Send
 from dlm.errors import LockError
 from dlm.events import Enter, Event, Lose, Migrate, Received, Tick
 from dlm.fields import Epoch
@@ -183,7 +183,10 @@ class World:
         assert self.listener is not None
         self.listener(machine, effect)
 
-    def _note_effect(self, machine: Machine, effect: Complete | Notify | Answered) -> None:
+    def _note_effect(self, machine: Machine, effect: Complete | Notify | Answered | Heard) -> None:
+        if isinstance(effect, Heard):
+            self._note(f"n{machine.node} {effect.hearing!r}")
+            return
         if isinstance(effect, Answered):
             self._note(f"n{machine.node} {effect.request!r} {effect.request.verdict!r}")
             return

@@ -1,9 +1,13 @@
 """Ranges in whole simulated clusters: exclusion, no wait forgotten, nothing left over."""
 
 import os
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
+from dlm.core.range_past import Past
+from dlm.events import Hearing
 from dlm.sim.faults import Faults
 from dlm.sim.ranges import simulate_ranges
 
@@ -17,6 +21,30 @@ def test_ranges_exclude_survive_and_end_under_any_faults(seed: int) -> None:
     if outcome.violation is not None:
         outcome = simulate_ranges(seed, tracing=True)
     assert outcome.violation is None, (outcome.violation, *outcome.trace)
+
+
+def test_who_comes_back_may_be_sure_of_what_it_held_or_not() -> None:
+    met: Counter[str] = Counter()
+    for seed in range(FIRST_SEED, FIRST_SEED + 12):
+        met.update(simulate_ranges(seed).returns)
+    assert met.keys() == {"stands", "clashed", "unsure"}
+
+
+def forget_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Past, "note", lambda *_: None)
+
+
+def forget_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hearing, "stands", lambda self, party: party.number not in self.clashing)
+
+
+@pytest.mark.parametrize("plant", [forget_grants, forget_who_is_gone])
+def test_a_witness_that_forgets_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    outcomes = (simulate_ranges(seed) for seed in range(60))
+    assert any("somebody had it" in (outcome.violation or "") for outcome in outcomes)
 
 
 def test_everything_that_can_happen_to_a_request_happens() -> None:

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -432,3 +434,23 @@ async def test_what_the_dead_held_waits_for_its_gate(nursery: trio.Nursery, mast
         space.gate_opened()
     await until(2)
     nursery.cancel_scope.cancel()
+
+
+class User:
+    """Somebody who knows the lockspace that it is called by."""
+
+    def __init__(self, space: Lockspace) -> None:
+        self.space = space
+
+    def blocked(self, lock: Lock, mode: Mode) -> None:
+        pass
+
+
+async def test_a_lockspace_that_is_over_is_garbage() -> None:
+    space = Lockspace(1, 1, lambda *_: None, trio.current_time)
+    space.enter(1, {1: 1})
+    await space.lock(Name(b"r"), Mode.EX, blocking=User(space).blocked)
+    gone = weakref.ref(space._core)
+    del space
+    gc.collect()
+    assert gone() is None

@@ -198,7 +198,7 @@ async def test_once_the_filesystem_has_ended_a_lock_that_is_changing_is_left_alo
             await world.settle()
             nursery.cancel_scope.cancel()
         assert not one.users
-        held = one._lock  # noqa: SLF001
+        held = one._lock
         assert held is not None
         one.blocked(held, EX)  # and somebody else wants it now
         await world.settle()

@@ -4,12 +4,14 @@
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+import dlm.errors
 from clusterfs.errors import (
     BrickFailed,
     ChunkCorrupted,
@@ -19,11 +21,13 @@ from clusterfs.errors import (
     Unavailable,
     WouldBlock,
 )
+from clusterfs.fs.file_locks import EXCLUSIVE, NOTHING, SHARED
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fs.keys import ROOT
 from clusterfs.fs.results import Changes
 from clusterfs.sim.mounts import World
 from clusterfs.store.objects import BLOCK_BYTES, inode_object
+from dlm.ranges import Span
 
 Clock = trio.testing.MockClock
 
@@ -377,3 +381,115 @@ async def test_a_writer_without_the_lock_dies_only_if_others_write_in_a_later_vi
         else:
             await one.write(handle, 0, b"ONE")
             assert await two.read(other, 0, 10) == b"ONE"
+
+
+WHOLE = Span(0, 9, EXCLUSIVE)
+
+
+async def lock(fs: Filesystem, handle: int, owner: int, span: Span = WHOLE) -> None:
+    await fs.file_locks.set(handle, owner, owner, span, wait=False)
+
+
+async def test_a_file_lock_that_nobody_else_took_is_still_held_after_a_readmission(
+    autojump_clock: Clock,
+) -> None:
+    async with World(3).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one, data=b"data")
+        elsewhere = (await two.open(inode, os.O_RDWR)).handle
+        await lock(one, handle, 7)
+        await lock(two, elsewhere, 8, Span(10, 19, EXCLUSIVE))
+        await one.file_locks.flock(handle, 7, 7, EXCLUSIVE, wait=False)
+        for _ in range(2):
+            world.remove(1)
+            await lock(two, elsewhere, 8, Span(20, 29, SHARED))  # beside it
+            await world.readmit(1)
+        await one.write(handle, 0, b"more")
+        await one.fsync(handle)
+        with pytest.raises(dlm.errors.WouldBlock):
+            await lock(two, elsewhere, 8, Span(9, 9, SHARED))
+        with pytest.raises(dlm.errors.WouldBlock):
+            await two.file_locks.flock(elsewhere, 8, 8, SHARED, wait=False)
+        one.file_locks.closed(handle, 7)
+        one.file_locks.released(handle)
+        await lock(two, elsewhere, 8)
+        assert not len(one.file_locks)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_a_handle_whose_lock_others_had_meanwhile_is_dead(
+    autojump_clock: Clock, *, keeps: bool
+) -> None:
+    async with World(3).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one, data=b"data")
+        elsewhere = (await two.open(inode, os.O_RDWR)).handle
+        await lock(one, handle, 7)
+        world.remove(1)
+        await lock(two, elsewhere, 8, Span(5, 5, SHARED))
+        if not keeps:
+            await lock(two, elsewhere, 8, Span(0, 99, NOTHING))
+        await world.readmit(1)
+        with pytest.raises(StaleHandle):
+            await one.write(handle, 0, b"mine")
+        with pytest.raises(StaleHandle):
+            await lock(one, handle, 7)
+        assert not len(one.file_locks)
+        await lock(two, elsewhere, 8)
+
+
+async def test_nobody_can_tell_if_a_node_that_could_have_had_the_lock_is_gone(
+    autojump_clock: Clock,
+) -> None:
+    async with World(3).running() as world:
+        one, three = world.nodes[1].fs, world.nodes[3].fs
+        inode, handle = await make(one, data=b"data")
+        world.remove(1)
+        await world.readmit(1)
+        elsewhere = (await three.open(inode, os.O_RDWR)).handle
+        await lock(one, handle, 7)
+        world.remove(1)
+        await lock(three, elsewhere, 8)
+        world.crash(3)
+        await world.readmit(1)
+        with pytest.raises(StaleHandle):
+            await one.write(handle, 0, b"mine")
+
+
+async def test_what_is_closed_while_the_node_is_out_is_not_locked_again(
+    autojump_clock: Clock,
+) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one, data=b"data")
+        await lock(one, handle, 7)
+        world.remove(1)
+        one.file_locks.closed(handle, 7)
+        await world.readmit(1)
+        await one.write(handle, 0, b"mine")
+        elsewhere = (await two.open(inode, os.O_RDWR)).handle
+        await lock(two, elsewhere, 8)
+        assert not len(one.file_locks)
+
+
+async def test_who_waits_for_a_file_lock_goes_on_waiting_after_a_readmission(
+    autojump_clock: Clock,
+) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one, data=b"data")
+        elsewhere = (await two.open(inode, os.O_RDWR)).handle
+        await lock(one, handle, 7, Span(20, 20, EXCLUSIVE))
+        await lock(two, elsewhere, 8)
+        async with trio.open_nursery() as nursery:
+            wait = partial(one.file_locks.set, handle, 7, 7, WHOLE, wait=True)
+            nursery.start_soon(wait)
+            await trio.sleep(1)
+            world.remove(1)
+            await trio.sleep(1)
+            await world.readmit(1)
+            await trio.sleep(1)
+            await lock(two, elsewhere, 8, Span(0, 9, NOTHING))
+        for place in (0, 20):
+            with pytest.raises(dlm.errors.WouldBlock):
+                await lock(two, elsewhere, 8, Span(place, place, SHARED))
