@@ -53,6 +53,7 @@ class Exports(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What some nodes may not do; must be the same in the files of all nodes."""
 
     read_only: tuple[Name, ...] = ()  # they may read, and nothing else
+    root_squash: tuple[Name, ...] = ()  # root of theirs is user 65534, on their mounts
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,6 +108,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def is_read_only(self) -> bool:
         """Whether this node may not change the volume."""
         return self.name in self.exports.read_only
+
+    @property
+    def squashes_root(self) -> bool:
+        """Whether root is nobody special on this node's mount."""
+        return self.name in self.exports.root_squash
 
     @property
     def public_address(self) -> str:

@@ -47,6 +47,7 @@ from clusterfs.fuse.beat import Beat
 from clusterfs.fuse.inheritance import Inheritance
 from clusterfs.fuse.mount import Mount, MountOptions
 from clusterfs.fuse.operations import Operations
+from clusterfs.fuse.squash import SquashedOperations
 from clusterfs.fuse.supervisor import ReadyPipe
 from clusterfs.handover import Handover
 from clusterfs.lock_channel import LOCKS, LockChannel
@@ -409,7 +410,8 @@ class Daemon:
             )
 
     async def _serve_mount(self, mount: Mount) -> None:
-        mount.attach(Operations(self.filesystem, self.handover.cached, self.handover.again))
+        operations = SquashedOperations if self.config.squashes_root else Operations
+        mount.attach(operations(self.filesystem, self.handover.cached, self.handover.again))
         try:
             mount.share_with_supervisor(self._beat)
             # Signals are taken until the very end: one that comes during the last flush must not

@@ -39,6 +39,7 @@ class Further:
 
     def __init__(self, filesystem: "Filesystem") -> None:
         self._fs = filesystem
+        self.squash: Callable[[int, bytes], Awaitable[Caller]] | None = None  # for SETXATTR by root
         self._nursery: trio.Nursery | None = None
         self._handlers: dict[str, Handler] = {
             "copy_file_range": self._copy_file_range,
@@ -142,7 +143,9 @@ class Further:
         self, request: native.Request, inode: int, name: bytes, value: bytes, flags: int
     ) -> None:
         caller = Caller(*request.context())
-        if name == acl.ACCESS:
+        if self.squash is not None and not caller.uid:
+            caller = await self.squash(inode, name)
+        elif name == acl.ACCESS:
             caller = with_groups(caller)
         await self._fs.setxattr(inode, name, value, flags, caller)
         request.error(0)
