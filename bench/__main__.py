@@ -9,7 +9,8 @@ table has the medians of the rounds. Writes bench/results.json and prints Markdo
 store beside BorgBackup, see bench/store_peers.py; `python -m bench rivals` the whole filesystem
 beside GlusterFS and MooseFS, see bench/rivals.py; `python -m bench failover` the loss of a node,
 see bench/failover.py; `python -m bench membership` how long a cluster takes to grow, and what a
-node copies that was away, see bench/membership.py.
+node copies that was away, see bench/membership.py; `python -m bench qemu` what virtual machines
+get from it, see bench/qemu.py.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import failover, files, fio, membership, rivals, store, store_peers
+from bench import failover, files, fio, membership, qemu, rivals, store, store_peers
 from bench.dlm import report
 from clusterfs.cli.dev import Cluster
 
@@ -45,6 +46,7 @@ PARTS = {
     "failover": failover.main,
     "membership": membership.main,
     "rivals": rivals.main,
+    "qemu": qemu.main,
 }
 
 

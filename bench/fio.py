@@ -34,10 +34,21 @@ def measure(path: Path, name: str, runtime_s: float) -> float:
     return float(side["iops"]) if unit == "iops" else float(side["bw_bytes"]) / (1 << 20)
 
 
-def _run(path: Path, words: list[str]) -> dict[str, list[dict[str, dict[str, float]]]]:
+def queued(path: Path, words: list[str], depth: int, runtime_s: float) -> tuple[float, float]:
+    """Run one job as QEMU does with aio=native (libaio); return operations and MiB per second."""
+    timed = ["--time_based", f"--runtime={runtime_s}s"]
+    report = _run(path, [*words, *timed], "libaio", depth)["jobs"][0]
+    sides = [report["read"], report["write"]]
+    rates = [sum(float(side[key]) for side in sides) for key in ("iops", "bw_bytes")]
+    return rates[0], rates[1] / (1 << 20)
+
+
+def _run(
+    path: Path, words: list[str], engine: str = "psync", depth: int = 1
+) -> dict[str, list[dict[str, dict[str, float]]]]:
     command = [
         *("fio", "--name=job", f"--filename={path}", f"--size={FILE_MIB}m", "--direct=1"),
-        *("--ioengine=psync", "--iodepth=1", "--refill_buffers", "--norandommap"),
+        *(f"--ioengine={engine}", f"--iodepth={depth}", "--refill_buffers", "--norandommap"),
         *("--output-format=json", *words),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
