@@ -254,3 +254,37 @@ def prefix(image: Path, form: str, most: int, folder: Path) -> int:
     expected = written[:count] + [bytes(4096)] * (most - count)
     assert found == expected, [(one[:1], other[:1]) for one, other in zip(found, expected)]  # noqa: B905
     return count
+
+
+def test_clones_of_one_image_take_its_room_in_the_chunk_cache_once(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    """What sixteen guests of one image read at their start: only the first two reads miss."""
+    blocks, clones = 1024, 16
+    content = random.Random(16).randbytes(blocks * 4096)
+    with (folders[0] / "image").open("wb") as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    for number in range(clones):
+        with (
+            open(folders[0] / "image") as image,
+            open(folders[0] / f"clone-{number}", "w") as clone,
+        ):
+            assert os.copy_file_range(image.fileno(), clone.fileno(), len(content)) == len(content)
+    socket = find_socket(str(folders[1].parent))
+
+    def cache() -> tuple[int, int, int]:
+        store = ask(socket, "statistics")["statistics"]["store"]
+        return store["cached_chunks"], store["cache_misses"], store["cache_hits"]
+
+    before = cache()
+    mode = ("-t", "none", "-i", "native")
+    for number in range(clones):
+        copy = tmp_path / "copy"
+        img("convert", "-f", "raw", "-O", "raw", "-T", "none", folders[1] / f"clone-{number}", copy)
+        assert copy.read_bytes() == content
+    io(folders[1] / "clone-3", "raw", "read 0 4M", mode=mode)
+    kept, missed, hit = (new - old for new, old in zip(cache(), before, strict=True))
+    assert kept <= blocks, "each chunk is there once"
+    assert missed <= 2 * blocks, "a full cache takes what is read for the second time"
+    assert hit >= (clones - 2) * blocks
