@@ -59,6 +59,7 @@ class Way(NamedTuple):
     marked: bool  # with user.clusterfs.atomic_fsync
 
 
+BATCH = "batch atomic write (F2FS's ioctls)"
 WAYS = {
     "rollback journal": Way("DELETE", marked=False),
     "write-ahead log": Way("WAL", marked=False),
@@ -74,6 +75,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--clone-gib", type=int, default=10)
     parser.add_argument("--clones", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--transactions", type=int, default=200)
+    parser.add_argument(
+        "--sqlite", type=Path, help="a libsqlite3.so with SQLITE_ENABLE_BATCH_ATOMIC_WRITE"
+    )
     parser.add_argument("--json", type=Path, default=RESULTS)
     given = parser.parse_args(words)
     with contextlib.ExitStack() as stack:
@@ -83,7 +87,7 @@ def main(words: list[str]) -> int:
         found = {
             "image": images(places | {"local": folder}, given.rounds, given.runtime),
             "locks": locks(clusters[3].nodes, given.runtime),
-            "sqlite": atomic(clusters[3].nodes[0], given.transactions),
+            "sqlite": atomic(clusters[3].nodes[0], given.transactions, given.sqlite),
             "clone": cloning(clusters[1].nodes[0].mount, given.clone_gib),
         }
         found["boot storm"] = storm(clusters[1], folder, given.clones)
@@ -249,21 +253,41 @@ def read_all(folder: Path, number: int) -> float:
 # -- all or nothing -----------------------------------------------------------------------------
 
 
-def atomic(node: Node, transactions: int) -> Rows:
+def atomic(node: Node, transactions: int, library: Path | None) -> Rows:
     """Return what a transaction of SQLite costs in each way of making it atomic."""
-    found: Rows = {}
-    for name, way in WAYS.items():
-        folder = node.mount / name.partition(" ")[0].strip(",")
-        folder.mkdir()
-        if way.marked:
-            os.setxattr(folder, "user.clusterfs.atomic_fsync", b"1")
-        with contextlib.closing(sqlite3.connect(folder / "data", isolation_level=None)) as data:
-            data.execute(f"PRAGMA journal_mode = {way.journal}")
-            data.execute("PRAGMA synchronous = FULL")
-            data.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, pad TEXT)")
-            data.executemany("INSERT INTO t VALUES (?, 0, ?)", [(n, "x" * 200) for n in range(500)])
-            found[name] = cost(node, transactions, lambda data=data: update(data))  # type: ignore[misc]
+    found = {name: in_one_way(node, name, way, transactions) for name, way in WAYS.items()}
+    if library:  # it takes the place of the one that Python would load
+        command = [sys.executable, "-m", "bench.qemu", "--batch", str(node.folder)]
+        environment = os.environ | {"LD_PRELOAD": str(library.absolute())}
+        done = subprocess.run(
+            [*command, str(transactions)], env=environment, stdout=subprocess.PIPE, check=True
+        )
+        found[BATCH] = json.loads(done.stdout)
     return found
+
+
+def batch(node: Node, transactions: int) -> dict[str, float]:
+    """Measure the SQLite of this process, which must be built for it."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as data:
+        options = {option for (option,) in data.execute("PRAGMA compile_options")}
+    assert "ENABLE_BATCH_ATOMIC_WRITE" in options, "this libsqlite3 is built without it"
+    return in_one_way(node, BATCH, Way("DELETE", marked=False), transactions)
+
+
+def in_one_way(node: Node, name: str, way: Way, transactions: int) -> dict[str, float]:
+    """Return what a transaction costs with this way's settings."""
+    folder = node.mount / name.partition(" ")[0]
+    folder.mkdir()
+    if way.marked:
+        os.setxattr(folder, "user.clusterfs.atomic_fsync", b"1")
+    with contextlib.closing(sqlite3.connect(folder / "data", isolation_level=None)) as data:
+        data.execute(f"PRAGMA journal_mode = {way.journal}")
+        data.execute("PRAGMA synchronous = FULL")
+        data.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, pad TEXT)")
+        data.execute("BEGIN")
+        data.executemany("INSERT INTO t VALUES (?, 0, ?)", [(n, "x" * 200) for n in range(500)])
+        data.execute("COMMIT")
+        return cost(node, transactions, lambda: update(data))
 
 
 def update(data: sqlite3.Connection) -> None:
@@ -303,5 +327,8 @@ def table(name: str, rows: Rows) -> str:
 
 
 if __name__ == "__main__":
-    assert sys.argv[1] == "--lock"
-    print(lock(Path(sys.argv[2]), float(sys.argv[3])))
+    _, step, place, number = sys.argv
+    if step == "--lock":
+        print(lock(Path(place), float(number)))
+    else:
+        print(json.dumps(batch(Cluster(Path(place)).nodes[0], int(number))))
