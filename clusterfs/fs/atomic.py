@@ -197,7 +197,7 @@ class AtomicWrites:
             stripes = [inode.stripe(n) for n in sorted({n // STRIPE_BLOCKS for n in indexes})]
             for stripe in stripes:
                 await self._writeback.know_version(stripe)
-            changes += self._writeback.changes(stripes, indexes)
+            changes += self._writeback.changes(inode, stripes, indexes)
             payload += [blocks[index] for index in indexes]
             edits.append(self._edit(inode, staged.extents[inode], len(blocks)))
             if inode not in privileged:

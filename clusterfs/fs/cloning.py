@@ -213,7 +213,7 @@ class Cloning:
                 else Discard(run.first, run.blocks)
             )
         changes = [
-            self._writeback.change(stripe, operations[object_id])
+            self._writeback.change(target, stripe, operations[object_id])
             for object_id, stripe in stripes.items()
             if stripe.version != ABSENT or _shares(operations[object_id])
         ]

@@ -49,7 +49,7 @@ _LOADED = (RECORD, MARK)
 class Edit:
     """What one transaction does to one inode object."""
 
-    __slots__ = ("creates", "deletes", "inode", "mark", "operations", "record", "size")
+    __slots__ = ("beyond", "creates", "deletes", "inode", "mark", "operations", "record", "size")
 
     def __init__(self, inode: Inode, record: Record | None = None, *operations: Operation) -> None:
         self.inode = inode
@@ -57,6 +57,7 @@ class Edit:
         self.operations: list[Operation] = list(operations)
         self.mark = inode.mark
         self.size: int | None = None  # the committed size from now on; None: as it was
+        self.beyond = ABSENT  # a version that the inode object must pass
         self.creates = False
         self.deletes = False
 
@@ -71,9 +72,8 @@ class Edit:
             operations.append(Remove(MARK) if self.mark is None else Put(MARK, self.mark))
         if self.deletes:
             operations = [Delete()]
-        return Change(
-            inode.object_id, inode.group, expected, expected.after(epoch), tuple(operations)
-        )
+        version = max(expected, self.beyond).after(epoch)
+        return Change(inode.object_id, inode.group, expected, version, tuple(operations))
 
     def committed_size(self) -> int:
         """Return the size that the stored record will have."""

@@ -3,8 +3,9 @@
 Shrinking discards blocks and zeroes the rest of the last block, in the transaction that makes the
 size smaller. When whole stripes go, the inode is marked TRUNCATING in that transaction and the
 stripes are deleted afterwards; whoever next changes the inode finishes that first, so nothing comes
-back when the file grows again. Only stripes that exist are looked at: a sparse file of 16 TiB costs
-no more than what was written to it.
+back when the file grows again. What deletes a stripe gives the inode a version beyond the
+deletion's, from which the stripe goes on if it is made anew. Only stripes that exist are looked at:
+a sparse file of 16 TiB costs no more than what was written to it.
 
 The caller uses the inode exclusively and has loaded its record.
 """
@@ -72,7 +73,7 @@ class Truncation:
             await self._writeback.know_version(stripe)
             changes = []
             if stripe.version != ABSENT:
-                changes.append(self._writeback.change(stripe, [Delete()]))
+                changes.append(self._writeback.change(inode, stripe, [Delete()]))
             edit = Edit(inode)
             edit.deletes = True
             await self._transactions.commit_holding([edit], changes)
@@ -159,12 +160,13 @@ class Truncation:
             if tail:
                 operations.append(Write(_within(size), 1))
             if stripe.version != ABSENT or any(tail):
-                changes.append(self._writeback.change(stripe, operations))
+                changes.append(self._writeback.change(inode, stripe, operations))
         if had == kept + 1:
             stripe = inode.stripe(kept)
             await self._writeback.know_version(stripe)
             if stripe.version != ABSENT:
-                changes.append(self._writeback.change(stripe, [Delete()]))
+                changes.append(self._writeback.change(inode, stripe, [Delete()]))
+                edit.beyond = changes[-1].version
         elif had > kept:
             edit.mark = ORPHAN_TRUNCATING if inode.mark == ORPHAN else TRUNCATING
         return changes
@@ -184,14 +186,21 @@ class Truncation:
                 stripe.version = None
                 await self._writeback.know_version(stripe)
                 if stripe.version != ABSENT:
-                    changes.append(self._writeback.change(stripe, [Delete()]))
+                    changes.append(self._writeback.change(inode, stripe, [Delete()]))
             await self._commit_stripes(inode, changes)
 
     async def _commit_stripes(self, inode: Inode, changes: Sequence[Change]) -> None:
-        if changes:
-            await self._transactions.commit_holding([], changes)
-            for change in changes:
-                self._follow(inode, change)
+        """Commit changes of stripes; the inode's version passes those of what is deleted."""
+        if not changes:
+            return
+        edits = []
+        gone = [c.version for c in changes if isinstance(c.operations[-1], Delete)]
+        if gone:
+            edits.append(Edit(inode))
+            edits[0].beyond = max(gone)
+        await self._transactions.commit_holding(edits, changes)
+        for change in changes:
+            self._follow(inode, change)
 
     # -- holes
 
@@ -223,8 +232,9 @@ class Truncation:
                 if start < stop:
                     stripe = inode.stripe(number)
                     await self._writeback.know_version(stripe)
-                    operation = Discard(start - base, stop - start)
-                    await self._commit_stripes(inode, [self._writeback.change(stripe, [operation])])
+                    operations = [Discard(start - base, stop - start)]
+                    change = self._writeback.change(inode, stripe, operations)
+                    await self._commit_stripes(inode, [change])
 
     async def _read_block(self, inode: Inode, index: int) -> bytes:
         stripe = inode.stripe(index // STRIPE_BLOCKS)

@@ -29,6 +29,7 @@ from clusterfs.fs.ports import Volume
 from clusterfs.fs.quotas import Quotas
 from clusterfs.fs.transactions import Edit, Transactions
 from clusterfs.store.objects import (
+    ABSENT,
     BLOCK_BYTES,
     STRIPE_BLOCKS,
     Change,
@@ -367,7 +368,7 @@ class Writeback:
         if record is None:
             raise LockLost
         indexes = sorted(moved)
-        changes = self.changes(stripes, indexes)
+        changes = self.changes(inode, stripes, indexes)
         covered = min(record.size, (indexes[-1] + 1) << SHIFT) if inode.dirty else record.size
         is_last = not inode.dirty and {stripe.group for stripe in stripes} == {inode.group}
         edits = []
@@ -382,22 +383,31 @@ class Writeback:
             stripe.version = change.version
         return durable
 
-    def changes(self, stripes: Sequence[Stripe], indexes: Sequence[int]) -> list[Change]:
+    def changes(
+        self, inode: Inode, stripes: Sequence[Stripe], indexes: Sequence[int]
+    ) -> list[Change]:
         """Return a change for each stripe that writes those of the blocks that are in it."""
         within: dict[int, list[int]] = {stripe.number: [] for stripe in stripes}
         for index in indexes:
             within[index // STRIPE_BLOCKS].append(index % STRIPE_BLOCKS)
         return [
             self.change(
-                stripe, [Write(first, count) for first, count in joined(within[stripe.number])]
+                inode,
+                stripe,
+                [Write(first, count) for first, count in joined(within[stripe.number])],
             )
             for stripe in stripes
         ]
 
-    def change(self, stripe: Stripe, operations: Iterable[Operation]) -> Change:
-        """Return a change of a stripe whose version is known."""
+    def change(self, inode: Inode, stripe: Stripe, operations: Iterable[Operation]) -> Change:
+        """Return a change of a stripe whose version is known.
+
+        One that is made anew goes on from the inode's version, which its deletion left behind: so
+        no version of a stripe comes back, and the later of two copies has the higher one.
+        """
         assert stripe.version is not None
-        version: Version = stripe.version.after(self._volume.epoch)
+        before = inode.version if stripe.version == ABSENT else stripe.version
+        version: Version = before.after(self._volume.epoch)
         return Change(stripe.object_id, stripe.group, stripe.version, version, tuple(operations))
 
     async def know_version(self, stripe: Stripe) -> None:

@@ -30,7 +30,7 @@ NODES: Final = 3
 BLOCKS: Final = ("block 0", "block 1")
 LOG: Final = "log"
 NAMES: Final = ("a", "b", "d/a", "d/b")
-KINDS: Final = ("crash", "cut off", "cut one way", "short cut", "pause", "join")
+KINDS: Final = ("crash", "cut off", "cut one way", "short cut", "pause", "join", "blackout")
 _WORD: Final = 8
 _LIFE_S: Final = 1.0
 
@@ -246,6 +246,7 @@ class Story:
         self._values = count(1)
         self._clients = count(1)
         self._busy: set[int] = set()  # nodes that something is being done to
+        self._blackouts: list[int] = []  # when all nodes went at once, and one lost its memory
 
     def value(self) -> int:
         """Return a number that nothing else has."""
@@ -294,6 +295,8 @@ class Story:
         world, rng = self.world, self.rng
         kind = rng.choice(KINDS)
         free = [n for n in sorted(world.nodes) if n not in self._busy and world.may_lose(n)]
+        if kind == "blackout" and self._busy:
+            return
         if kind == "join":
             await self._join(NODES + 1)
         elif free:
@@ -314,6 +317,16 @@ class Story:
         await self.world.crash(number)
         await trio.sleep(self.rng.random() * 0.3)
         self._populate(await self.world.start(number))
+
+    async def _blackout(self, number: int) -> None:
+        everybody = set(self.world.nodes)
+        self._busy |= everybody
+        await self.world.blackout(number)
+        self._blackouts.append(self.world.instant())
+        await trio.sleep(self.rng.random() * 0.3)
+        self._populate(await self.world.start(number))
+        await self.world.settle()
+        self._busy -= everybody
 
     async def _cut_off(self, number: int) -> None:
         await self.world.cut_off(number, one_way=False)
@@ -344,11 +357,11 @@ class Story:
             copies = [found[node].get(number) for node in found if mask >> node & 1]
             if any(copy != copies[0] for copy in copies):
                 raise Broken(("copies differ", number, copies))
-        losses = self.world.losses
+        losses, dark = self.world.losses, self._blackouts
         for thing in BLOCKS:
-            self._explain(thing, of_data(self._of(thing), losses), EMPTY_REGISTER, register)
-        self._explain(LOG, of_data(self._of(LOG), losses), EMPTY_LOG, log)
-        self._explain("names", of_names(self._of("names"), losses), EMPTY_TREE, tree)
+            self._explain(thing, of_data(self._of(thing), losses, dark), EMPTY_REGISTER, register)
+        self._explain(LOG, of_data(self._of(LOG), losses, dark), EMPTY_LOG, log)
+        self._explain("names", of_names(self._of("names"), losses, dark), EMPTY_TREE, tree)
 
     def _of(self, thing: str) -> list[Record]:
         return [record for record in self.records if record.thing == thing]

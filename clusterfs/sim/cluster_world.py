@@ -267,10 +267,23 @@ class World:
 
     async def crash(self, number: int) -> None:
         """Cut a node's power; return when the others have buried it."""
+        await self.bury(await self._cut_power(number))
+
+    async def blackout(self, number: int) -> None:
+        """Cut a node's power and everybody's way to the views; return when all are removed."""
+        others = [node for node in self.nodes.values() if node.number != number]
+        for node in others:
+            node.views.reachable = False
+        incarnations = [node.views.incarnation for node in others]
+        await self.bury(await self._cut_power(number), *incarnations)
+        for node in others:
+            node.views.reachable = True
+
+    async def _cut_power(self, number: int) -> int:
         node = self.nodes.pop(number)
         self.note_loss(number)
         self.disks[number] = await node.cut_power()
-        await self.bury(node.views.incarnation)
+        return node.views.incarnation
 
     async def cut_off(self, number: int, *, one_way: bool) -> None:
         """Cut a node off from the others and from the views, until it is removed; then heal."""
@@ -287,12 +300,12 @@ class World:
             self.network.heal(number, other)
         node.views.reachable = True
 
-    async def bury(self, incarnation: int) -> None:
-        """Let the others notice that a start of a node is gone."""
+    async def bury(self, *incarnations: int) -> None:
+        """Let the others notice that starts of nodes are gone."""
         await trio.sleep(self.rng.random() * 0.2)
-        self.agreement.expel([incarnation])
+        self.agreement.expel(incarnations)
         await trio.sleep(LEASE_S * 1.1)
-        self.agreement.remove([incarnation])
+        self.agreement.remove(incarnations)
 
     def may_lose(self, number: int) -> bool:
         """Tell whether every group has another live, complete and reachable copy."""

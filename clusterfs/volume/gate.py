@@ -26,7 +26,7 @@ from clusterfs.errors import FilesystemError, Unavailable, WouldBlock
 from clusterfs.store.objects import ABSENT, Change, ObjectId, Transaction, Version
 from clusterfs.volume.copies import Blockwise, Copy, Moved, deletion, describe, difference
 from clusterfs.volume.memory import Memory
-from clusterfs.volume.merge import newer
+from clusterfs.volume.merge import newer, reached
 from clusterfs.volume.messages import (
     Agree,
     Buried,
@@ -244,8 +244,7 @@ class Gate:
         version = self._store.version(touched.object_id)
         if touched.deleted:
             return version == ABSENT
-        tombstone = self._memory.tombstone(touched.object_id)
-        return max(version, tombstone or version) >= touched.version
+        return reached(version, self._memory.tombstone(touched.object_id)) >= touched.version
 
     # -- bringing objects forward ---------------------------------------------------------------
 

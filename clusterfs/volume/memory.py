@@ -41,11 +41,12 @@ class Memory:
         )
         for touched in trace.objects:
             if touched.deleted:
-                self._tombstones[touched.object_id] = touched.version
+                self._entomb(touched.object_id, touched.version)
 
     def load(self, tombstones: Mapping[ObjectId, Version]) -> None:
         """Take tombstones of an earlier life."""
-        self._tombstones.update(tombstones)
+        for object_id, version in tombstones.items():
+            self._entomb(object_id, version)
         self._loaded.update(tombstones)
 
     def drop_loaded(self) -> list[ObjectId]:
@@ -92,6 +93,10 @@ class Memory:
     def count(self) -> int:
         """Return how many transactions are remembered."""
         return sum(map(len, self._traces.values()))
+
+    def _entomb(self, object_id: ObjectId, version: Version) -> None:
+        """Note a deletion; of an object that was made anew meanwhile, the last one counts."""
+        self._tombstones[object_id] = max(version, self._tombstones.get(object_id, version))
 
     def _bury(self, objects: Iterable[Touched]) -> list[ObjectId]:
         gone = []

@@ -6,7 +6,7 @@ writer at a time, a version is written once, and it carries the epoch of the vie
 
 from collections.abc import Mapping
 
-from clusterfs.store.objects import ObjectId, Version
+from clusterfs.store.objects import ABSENT, ObjectId, Version
 
 Listed = tuple[int, Version]
 
@@ -29,8 +29,15 @@ def newer(
     found = []
     for object_id, (_, version) in theirs.items():
         known = mine.get(object_id)
-        have = known[1] if known else None
-        gone = tombstones.get(object_id)
-        if (have is None or have < version) and (gone is None or gone < version):
+        if reached(known[1] if known else ABSENT, tombstones.get(object_id)) < version:
             found.append(object_id)
     return sorted(found)
+
+
+def reached(version: Version, tombstone: Version | None) -> Version:
+    """Return the version up to which this replica has an object's changes, its deletion counted.
+
+    A tombstone is on disk before its deletion. So it says nothing while the object is there: the
+    deletion is lost then, or the object was made anew since, at a later version.
+    """
+    return version if version != ABSENT else tombstone or ABSENT

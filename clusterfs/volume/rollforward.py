@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from clusterfs.store.objects import ObjectId, Version
+from clusterfs.volume.merge import reached
 from clusterfs.volume.messages import Known, Touched, Trace
 
 
@@ -47,7 +48,7 @@ def lacks(newest: Touched, version: Version, tombstone: Version | None) -> bool:
     """Tell whether a replica whose object is at `version` misses the newest state."""
     if newest.deleted:
         return bool(version.counter) and version < newest.version
-    return max(version, tombstone or version) < newest.version
+    return reached(version, tombstone) < newest.version
 
 
 def components(traces: Iterable[Trace], lacking: Collection[ObjectId]) -> list[list[ObjectId]]:

@@ -24,43 +24,52 @@ class Tombstones:
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
-        self._slots: dict[ObjectId, int] = {}
+        self._slots: dict[ObjectId, tuple[Version, int]] = {}  # the last deletion, and its slot
         self._left: dict[int, int] = {}  # by slot: how many of its objects still need it
-        self.loaded: dict[ObjectId, Version] = {}
+        self._free: list[int] = []
         for slot in range(SLOTS):
             packed = store.fact(_name(slot))
             if isinstance(packed, bytes) and packed:
                 self._occupy(slot, _unpack(packed))
         self._free = [slot for slot in reversed(range(SLOTS)) if slot not in self._left]
+        self.loaded = {object_id: version for object_id, (version, _) in self._slots.items()}
 
     def add(self, deletions: Mapping[ObjectId, Version]) -> None:
         """Note what one transaction deletes."""
-        fresh = {o: version for o, version in deletions.items() if o not in self._slots}
+        fresh = {o: version for o, version in deletions.items() if not self._noted(o, version)}
         if fresh and self._free:
             packed = msgpack.packb([(o, v.epoch, v.counter) for o, v in fresh.items()])
             with suppress(WouldBlock, BrickFailed):
                 self._store.set_fact(_name(self._free[-1]), packed)
-                slot = self._free.pop()
-                self._left[slot] = len(fresh)
-                self._slots.update(dict.fromkeys(fresh, slot))
+                self._occupy(self._free.pop(), fresh)
 
     def remove(self, objects: Iterable[ObjectId]) -> None:
         """Forget deletions that are durable everywhere, or did not happen."""
         for object_id in objects:
-            slot = self._slots.pop(object_id, None)
-            if slot is None:
-                continue
-            self._left[slot] -= 1
-            if not self._left[slot]:
-                del self._left[slot]
-                with suppress(WouldBlock, BrickFailed):
-                    self._store.set_fact(_name(slot), b"")
-                    self._free.append(slot)
+            if object_id in self._slots:
+                self._leave(self._slots.pop(object_id)[1])
 
-    def _occupy(self, slot: int, deletions: dict[ObjectId, Version]) -> None:
+    def _noted(self, object_id: ObjectId, version: Version) -> bool:
+        known = self._slots.get(object_id)
+        return known is not None and known[0] >= version
+
+    def _occupy(self, slot: int, deletions: Mapping[ObjectId, Version]) -> None:
+        """Let a slot stand for these; of an object that was deleted twice the last one counts."""
         self._left[slot] = len(deletions)
-        self._slots.update(dict.fromkeys(deletions, slot))
-        self.loaded.update(deletions)
+        for object_id, version in deletions.items():
+            mine, other = (version, slot), self._slots.get(object_id)
+            self._slots[object_id] = mine if other is None else max(mine, other)
+            if other is not None:
+                self._leave(min(mine, other)[1])
+
+    def _leave(self, slot: int) -> None:
+        """Count that one object needs the slot no more."""
+        self._left[slot] -= 1
+        if not self._left[slot]:
+            del self._left[slot]
+            with suppress(WouldBlock, BrickFailed):
+                self._store.set_fact(_name(slot), b"")
+                self._free.append(slot)
 
 
 def deletions(transaction: Transaction) -> dict[ObjectId, Version]:

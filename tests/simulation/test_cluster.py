@@ -1,5 +1,6 @@
 """Whole clusters in one thread: what clients saw must be explainable, whatever happened."""
 
+import os
 from collections.abc import Callable
 from itertools import count
 
@@ -8,7 +9,11 @@ import trio
 
 from clusterfs.errors import FilesystemError
 from clusterfs.fs.files import Files
+from clusterfs.fs.keys import ROOT
+from clusterfs.fs.results import Changes
 from clusterfs.sim.cluster_story import Broken
+from clusterfs.sim.cluster_world import Node, World, run_world
+from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.volume.messages import Code
 from clusterfs.volume.pending import Pending
 from clusterfs.volume.resync import Resync
@@ -23,6 +28,37 @@ def test_everything_that_clients_saw_can_be_explained(first: int) -> None:
 
 def test_a_seed_is_a_complete_bug_report() -> None:
     assert live(1).records == live(1).records
+
+
+def test_a_file_that_was_emptied_and_written_anew_is_whole_after_a_blackout() -> None:
+    """One disk has the deletion of its data, and its tombstone, but not what came after."""
+    content = b"anew" * 100
+
+    async def tell(world: World) -> None:
+        for number in (1, 2, 3):
+            await world.start(number)
+        await world.settle()
+        files = world.nodes[2].filesystem
+        made = await files.create(ROOT, b"log", 0o644, os.O_RDWR)
+        assert made.entry.attributes is not None
+        inode, handle = made.entry.attributes.inode, made.opened.handle
+        for value in range(5):
+            await files.write(handle, 0, bytes([value]) * BLOCK_BYTES)
+            await files.fsync(handle)
+        await files.setattr(inode, Changes(size=0))
+        await files.fsync(handle)
+        await files.write(handle, 0, content)
+        assert await read(world.nodes[3], inode) == content  # every replica has it in memory
+        await world.blackout(1)
+        await world.start(1)
+        await world.settle()
+        assert [await read(node, inode) for node in world.nodes.values()] == [content] * 3
+
+    async def read(node: Node, inode: int) -> bytes:
+        opened = await node.filesystem.open(inode, os.O_RDONLY)
+        return await node.filesystem.read(opened.handle, 0, BLOCK_BYTES)
+
+    run_world(1, tell)
 
 
 def serve_stale_reads(monkeypatch: pytest.MonkeyPatch) -> None:

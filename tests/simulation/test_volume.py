@@ -32,9 +32,10 @@ class Client:
     def __init__(self, world: World, node: Node, rng: random.Random) -> None:
         self.world, self.node, self.rng = world, node, rng
         self.base = node.incarnation * 1000
-        self.acknowledged: dict[int, int] = {}  # pair -> counter; -1: deleted
+        self.acknowledged: dict[int, int] = {}  # pair -> counter, negative: of its deletion
         self.synced: dict[int, int] = {}
         self.attempted: dict[int, int] = {}
+        self.deletions: dict[int, set[int]] = {}  # pair -> their counters
 
     async def run(self) -> None:
         try:
@@ -52,28 +53,29 @@ class Client:
 
     async def _write(self, pair: int) -> None:
         volume = self.node.volume
-        versions = [ABSENT, ABSENT]
+        before = last = [ABSENT, ABSENT]  # what is there, and the versions so far
         for counter in range(1, 1000):
             await trio.sleep(self.rng.random() * 0.1)
             data = counter.to_bytes(2, "big") * (BLOCK_BYTES // 2)
-            delete = versions[0] != ABSENT and self.rng.random() < 0.05
+            delete = before[0] != ABSENT and self.rng.random() < 0.1
             changes, payload = [], b""
             for i, (object_id, group) in enumerate(self.ids(pair)):
                 operations = (
                     (Delete(),) if delete else (Put(b"n", b"%d" % counter), Write(counter % 8, 1))
                 )
                 payload += b"" if delete else data
-                after = versions[i].after(volume.epoch)
-                changes.append(Change(object_id, group, versions[i], after, operations))
+                after = last[i].after(volume.epoch)  # also of what is made anew
+                changes.append(Change(object_id, group, before[i], after, operations))
             self.attempted[pair] = -counter if delete else counter
+            if delete:
+                self.deletions.setdefault(pair, set()).add(counter)
             durable = self.rng.random() < 0.2
             await volume.commit(changes, payload, durable=durable)
-            versions = [change.version for change in changes]
+            last = [change.version for change in changes]
+            before = [ABSENT, ABSENT] if delete else last
             self.acknowledged[pair] = -counter if delete else counter
             if durable:
                 self.synced[pair] = self.acknowledged[pair]
-            if delete:
-                return
 
     async def _sync(self) -> None:
         while True:
@@ -147,11 +149,13 @@ class Story:
         attempted = client.attempted[pair]
         lost_all = self.world.agreement.stopped_ever
         known = (client.synced if lost_all else client.acknowledged).get(pair, 0)
+        deleted = client.deletions.get(pair, set())
         if found[0] is None:
-            assert attempted < 0 or known == 0, (client.base + pair, known, attempted)
+            gone = known == 0 or any(counter >= abs(known) for counter in deleted)
+            assert gone, (client.base + pair, known, attempted)
         else:
-            assert known >= 0, f"{client.base + pair} was deleted at {known}, found {found}"
-            assert known <= found[0] <= abs(attempted), (client.base + pair, known, found)
+            assert found[0] not in deleted, (client.base + pair, known, found)
+            assert abs(known) <= found[0] <= abs(attempted), (client.base + pair, known, found)
 
     def counter(self, object_id: bytes, group: int) -> int | None:
         mask = self.world.agreement.view.in_sync[group]

@@ -128,6 +128,15 @@ def test_a_tombstone_counts_as_a_version() -> None:
     assert not lacks(changed, ABSENT, version(3))
 
 
+def test_a_tombstone_says_nothing_while_the_object_is_there() -> None:
+    """It was on disk before the deletion, which is lost: what others have newer is wanted."""
+    changed = Touched(IDS[0], 0, version(2), deleted=False)
+    assert lacks(changed, version(1), version(3))
+    mine, theirs = {IDS[0]: (0, version(1))}, {IDS[0]: (0, version(2))}
+    assert newer(mine, theirs, {IDS[0]: version(3)}) == [IDS[0]]
+    assert newer({}, theirs, {IDS[0]: version(3)}) == []
+
+
 @given(known=st.dictionaries(st.integers(1, 4), st.sampled_from(Known)), all_present=st.booleans())
 def test_a_verdict_never_contradicts_what_someone_did(
     known: dict[int, Known], *, all_present: bool
@@ -165,6 +174,13 @@ def test_memory_keeps_what_is_above_the_watermark() -> None:
     memory.forget(9)
     assert not memory.clients()
     assert memory.count() == 0
+
+
+def test_the_last_deletion_counts() -> None:
+    memory = Memory()
+    memory.remember(transaction(2, Change(IDS[0], 0, version(4), version(5), (Delete(),))))
+    memory.remember(transaction(1, Change(IDS[0], 0, version(1), version(2), (Delete(),))))
+    assert memory.tombstone(IDS[0]) == version(5)
 
 
 def test_tombstones_of_an_earlier_life_stay_until_dropped() -> None:

@@ -61,3 +61,16 @@ async def test_tombstones_are_found_after_a_crash(autojump_clock: trio.testing.M
     assert again.loaded == {ids[0]: Version(1, 1), ids[1]: Version(1, 2)}
     again.remove(again.loaded)
     assert not Tombstones(store).loaded
+
+
+async def test_of_an_object_that_was_deleted_twice_the_last_tombstone_counts() -> None:
+    store = ModelStore(random.Random(1))
+    once, twice = inode_object(1), inode_object(2)
+    tombstones = Tombstones(store)
+    tombstones.add({once: Version(1, 1), twice: Version(1, 5)})
+    tombstones.add({twice: Version(1, 9)})  # it had been made anew
+    assert Tombstones(store).loaded == {once: Version(1, 1), twice: Version(1, 9)}
+    tombstones.remove([once])
+    assert Tombstones(store).loaded == {twice: Version(1, 9)}
+    tombstones.remove([twice])
+    assert not Tombstones(store).loaded
