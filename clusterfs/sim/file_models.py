@@ -18,6 +18,8 @@ EMPTY_LOG: tuple[int, ...] = ()
 EMPTY_TREE: Names = frozenset()
 FREE = 0
 STRANGER = -1  # the file of some creation whose maker never learned its number
+NOTHING = 0  # what a name leads to that does not exist
+SOMETHING = -2  # some file that was moved here
 
 
 def register(state: int, action: Action, result: Any) -> int | None:
@@ -68,6 +70,30 @@ def tree(state: Names, action: Action, result: Any) -> Names | None:
     if result is UNKNOWN:
         return frozenset(names.items())
     return frozenset(names.items()) if result == possible else None
+
+
+def name(state: int, action: Action, result: Any) -> int | None:  # noqa: PLR0911 - one per action
+    """Answer for one name alone: what `tree` says of it, whatever a rename brings.
+
+    ("create", file), ("remove",): by unlink, or by a rename to elsewhere, ("arrive",): by a rename,
+    ("exists",), ("stat",). The state is the file, NOTHING, or SOMETHING until somebody looks.
+    """
+    kind = action[0]
+    if kind == "stat":
+        if state == SOMETHING and result is not None:
+            return int(result) if result > 0 else SOMETHING
+        strange = result == STRANGER and state < NOTHING
+        return state if strange or result == (state or None) else None
+    if kind == "exists":
+        return state if result == bool(state) else None
+    if kind == "arrive":
+        return state if result is False else SOMETHING
+    possible = bool(state) == (kind == "remove")
+    if result is not UNKNOWN and result != possible:
+        return None
+    if kind == "remove":
+        return NOTHING
+    return int(action[1]) if possible else state
 
 
 def _looked(state: Names, action: Action) -> Any:

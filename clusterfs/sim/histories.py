@@ -15,8 +15,8 @@ what is on disks counts: what was done in the last seconds before, and what was 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clusterfs.sim.file_models import STRANGER
-from clusterfs.sim.linearizability import Operation
+from clusterfs.sim.file_models import EMPTY_TREE, NOTHING, STRANGER, name, tree
+from clusterfs.sim.linearizability import Operation, Verdict, check
 
 _DURABLE_NS = 10 * 10**9  # nodes sync by themselves every second
 _LATE_NS = 10**9  # a loss may be noted after the operations that it interrupted
@@ -203,6 +203,56 @@ def _maybe_of_another(record: Record, renames: Iterable[Record], losses: Losses)
         and (other.returned is None or other.returned >= begin)
         for other in renames
     )
+
+
+class Names(NamedTuple):
+    """What a check of names found."""
+
+    verdict: Verdict
+    apart: bool  # all together they were too hard to check; each name alone was not
+
+
+def check_names(operations: Sequence[Operation], limit: int) -> Names:
+    """Check a history of names as `of_names` returns it.
+
+    If that is too hard, each name is checked alone, with what a rename takes from it or brings as
+    an operation on it: that finds less, but what it finds is as true.
+    """
+    whole = check(operations, EMPTY_TREE, tree, limit=limit)
+    if whole.linearizable is not None:
+        return Names(whole, apart=False)
+    verdicts = [check(some, NOTHING, name, limit=limit) for some in by_name(operations).values()]
+    for verdict in verdicts:
+        if verdict.linearizable is False:
+            return Names(verdict, apart=True)
+    decided = all(verdict.linearizable for verdict in verdicts)
+    return Names(whole._replace(linearizable=True) if decided else whole, apart=decided)
+
+
+def by_name(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
+    """Return the history of each name alone, for the model `name`."""
+    operations = list(operations)
+    found: dict[str, list[Operation]] = {}
+
+    def note(operation: Operation, of: str, result: Any, *action: Any) -> None:
+        found.setdefault(of, []).append(operation._replace(action=action, result=result))
+
+    for operation in operations:
+        kind, result = operation.action[0], operation.result
+        if kind == "create":
+            note(operation, operation.action[1], result, kind, operation.action[2])
+        elif kind in ("unlink", "rename"):
+            note(operation, operation.action[1], result, "remove")
+        if kind == "rename":
+            note(operation, operation.action[2], result, "arrive")
+        elif kind == "stat":
+            note(operation, operation.action[1], result, kind)
+    for operation in operations:
+        if operation.action[0] == "list":
+            prefix = f"{operation.action[1]}/"
+            for one in [one for one in found if one.startswith(prefix)]:
+                note(operation, one, one.removeprefix(prefix) in operation.result, "exists")
+    return found
 
 
 def record_as(record: Record, action: tuple[Any, ...], result: Any) -> Operation:

@@ -103,6 +103,7 @@ class SimMesh:
         del self._network.meshes[self.node, self.incarnation]
         self.incarnation = incarnation
         self._network.meshes[self.node, incarnation] = self
+        self._fail_calls(lambda *_: True)
 
     def register(self, channel: int, handler: Any) -> None:
         """Let a handler have a channel."""
@@ -111,8 +112,12 @@ class SimMesh:
     def set_peers(self, peers: Iterable[tuple[int, int]]) -> None:
         """List the (node, incarnation) to talk to; calls to others fail."""
         self._peers = {node: incarnation for node, incarnation in peers if node != self.node}
+        self._fail_calls(lambda node, incarnation: self._peers.get(node) != incarnation)
+
+    def _fail_calls(self, concerns: Callable[[int, int], bool]) -> None:
+        """No answer comes any more: ours or theirs is over."""
         for number, (node, incarnation, done, box) in list(self._calls.items()):
-            if self._peers.get(node) != incarnation:
+            if concerns(node, incarnation):
                 del self._calls[number]
                 box.append(PeerLost(f"node {node}"))
                 done.set()
