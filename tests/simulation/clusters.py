@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 
 from clusterfs.sim.cluster_story import KINDS, Story
 from clusterfs.sim.cluster_world import World, run_world
@@ -10,12 +11,12 @@ FIRST_SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
 CHUNK = 25
 
 
-def live(seed: int) -> Story:
+def live(seed: int, kinds: Sequence[str] = KINDS) -> Story:
     """Let the seed's story happen; raises what it finds."""
     told: list[Story] = []
 
     async def tell(world: World) -> None:
-        told.append(Story(world))
+        told.append(Story(world, kinds))
         await told[0].tell()
 
     run_world(seed, tell)

@@ -132,3 +132,49 @@ def test_two_clients_may_both_be_told_that_they_renamed_the_same() -> None:
     assert names(MADE, one, two)
     assert names(MADE, one, two._replace(invoked=7)) is False
     assert names(MADE, one, two._replace(action=("rename", "a/x", "b/y"))) is False
+
+
+def apart(*records: Record) -> bool | None:
+    """Check each name alone: no search may look at more than one configuration of all."""
+    operations = histories.of_names(records, NOBODY)
+    found = [
+        check(some, file_models.NOTHING, file_models.name).linearizable
+        for some in histories.by_name(operations).values()
+    ]
+    return all(found)
+
+
+def test_each_name_alone_is_explained_as_all_are_together() -> None:
+    made = note(1, 0, 1, "create", "a/x", 5, result=77)
+    moved = note(1, 2, 3, "rename", "a/x", "b/y", result=True)
+    there = note(2, 4, 5, "stat", "b/y", result=77)
+    listed = note(2, 6, 7, "list", "b", result=["y"])
+    removed = note(1, 8, 9, "unlink", "b/y", result=True)
+    gone = note(2, 10, 11, "stat", "b/y", result=None)
+    right = (made, moved, there, listed, removed, gone)
+    assert names(*right)
+    assert apart(*right)
+    for wrong in (
+        there._replace(result=None),
+        listed._replace(result=[]),
+        removed._replace(result=False),
+        gone._replace(result=77),
+        moved._replace(result=False),
+        made._replace(result=0),
+    ):
+        story = [wrong if record.invoked == wrong.invoked else record for record in right]
+        assert names(*story) is False, wrong
+        assert apart(*story) is False, wrong
+
+
+def test_names_too_hard_together_are_checked_apart() -> None:
+    made = note(1, 0, 1, "create", "a/x", 5, result=77)
+    lost = [note(2, 2, None, "rename", f"a/{n}", f"b/{n}") for n in range(10)]
+    looks = [note(1, 4 + n, 4 + n, "stat", "a/x", result=77) for n in range(10)]
+    operations = histories.of_names([made, *lost, *looks], NOBODY)
+    found = histories.check_names(operations, 15)
+    assert found.apart
+    assert found.verdict.linearizable
+    stale = note(1, 30, 31, "stat", "a/x", result=None)
+    operations = histories.of_names([made, *lost, *looks, stale], NOBODY)
+    assert histories.check_names(operations, 15).verdict.linearizable is False

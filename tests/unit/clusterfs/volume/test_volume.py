@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -650,3 +651,25 @@ async def test_a_resync_tells_how_far_it_is_and_keeps_to_its_rate(autojump_clock
         report = node.volume.statistics()["resync"]
         assert report["pulled_bytes"] == 4 * blocks * BLOCK_BYTES
         assert (report["part"], report["eta_s"]) == (1.0, 0.0)
+
+
+async def test_a_view_in_the_middle_of_a_comparison_begins_it_anew(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(2, replicas=2) as world:
+        resync = world.nodes[2].volume._resync
+        assert resync is not None
+        site, view = resync._site, world.agreement.view
+        syncing = msgspec.structs.replace(view, in_sync=(0b010,) * 4, syncing=(0b100,) * 4)
+        ask = site.call
+
+        async def call(node: int, body: bytes) -> tuple[bytes, bytes]:
+            answer = await ask(node, body)
+            resync.entered(view, syncing)  # node 2 is new to the groups once more
+            return answer
+
+        resync.entered(view, syncing)
+        monkeypatch.setattr(site, "call", call)
+        with pytest.raises(WouldBlock):
+            await resync._merge(1, resync.groups)
+        assert not resync._cursors, "a comparison goes on in the middle"
