@@ -57,6 +57,7 @@ from clusterfs.store.store import Store
 from clusterfs.transport import mesh_tls
 from clusterfs.volume.placement import incarnation_of_inode
 from clusterfs.volume.volume import Volume
+from clusterfs.watching import Watching
 from dlm.errors import LockLost
 from dlm.net import Mesh, Peer
 from dlm.node import Lockspace
@@ -262,7 +263,19 @@ class Daemon:
         self._nursery.start_soon(self._keep_beating)
         self._nursery.start_soon(self._readmit_when_lost)
         administration = Administration(self)
-        handlers = administration.handlers() | {"hand_over": self.handover.begin}
+        watching = Watching(
+            self.mesh,
+            self.filesystem.events,
+            lambda: self.membership.node,
+            lambda: {member.node: member.name for member in self.membership.view.members},
+        )
+        self._nursery.start_soon(watching.run)
+        handlers = administration.handlers() | {
+            "hand_over": self.handover.begin,
+            "watch": watching.begin,
+            "watch_next": watching.next,
+            "watch_end": watching.end,
+        }
         server = control.Server(handlers, control.group_number(self.config.admin_group))
         await self._nursery.start(server.serve, self.config.control_socket)
         if self.config.metrics is not None:

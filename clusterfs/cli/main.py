@@ -23,6 +23,7 @@ from clusterfs.cli.mount import mount
 from clusterfs.cli.scrub import scrub
 from clusterfs.cli.top import top
 from clusterfs.cli.upgrade import upgrade
+from clusterfs.cli.watch import watch
 from clusterfs.errors import SetupError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ app.command()(doctor)
 app.command()(scrub)
 app.command()(upgrade)
 app.command()(top)
+app.command()(watch)
 
 Folder = Annotated[Path, typer.Option("--dir", help="Where the cluster lives.")]
 NodeName = Annotated[str, typer.Argument(metavar="nK", help="Which node.")]

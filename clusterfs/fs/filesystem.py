@@ -28,6 +28,7 @@ from clusterfs.fs.cloning import Cloning
 from clusterfs.fs.coherence import Coherence
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.endangered import Endangered, Journal
+from clusterfs.fs.events import Events
 from clusterfs.fs.file_locks import FileLocks
 from clusterfs.fs.files import Files
 from clusterfs.fs.gate import Attempt, Gate
@@ -97,6 +98,7 @@ class Filesystem:
         self._gate = Gate(lease_left_s, fail_when_lost=settings.fail_when_lost)
         self._locks = LockCache(lockspace)
         self._endangered = Endangered(journal)
+        self.events = Events()
         self._quotas = Quotas(volume, self._locks)
         self._transactions = Transactions(
             volume, self._endangered, self._quotas, read_only=settings.read_only
@@ -117,6 +119,7 @@ class Filesystem:
             self._coherence,
             self._endangered,
             self._quotas,
+            self.events,
             now_ns,
         )
         self._directories = Directories(volume, self._transactions)
@@ -433,7 +436,10 @@ class Filesystem:
 
     async def release(self, handle: int) -> None:
         """Close a file."""
+        writable = self._files.handles.is_writable(handle)
         inode = await self._files.release(handle)
+        if writable and inode is not None:
+            await self.events.closed(inode.number)
         if inode is not None and inode.number in self._unnamed and not inode.opened:
             self._unnamed.discard(inode.number)
             self._orphans.queue(inode.number)

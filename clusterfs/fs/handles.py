@@ -138,6 +138,11 @@ class Handles:
         opened = self._table.get(handle)
         return opened if isinstance(opened, OpenFile) else None
 
+    def is_writable(self, handle: int) -> bool:
+        """Tell whether this is an open file that may be written."""
+        opened = self._table.get(handle)
+        return isinstance(opened, OpenFile) and opened.writable
+
     def file(self, handle: int) -> OpenFile:
         """Return an open file."""
         opened = self._table.get(handle)

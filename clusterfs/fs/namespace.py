@@ -36,6 +36,7 @@ from clusterfs.fs.attributes import (
     fresh,
 )
 from clusterfs.fs.directories import Directories
+from clusterfs.fs.events import Event, Kind
 from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode, exclude_all
 from clusterfs.fs.keys import ENTRY, TARGET, check_name, encode_entry
@@ -67,6 +68,7 @@ class Namespace:
         self._transactions = parts.transactions
         self._directories = directories
         self._coherence = parts.coherence
+        self._events = parts.events
         self._now_ns = parts.now_ns
 
     # -- looking
@@ -173,6 +175,7 @@ class Namespace:
                     child_edit.operations.append(Put(TARGET, newborn.target))
                 await self._transactions.commit(parent_edit, child_edit, attempt=attempt)
                 self._directories.remember(directory, name, entry)
+                await self._tell("create", directory, name, entry)
                 return child, self._made(directory, child, made)
 
     async def make_unnamed(
@@ -282,11 +285,17 @@ class Namespace:
                 attempt=attempt,
             )
             self._directories.remember(directory, name, entry)
+            await self._tell("create", directory, name, entry)
             return self._coherence.entry(directory, directory.lock.stamp, inode)
 
     async def _check_new_link(self, directory: Inode, name: bytes) -> keys.Entry | None:
         await self._transactions.load_directory(directory)
         return await self._directories.find(directory, name)
+
+    async def _tell(self, kind: Kind, directory: Inode, name: bytes, entry: keys.Entry) -> None:
+        await self._events.tell(
+            Event(kind, entry.inode, directory.number, name, entry.is_directory)
+        )
 
     # -- removing
 
@@ -333,6 +342,7 @@ class Namespace:
             attempt=attempt,
         )
         self._directories.remember(directory, name, None)
+        await self._tell("delete", directory, name, keys.Entry(child.number, record.mode >> 12))
         return child if record.nlink == 1 else None
 
 

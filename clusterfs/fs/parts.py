@@ -6,6 +6,7 @@ import msgspec
 
 from clusterfs.fs.coherence import Coherence
 from clusterfs.fs.endangered import Endangered
+from clusterfs.fs.events import Events
 from clusterfs.fs.gate import Gate
 from clusterfs.fs.inodes import Inodes
 from clusterfs.fs.lock_cache import LockCache
@@ -27,4 +28,5 @@ class Parts(msgspec.Struct, frozen=True):
     coherence: Coherence
     endangered: Endangered
     quotas: Quotas
+    events: Events
     now_ns: Callable[[], int]

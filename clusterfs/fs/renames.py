@@ -20,6 +20,7 @@ from clusterfs.errors import (
 )
 from clusterfs.fs.attributes import Record
 from clusterfs.fs.directories import Directories
+from clusterfs.fs.events import Event, Kind
 from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode, exclude_all
 from clusterfs.fs.keys import ENTRY, ROOT, Entry, check_name, encode_entry
@@ -58,6 +59,7 @@ class Renames:
         self._namespace = namespace
         self._rename_lock = rename_lock
         self._now_ns = parts.now_ns
+        self._events = parts.events
 
     async def rename(
         self,
@@ -155,6 +157,14 @@ class Renames:
         """Raise DirectoryNotEmpty."""
         await self._directories.require_empty(directory)
 
+    async def tell(self, entry: Entry, source: Place, target: Place) -> None:
+        """Tell who watches that a name moved."""
+        moves: list[tuple[Kind, Place]] = [("moved_from", source), ("moved_to", target)]
+        for kind, place in moves:
+            await self._events.tell(
+                Event(kind, entry.inode, place.directory.number, place.name, entry.is_directory)
+            )
+
     def remember(self, place: Place, entry: Entry | None) -> None:
         """Cache where a name leads now."""
         self._directories.remember(place.directory, place.name, entry)
@@ -201,6 +211,7 @@ class _Move:
         await self._renames.commit(self._attempt, self._moved.inode, list(self._edits.values()))
         self._renames.remember(self._source, None)
         self._renames.remember(self._target, self._moved)
+        await self._renames.tell(self._moved, self._source, self._target)
         return orphan
 
     async def _exchange(self) -> None:
@@ -212,6 +223,8 @@ class _Move:
         await self._renames.commit(self._attempt, self._moved.inode, list(self._edits.values()))
         self._renames.remember(self._source, self._replaced)
         self._renames.remember(self._target, self._moved)
+        await self._renames.tell(self._moved, self._source, self._target)
+        await self._renames.tell(self._replaced, self._target, self._source)
 
     async def _check_sticky(self) -> None:
         for place, entry in ((self._source, self._moved), (self._target, self._replaced)):

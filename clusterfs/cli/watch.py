@@ -1,0 +1,78 @@
+"""`clusterfs watch`: the changes of a directory's names, made on any node, as they happen."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from clusterfs import control
+from clusterfs.cli.control import socket_for
+from clusterfs.errors import SetupError
+
+_PATIENCE_S = 60.0
+
+
+def watch(
+    directory: Annotated[Path, typer.Argument(help="A directory on a clusterfs.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Print what is created, closed after writing, renamed and deleted in a directory, anywhere.
+
+    The first line, `watching`, says that from now on nothing is left out; `overflow` says that
+    something may have been: look at the directory again. Ends when the directory is gone.
+    """
+    if not directory.is_dir():
+        raise SetupError(f"{directory} is no directory; watch the one that it is in")
+    number, socket = directory.stat().st_ino, socket_for(directory)
+    begun = control.ask(socket, "watch", timeout_s=_PATIENCE_S, directory=number)["watch"]
+    try:
+        _follow(directory, socket, begun, as_json=as_json)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        control.ask(socket, "watch_end", timeout_s=_PATIENCE_S, watch=begun)
+
+
+def _follow(directory: Path, socket: Path, begun: int, *, as_json: bool) -> None:
+    names = _names(directory)
+    _say({"event": "watching", "name": ""}, as_json=as_json)
+    while True:
+        reply = control.ask(socket, "watch_next", timeout_s=_PATIENCE_S, watch=begun)
+        for event in reply["events"]:
+            for shown in _shown(event, names):
+                _say(shown, as_json=as_json)
+        if reply["overflow"]:
+            _say({"event": "overflow", "name": "", "why": reply["overflow"]}, as_json=as_json)
+            names = _names(directory)
+        if not reply["events"] and not directory.is_dir():
+            return
+
+
+def _names(directory: Path) -> dict[str, int]:
+    with os.scandir(directory) as entries:
+        return {entry.name: entry.inode() for entry in entries}
+
+
+def _shown(event: dict[str, Any], names: dict[str, int]) -> list[dict[str, Any]]:
+    """Return what to print of an event, and keep the names up to date."""
+    kind, inode = event["kind"], event["inode"]
+    shown = {"event": kind, "inode": inode, "is_directory": event["is_directory"]}
+    if kind == "close_write":
+        return [shown | {"name": name} for name, known in names.items() if known == inode]
+    name = os.fsdecode(bytes.fromhex(event["raw"]))
+    if kind in ("create", "moved_to"):
+        names[name] = inode
+    elif names.get(name) == inode:
+        del names[name]
+    return [shown | {"name": name}]
+
+
+def _say(shown: dict[str, Any], *, as_json: bool) -> None:
+    shown["name"] = os.fsencode(shown["name"]).decode("utf-8", "backslashreplace")
+    if as_json:
+        typer.echo(msgspec.json.encode(shown).decode())
+    else:
+        typer.echo(" ".join(filter(None, (shown["event"], shown["name"], shown.get("why", "")))))
