@@ -124,9 +124,7 @@ class Filesystem:
         )
         self._directories = Directories(volume, self._transactions)
         self._listing = Listing(parts, self._directories)
-        self._quota_settings = QuotaSettings(
-            volume, self._quotas, self._inodes, self._transactions, self._directories
-        )
+        self._quota_settings = QuotaSettings(parts, self._directories)
         self._xattrs = Xattrs(parts, self._quota_settings)
         self._namespace = Namespace(parts, self._directories, self._xattrs)
         rename_lock = self._locks.lock(_RENAME_LOCK)

@@ -25,13 +25,13 @@ from clusterfs.errors import (
     OperationNotPermitted,
 )
 from clusterfs.fs.directories import Directories
-from clusterfs.fs.inodes import Inode, Inodes
+from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import ROOT
-from clusterfs.fs.ports import Volume
+from clusterfs.fs.parts import Parts
 from clusterfs.fs.quota_ledger import NOTHING, Ledger
-from clusterfs.fs.quotas import Quota, Quotas
+from clusterfs.fs.quotas import Quota
 from clusterfs.fs.results import Caller
-from clusterfs.fs.transactions import Edit, Transactions
+from clusterfs.fs.transactions import Edit
 from clusterfs.store.objects import Delete, split_object_id
 
 PREFIX = b"user.clusterfs.quota."
@@ -54,18 +54,11 @@ class Shown(msgspec.Struct, frozen=True):
 class QuotaSettings:
     """Sets and shows quotas."""
 
-    def __init__(
-        self,
-        volume: Volume,
-        quotas: Quotas,
-        inodes: Inodes,
-        transactions: Transactions,
-        directories: Directories,
-    ) -> None:
-        self._volume = volume
-        self._quotas = quotas
-        self._inodes = inodes
-        self._transactions = transactions
+    def __init__(self, parts: Parts, directories: Directories) -> None:
+        self._volume = parts.volume
+        self._quotas = parts.quotas
+        self._inodes = parts.inodes
+        self._transactions = parts.transactions
         self._directories = directories
 
     async def get(self, number: int, name: bytes) -> bytes:
