@@ -74,6 +74,7 @@ class Guest:
     def __init__(self, folder: Path, form: str, cache: str, aio: str) -> None:
         self.folder, self.form, self.cache, self.aio = folder, form, cache, aio
         self.root = initramfs(folder)
+        self.memory = folder / "memory"
         self.runs = 0
 
     @contextmanager
@@ -81,7 +82,7 @@ class Guest:
         """Run it, or with `-incoming` wait for it, with this image."""
         self.runs += 1
         console = self.folder / f"console-{self.runs}"
-        memory = f"memory-backend-file,id=memory,size=128M,share=on,mem-path={self.folder}/memory"
+        memory = f"memory-backend-file,id=memory,size=128M,share=on,mem-path={self.memory}"
         options = [
             *("-m", "128M", "-object", memory, "-machine", "pc,memory-backend=memory"),
             *("-kernel", kernel(), "-initrd", self.root, "-append", _WORDS),
@@ -104,7 +105,7 @@ class Run:
         text = self.console.read_text("ascii", "replace") if self.console.exists() else ""
         assert "BAD" not in text, text[-1000:]
         assert "FAILED" not in text, text[-1000:]
-        assert "panic" not in text, text[-1000:]
+        assert "Kernel panic" not in text, text[-1000:]
         return [int(number) for number in re.findall(rf"{word} (\d+)\s*\n", text)]
 
     def wait_verified(self, rounds: int) -> int:
