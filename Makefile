@@ -50,6 +50,7 @@ soak: setup ## every small store workload cut everywhere, then kill nodes and br
 bench: setup ## the tables of docs/performance.md
 	python -m bench
 	python -m bench dlm
+	python -m bench qemu
 
 transcripts: setup ## rewrite the expected effects in tests/transcripts; review the diff
 	CLUSTERFS_REWRITE_TRANSCRIPTS=1 pytest -q tests/unit tests/property -k transcript
