@@ -96,7 +96,8 @@ class Truncation:
                 await self._zero_edge(inode, start, stop, now_ns)
         await self._writeback.flush(inode)
         if first < beyond:
-            await self._discard(inode, first, beyond)
+            freed = await self._discard(inode, first, beyond)
+            record.blocks = max(0, record.blocks - freed)
         record.touch(now_ns)
         self._writeback.mark_dirty(inode)
 
@@ -223,7 +224,9 @@ class Truncation:
             self._volume.unreserve(BLOCK_BYTES)
             self._writeback.accept_nowait(inode, start, zeros, old, now_ns)
 
-    async def _discard(self, inode: Inode, first: int, beyond: int) -> None:
+    async def _discard(self, inode: Inode, first: int, beyond: int) -> int:
+        """Make holes of whole blocks; returns how many were none."""
+        freed = 0
         async with inode.committing:
             there = {n for n, _ in await self._volume.stripes(inode.number)}
             for number in sorted(there):
@@ -232,9 +235,12 @@ class Truncation:
                 if start < stop:
                     stripe = inode.stripe(number)
                     await self._writeback.know_version(stripe)
+                    place = (stripe.object_id, stripe.group, start - base, stop - start)
+                    freed += sum(count for _, count in await self._volume.extents(*place))
                     operations = [Discard(start - base, stop - start)]
                     change = self._writeback.change(inode, stripe, operations)
                     await self._commit_stripes(inode, [change])
+        return freed
 
     async def _read_block(self, inode: Inode, index: int) -> bytes:
         stripe = inode.stripe(index // STRIPE_BLOCKS)

@@ -247,3 +247,18 @@ async def test_who_makes_something_lets_the_kernel_believe_its_attributes() -> N
     async with World(1).running() as world:
         entry = await world.nodes[1].fs.mkdir(ROOT, b"d", 0o755)
         assert entry.attribute_timeout_s == 1.0
+
+
+async def test_holes_that_are_punched_do_not_count_as_blocks() -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        created = await one.create(ROOT, b"image", 0o600, os.O_RDWR)
+        assert created.entry.attributes is not None
+        number, handle = created.entry.attributes.inode, created.opened.handle
+        await one.write(handle, 0, b"x" * 10 * 4096)
+        await one.fallocate(handle, 20 * 4096, 4096, 0)
+        for _ in range(2):  # the second time there is nothing left to free
+            await one.fallocate(handle, 2 * 4096, 6 * 4096, 3)
+            assert (await two.getattr(number)).attributes.blocks == 4 * 8
+        await one.fallocate(handle, 0, 21 * 4096, 3)
+        assert (await two.getattr(number)).attributes.blocks == 0
