@@ -106,9 +106,13 @@ def _looked(state: Names, action: Action) -> Any:
 def mutex(state: int, action: Action, result: Any) -> int | None:
     """Answer for an exclusive lock: ("lock", who) gives True or False; ("unlock", who).
 
+    ("end", who): it ended without a word, for the holder's node was lost.
+
     The state is who holds it, FREE if nobody does.
     """
     kind, who = action
+    if kind == "end":
+        return FREE if state == who else None
     if kind == "unlock":
         return FREE if state in (who, FREE) else None
     if result is False:

@@ -47,6 +47,8 @@ def parsed(lines: Iterable[Mapping[str, Any]], node: int, client: int) -> Iterat
     """Put the beginnings and ends that one client noted together."""
     begun: Mapping[str, Any] | None = None
     for line in lines:
+        if "odd" in line:
+            continue
         if "action" in line:
             begun = line
         elif begun is not None:
@@ -150,6 +152,52 @@ def _local_only(read: Record, uncertain: Mapping[int, int], writes: Iterable[Rec
 def _just_before(record: Record, blackouts: Iterable[int]) -> bool:
     end = record.invoked if record.returned is None else record.returned
     return any(record.invoked <= dark <= end + _DURABLE_NS for dark in blackouts)
+
+
+def of_locks(records: Collection[Record], losses: Losses) -> list[Operation]:
+    """Return the history of one exclusive lock: actions lock, unlock; each client has its own.
+
+    What a node held when it was lost ends at some time from then on, and may be taken again when it
+    is back, if nobody else has had it; so its unlocking proves nothing. Who got an error instead of
+    a lock may have had it for a while.
+    """
+    found = []
+    for record in sorted(records, key=lambda record: record.invoked):
+        who = record.action[1]
+        if record.action[0] == "unlock":
+            continue
+        if not record.succeeded:
+            found += [_unknown(record), Operation(record.invoked, None, ("end", who))]
+            continue
+        found.append(_operation(record, record.result))
+        if not record.result:
+            continue
+        unlock = _unlock_of(record, records)
+        until = unlock.returned if unlock and unlock.succeeded else None
+        lost = [
+            at
+            for at in losses.get(record.node, ())
+            if at >= record.invoked and (until is None or at <= until + _LATE_NS)
+        ]
+        if lost:
+            since = max(record.invoked, min(lost) - _LATE_NS)
+            found += [
+                Operation(since, None, ("end", who)),
+                Operation(since, None, ("lock", who)),
+                Operation(since, None, ("end", who)),
+            ]
+        elif unlock and unlock.succeeded:
+            found.append(_operation(unlock, None))
+        else:
+            found.append(Operation((unlock or record).invoked, None, ("end", who)))
+    return found
+
+
+def _unlock_of(lock: Record, records: Iterable[Record]) -> Record | None:
+    """Return what the client did next with a lock that it got."""
+    later = [r for r in records if r.client == lock.client and r.invoked > lock.invoked]
+    following = min(later, key=lambda record: record.invoked, default=None)
+    return following if following and following.action[0] == "unlock" else None
 
 
 def of_names(

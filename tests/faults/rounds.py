@@ -22,7 +22,7 @@ from pathlib import Path
 from clusterfs.sim import file_models, histories
 from clusterfs.sim.histories import Record
 from clusterfs.sim.linearizability import Operation, Verdict, check
-from tests.faults.client import BLOCKS, FOLDERS, block
+from tests.faults.client import BLOCKS, FOLDERS, RANGES, block
 from tests.faults.cluster import PATIENCE_S, HostCluster
 from tests.faults.hosts import DIES_WITH_US
 from tests.faults.schedule import ENDING_DAEMONS, Fault, Player, draw
@@ -65,6 +65,13 @@ class Client:
         assert code == 0, f"client {self.number} failed: {code}"
         return True
 
+    def oddities(self) -> Iterator[str]:
+        """Yield what was read of the log that is not whole records."""
+        with contextlib.suppress(FileNotFoundError):
+            for line in map(json.loads, self.output.read_text().splitlines()):
+                if "odd" in line:
+                    yield f"n{self.node} client {self.number} at {line['at']}: {line['odd']}"
+
     def records(self) -> Iterator[Record]:
         with contextlib.suppress(FileNotFoundError):
             lines = self.output.read_text().splitlines()
@@ -80,6 +87,7 @@ class Rounds:
         self.kinds: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.undecided = 0
+        self.apart = 0  # histories of names of which only each name alone could be checked
         self.checked = 0
 
     def play(
@@ -119,6 +127,7 @@ class Rounds:
         self.operations += len(records)
         wrong += self._unexpected(records) + self._violations(records)
         if wrong:
+            wrong += [odd for client in clients for odd in client.oddities()][:20]
             wrong.append("played: " + "; ".join(played))
         return wrong
 
@@ -127,7 +136,11 @@ class Rounds:
         root.mkdir()
         for name in FOLDERS:
             (root / name).mkdir()
-        for name, content in {**{name: block(name, 0) for name in BLOCKS}, "log": b""}.items():
+        for name, content in {
+            **{name: block(name, 0) for name in BLOCKS},
+            "log": b"",
+            "locks": b"",
+        }.items():
             with (root / name).open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -186,7 +199,7 @@ class Rounds:
         dark = self.cluster.blackouts()
         of = {
             thing: [record for record in records if record.thing == thing]
-            for thing in (*BLOCKS, "log", "tree")
+            for thing in (*BLOCKS, *RANGES, "log", "tree")
         }
         search = functools.partial(check, limit=SEARCHED)
         verdicts = {
@@ -194,9 +207,13 @@ class Rounds:
             for name in BLOCKS
         }
         verdicts["log"] = search(histories.of_data(of["log"], losses, dark), (), file_models.log)
-        verdicts["tree"] = search(
-            histories.of_names(of["tree"], losses, dark), frozenset(), file_models.tree
-        )
+        for name in RANGES:
+            verdicts[name] = search(
+                histories.of_locks(of[name], losses), file_models.FREE, file_models.mutex
+            )
+        names = histories.check_names(histories.of_names(of["tree"], losses, dark), SEARCHED)
+        verdicts["tree"] = names.verdict
+        self.apart += names.apart
         self.checked += len(verdicts)
         hard = [thing for thing, verdict in verdicts.items() if verdict.linearizable is None]
         self.undecided += len(hard)

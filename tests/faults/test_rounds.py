@@ -33,6 +33,10 @@ def test_histories_are_linearizable_and_lose_nothing_synced(
         assert not wrong, "\n".join([f"round {name}", *wrong])
         number += 1
     print(f"{number} rounds, {rounds.operations} operations, faults: {dict(rounds.kinds)}")
+    print(
+        f"{rounds.checked} histories, {rounds.undecided} too hard to check, "
+        f"{rounds.apart} of names checked name by name"
+    )
     print(f"errors that programs saw: {dict(rounds.errors)}")
     assert number
     assert rounds.operations > 100, "hardly anything was done"

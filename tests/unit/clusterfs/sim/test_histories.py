@@ -178,3 +178,31 @@ def test_names_too_hard_together_are_checked_apart() -> None:
     stale = note(1, 30, 31, "stat", "a/x", result=None)
     operations = histories.of_names([made, *lost, *looks, stale], NOBODY)
     assert histories.check_names(operations, 15).verdict.linearizable is False
+
+
+def locks(*records: Record, losses: Losses = NOBODY) -> bool | None:
+    operations = histories.of_locks(records, losses)
+    return check(operations, file_models.FREE, file_models.mutex).linearizable
+
+
+TAKEN = note(1, 0, 1, "lock", 10, result=True)
+LEFT = note(1, 20, 21, "unlock", 10)
+ALSO = note(2, 5, 6, "lock", 20, result=True)
+REFUSED = note(2, 5, 6, "lock", 20, result=False)
+
+
+def test_two_that_have_one_lock_are_a_violation_while_nobody_was_lost() -> None:
+    assert locks(TAKEN, REFUSED, LEFT)
+    assert locks(TAKEN, ALSO, LEFT) is False
+    assert locks(TAKEN, ALSO, LEFT, losses={2: [3]}) is False
+
+
+def test_a_lock_ends_when_its_node_is_lost() -> None:
+    assert locks(TAKEN, ALSO, LEFT, losses={1: [3]})
+    assert locks(TAKEN, REFUSED, LEFT, losses={1: [3]})
+    assert locks(TAKEN, ALSO, losses={1: [3]})
+
+
+def test_nobody_is_refused_a_lock_that_is_free() -> None:
+    assert locks(TAKEN, LEFT, REFUSED._replace(invoked=30, returned=31)) is False
+    assert locks(TAKEN._replace(result=None, error=5), REFUSED)
