@@ -36,7 +36,13 @@ class Node:
                 self.mesh = SimMesh(self._world.network, self.number, self.incarnation, nursery)
                 self.views.before = self._list_peers
                 self._list_peers(self.views.view)
-                self.volume = Volume(self.store, self.mesh, self.views, trim_after_s=0.2)
+                self.volume = Volume(
+                    self.store,
+                    self.mesh,
+                    self.views,
+                    answer_timeout_s=self._world.answer_timeout_s,
+                    trim_after_s=0.2,
+                )
                 self.mesh.epoch = lambda: self.volume.heard_epoch
                 nursery.start_soon(self.views.run)
                 nursery.start_soon(self._watch_lost)
@@ -62,6 +68,8 @@ class Node:
 
 class World:
     """The cluster."""
+
+    answer_timeout_s = 5.0
 
     def __init__(
         self,

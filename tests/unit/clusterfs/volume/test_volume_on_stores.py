@@ -41,6 +41,7 @@ async def open_store(path: Path) -> Store:
 class Bricks(World):
     """A world whose stores are directories."""
 
+    answer_timeout_s = 300.0  # real disks, in real time, of a machine that does other things, too
     path: Path
 
     async def start_on_brick(self, number: int) -> Node:
