@@ -77,6 +77,8 @@ class Syncer:
                 return True
             if needed is not None and not needed() & missing:
                 return False
+            with trio.move_on_after(_PATIENCE_S):  # a round without the silent one may end at once
+                await self._site.changed()
             latest = await self._round(needed is not None)
 
     async def _round(self, impatient: bool) -> Round:  # noqa: FBT001

@@ -274,7 +274,7 @@ class LockspaceCore:
             self.ownership.ask_again()
         self.recovery.enter(skipped=skipped)
         self.keeper.enter(old)
-        self.ranges.enter()
+        self.recovery.add_job(self.ranges.enter())
         self.witnesses.enter(event.before if event.before >= 0 else event.epoch - 1)
         early, self._early = self._early, []
         for sender, message in early:

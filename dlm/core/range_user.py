@@ -11,7 +11,7 @@ Invariants (`validate`): a request is outstanding at its keeper (`sent`) or wait
 table, never both; a table that is not borrowed has what we hold in it, and nobody waits there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from dlm.core.range_keeper import RANGE, Keeper, held_by
 from dlm.core.range_past import Past
@@ -47,6 +47,7 @@ from dlm.range_messages import (
 )
 
 _PAGE = 200  # entries of each sort in one message
+NAMES = 100  # told at once
 _STATES = 2**32
 
 
@@ -77,6 +78,7 @@ class RangeUser:
         self._holding: dict[Owner, set[int]] = {}  # its parties that hold anything
         self._serial = 0
         self.past = Past()
+        self._untold: dict[Name, None] = {}  # names that their keepers have not been told of yet
 
     # -- this node's parties ---------------------------------------------------------------------
 
@@ -98,7 +100,8 @@ class RangeUser:
         else:
             wanted = self._wanted(used, request)
             used.sent[request.number] = request
-            here.send(used.keeper, RangeAsk(here.epoch, wanted))
+            if party.name not in self._untold:
+                here.send(used.keeper, RangeAsk(here.epoch, wanted))
 
     def free(self, event: FreeRange) -> None:
         """Hold nothing there any more, whatever was held."""
@@ -122,7 +125,10 @@ class RangeUser:
         if self.requests.get(request.number) is not request or request.cancelling:
             return
         used = self.used[request.party.name]
-        if not used.borrowed:
+        if not used.borrowed and used.name in self._untold:
+            self._finish(used, request, _cancelled(request))
+            self._clean(used)
+        elif not used.borrowed:
             request.cancelling = True
             here.send(used.keeper, RangeCancel(here.epoch, *used.name, request.number))
         elif used.table.withdraw(request.number, here.me) is not None:
@@ -208,26 +214,51 @@ class RangeUser:
 
     # -- members ---------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        """Tell the keepers of this epoch what we hold, want and have borrowed."""
+    def enter(self) -> Iterator[None]:
+        """Return the work of telling this epoch's keepers what we hold, want and have borrowed.
+
+        To be done in slices. Until a name is told, nothing is said about it otherwise.
+        """
+        self._untold = dict.fromkeys(self.used)
+        return self._tell_all()
+
+    def _tell_all(self) -> Iterator[None]:
         here = self._here
-        pages = {node: _Page() for node in here.members}
-        for used in list(self.used.values()):
-            used.keeper = here.directory_of(used.name.root)
+        batches: dict[int, list[Name]] = {node: [] for node in here.members}
+        for name in list(self._untold):
+            keeper = here.directory_of(name.root)
+            batches[keeper].append(name)
+            if len(batches[keeper]) >= NAMES:
+                self._tell(keeper, batches[keeper])
+                batches[keeper] = []
+            yield
+        serials: dict[int, list[int]] = {node: [] for node in here.members}
+        for serial, name in self.unacknowledged.items():
+            serials[here.directory_of(name.root)].append(serial)
+        for keeper, names in batches.items():
+            self._tell(keeper, names, serials[keeper], last=True)
+
+    def _tell(
+        self, keeper: int, names: Iterable[Name], serials: Sequence[int] = (), *, last: bool = False
+    ) -> None:
+        """Tell a keeper of these names as they are now."""
+        page = _Page(serials)
+        for name in names:
+            del self._untold[name]
+            used = self.used.get(name)
+            if used is None:
+                continue
+            used.keeper = keeper
             for request in [found for found in used.sent.values() if found.cancelling]:
                 self._finish(used, request, _cancelled(request))
-            page = pages[used.keeper]
             if used.borrowed:
-                page.borrowed.append(Names(*used.name))
+                page.borrowed.append(Names(*name))
             else:
                 page.held += self._held(used)
                 page.wanted += [self._wanted(used, request) for request in used.sent.values()]
             self._clean(used)
-        for serial, name in self.unacknowledged.items():
-            pages[here.directory_of(name.root)].serials.append(serial)
-        for node, page in pages.items():
-            for message in page.messages(here.epoch):
-                here.send(node, message)
+        for message in page.messages(self._here.epoch, last=last):
+            self._here.send(keeper, message)
 
     def lose(self) -> None:
         """End all that waits."""
@@ -235,6 +266,7 @@ class RangeUser:
             self._finish(self.used[request.party.name], request, Verdict.LOST)
         self.used.clear()
         self.parties.clear()
+        self._untold.clear()
         self.unacknowledged.clear()
         self._holding.clear()
 
@@ -291,6 +323,8 @@ class RangeUser:
         party.freed = (party.freed + 1) % _STATES
         self._serial += 1
         self.unacknowledged[self._serial] = party.name
+        if party.name in self._untold:
+            return  # the last page says so
         pending = self._pending(used, party)
         message = RangeFree(
             here.epoch,
@@ -404,13 +438,13 @@ class RangeUser:
 class _Page:
     """What one keeper is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, serials: Sequence[int]) -> None:
         self.borrowed: list[Names] = []
         self.held: list[Held] = []
         self.wanted: list[Wanted] = []
-        self.serials: list[int] = []
+        self.serials = serials
 
-    def messages(self, epoch: int) -> Iterator[RangeTell]:
+    def messages(self, epoch: int, *, last: bool) -> Iterator[RangeTell]:
         """Yield it in pieces."""
         lists = self.borrowed, self.held, self.wanted, self.serials
         longest = max(len(entries) for entries in lists)
@@ -422,7 +456,7 @@ class _Page:
                 tuple(self.held[cut]),
                 tuple(self.wanted[cut]),
                 tuple(self.serials[cut]),
-                last=first + _PAGE >= longest,
+                last=last and first + _PAGE >= longest,
             )
 
 

@@ -79,6 +79,11 @@ class Recovery:
         self._chores.append(self._mastery.bury())
         self.tick()
 
+    def add_job(self, job: Job) -> None:
+        """Take on work of this epoch, to be done in slices; the first is done at once."""
+        self._jobs.append(job)
+        self.tick()
+
     def add_chore(self, job: Job) -> None:
         """Take on work to be done in slices."""
         self._chores.append(job)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from dlm.core import range_user, recovery
 from dlm.core.range_past import Past
 from dlm.events import Hearing
 from dlm.sim.faults import Faults
@@ -21,6 +22,16 @@ def test_ranges_exclude_survive_and_end_under_any_faults(seed: int) -> None:
     if outcome.violation is not None:
         outcome = simulate_ranges(seed, tracing=True)
     assert outcome.violation is None, (outcome.violation, *outcome.trace)
+
+
+@pytest.mark.parametrize("seed", range(1000 + FIRST_SEED, 1010 + FIRST_SEED))
+def test_so_they_do_where_members_tell_what_they_hold_in_many_slices(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "SLICE", 2)
+    monkeypatch.setattr(range_user, "NAMES", 1)
+    outcome = simulate_ranges(seed)
+    assert outcome.violation is None, outcome.violation
 
 
 def test_who_comes_back_may_be_sure_of_what_it_held_or_not() -> None:
