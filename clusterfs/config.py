@@ -84,6 +84,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     compression: Literal["off", "lz4", "zstd"] = "lz4"  # of cold data
     cache_mib: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 256
     resync_mib_s: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0  # 0: as fast as it goes
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=1 << 20)] = 600.0
     trim_after_s: Annotated[float, msgspec.Meta(ge=0, le=1 << 20)] = 60.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -26,7 +26,7 @@ import trio
 
 from clusterfs import brick, control, metrics, observe
 from clusterfs.administration import Administration
-from clusterfs.cluster import report, waiting
+from clusterfs.cluster import grace, report, waiting
 from clusterfs.cluster.joining import Applicant, weight_of
 from clusterfs.cluster.node import Membership, insist
 from clusterfs.cluster.providers import Identity, Provider, Registration
@@ -172,6 +172,7 @@ class Daemon:
             store_epoch=self._stored_epoch(),
             groups=self.config.groups,
             replicas=self.config.replicas,
+            keeps_places=self.config.grace_s > 0,
             weight=self.config.weight or weight_of(shutil.disk_usage(self.config.brick).total),
         )
         self._identity = identity
@@ -260,6 +261,7 @@ class Daemon:
             waiting.explain, self.membership, lambda: self._ready.awaited, self._ready.waiting
         )
         await self._nursery.start(self.volume.run)
+        self._nursery.start_soon(grace.keep, self.membership, self.config.grace_s)
         self._nursery.start_soon(self._keep_beating)
         self._nursery.start_soon(self._readmit_when_lost)
         administration = Administration(self)

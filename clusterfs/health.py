@@ -22,6 +22,7 @@ CODES: Final = {
     "LEASE_NOT_RENEWED": WARNING,
     "GROUPS_STOPPED": ERROR,
     "COPIES_MISSING": WARNING,
+    "COPIES_AWAITED": WARNING,
     "MEMBER_LEAVING": WARNING,
     "PEER_UNREACHABLE": WARNING,
     "REQUESTS_STALLED": WARNING,
@@ -84,6 +85,9 @@ def _groups(facts: Facts) -> Found:
     if lagging or status["absent"]:
         away = [f"node {node}" for node in status["absent"]]
         found["COPIES_MISSING"] = f"not in sync: {', '.join([*lagging, *away])}"
+    if status["away"]:
+        kept = ", ".join(f"node {node}" for node in status["away"])
+        found["COPIES_AWAITED"] = f"away, and what it had is not copied anew yet: {kept}"
     leaving = [m["name"] for m in status["members"] if m["state"] == "leaving"]
     if leaving:
         found["MEMBER_LEAVING"] = f"does not answer, or leaves: {', '.join(leaving)}"

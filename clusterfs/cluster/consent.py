@@ -7,7 +7,7 @@ what to do instead.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from clusterfs.cluster.membership import candidates, held
+from clusterfs.cluster.membership import held, present_candidates
 from clusterfs.cluster.views import View, mask_of, nodes_of
 
 Names = Mapping[int, str]
@@ -29,7 +29,7 @@ def against_retiring(view: View, node: int, names: Names, *, fewer: bool) -> str
         return against_forgetting(view, node, names)
     if not member.store_id:
         return None
-    left = [n for n, _ in candidates(view) if n != node]
+    left = [n for n, _ in present_candidates(view) if n != node]
     if not left:
         return f"{name} has the only copy of everything: let another node join first"
     if len(left) < view.replicas and not fewer:

@@ -30,6 +30,7 @@ class Applicant(NamedTuple):
     groups: int = 256
     replicas: int = 3  # of the cluster, if this node founds it
     weight: int = 1
+    keeps_places: bool = False  # nodes that go keep theirs for a while
 
 
 def weight_of(capacity_bytes: int) -> int:
@@ -99,7 +100,8 @@ def admit(
         return None
     if any(m.incarnation == application.registration.incarnation for m in view.members):
         raise SetupError(f"node {applicant.name} was refused by the others while it joined: retry")
-    proposal = membership.joined(view, _newcomer(application), over)
+    keep = applicant.keeps_places
+    proposal = membership.joined(view, _newcomer(application), over, keep=keep)
     _check_same_store(proposal, application)
     if old is not None and (old.incarnation == application.replaces or _same_brick(old, applicant)):
         over.discard(old.incarnation)

@@ -10,6 +10,8 @@ Rules, applied at every change:
   * each group that runs wants the `replicas` highest-scored stores of nodes that do not retire; a
     wanted store in neither mask starts syncing; stores not wanted stay until all wanted ones are in
     sync, then go;
+  * who went a short while ago (`away`) keeps its place: nobody copies what it had, unless there is
+    one copy left, until it is back or is `missed`;
   * a group's generation is the epoch in which its masks or its stopped bit changed, and the
     removal of any member raises all generations, for that member was also a client;
   * lock_epoch is the epoch in which the set of (node, incarnation, state) changed.
@@ -27,7 +29,7 @@ from collections.abc import Collection, Iterable
 import msgspec
 import xxhash
 
-from clusterfs.cluster.views import Member, State, View, mask_of
+from clusterfs.cluster.views import Member, State, View, mask_of, nodes_of
 
 _SCORE_INPUT = struct.Struct(">QQ")
 
@@ -47,7 +49,12 @@ def replica_set(group: int, nodes: Weighted, replicas: int) -> tuple[int, ...]:
 
 
 def candidates(view: View) -> Weighted:
-    """Return the nodes that may hold data, with their weights."""
+    """Return the nodes that groups are placed on, with their weights: those away, too."""
+    return tuple(sorted((*present_candidates(view), *view.away)))
+
+
+def present_candidates(view: View) -> Weighted:
+    """Return the nodes that may hold data now, with their weights."""
     return _weighted(view.members, view.dropped | view.retiring)
 
 
@@ -67,7 +74,7 @@ def founded(cluster: str, groups: int, replicas: int) -> View:
     )
 
 
-def joined(view: View, newcomer: Member, dead: Collection[int] = ()) -> View:
+def joined(view: View, newcomer: Member, dead: Collection[int] = (), *, keep: bool = False) -> View:
     """Let a new incarnation in; it replaces an older one of its node.
 
     `dead` are incarnations whose last possible lease has ended; they are removed in the same step,
@@ -75,34 +82,45 @@ def joined(view: View, newcomer: Member, dead: Collection[int] = ()) -> View:
     """
     assert newcomer.state is State.UP
     assert all(m.incarnation != newcomer.incarnation for m in view.members), "incarnation reused"
-    draft = _Draft(view)
+    draft = _Draft(view, keep=keep)
     gone = {m.node for m in view.members if m.incarnation in dead or m.node == newcomer.node}
     draft.remove(gone)
     draft.members[newcomer.node] = newcomer
     return draft.finished()
 
 
-def left(view: View, node: int, incarnation: int) -> View | None:
+def left(view: View, node: int, incarnation: int, *, keep: bool = False) -> View | None:
     """Remove a member that says good-bye: it serves and caches nothing any more."""
-    return removed(view, {incarnation}) if _member(view, node, incarnation) else None
+    return removed(view, {incarnation}, keep=keep) if _member(view, node, incarnation) else None
 
 
-def leaving(view: View, incarnations: Collection[int]) -> View | None:
+def missed(view: View, nodes: Collection[int]) -> View | None:
+    """Wait no longer for nodes that are away: others shall copy what they had."""
+    draft = _Draft(view)
+    for node in nodes:
+        draft.away.pop(node, None)
+    return draft.finished() if len(draft.away) < len(view.away) else None
+
+
+def leaving(view: View, incarnations: Collection[int], *, keep: bool = False) -> View | None:
     """Refuse these members from now on; their locks wait until their leases have ended."""
     nodes = {m.node for m in view.members if m.incarnation in incarnations and m.state is State.UP}
     if not nodes:
         return None
-    draft = _Draft(view)
+    draft = _Draft(view, keep=keep)
     draft.expel(nodes)
     return draft.finished()
 
 
-def removed(view: View, incarnations: Collection[int]) -> View | None:
-    """Take out members whose last possible lease has ended: their locks may be purged."""
+def removed(view: View, incarnations: Collection[int], *, keep: bool = False) -> View | None:
+    """Take out members whose last possible lease has ended: their locks may be purged.
+
+    keep: their place in the sets for a while, here as in `leaving`, `left` and `joined`.
+    """
     nodes = {m.node for m in view.members if m.incarnation in incarnations}
     if not nodes:
         return None
-    draft = _Draft(view)
+    draft = _Draft(view, keep=keep)
     draft.remove(nodes)
     return draft.finished()
 
@@ -266,8 +284,10 @@ def _score(group: int, node: int) -> float:
 class _Draft:
     """A view being changed; `finished` derives what the changes entail."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, *, keep: bool = False) -> None:
         self._view = view
+        self._keep = keep
+        self.away = dict(view.away)
         self.members = {member.node: member for member in view.members}
         self.in_sync = list(view.in_sync)
         self.syncing = list(view.syncing)
@@ -280,6 +300,10 @@ class _Draft:
         """Take members' replicas out of all sets at one stroke, and let no renewal through."""
         bits = mask_of(nodes)
         for node in nodes:
+            member = self.members[node]
+            whole = member.store_id and not self._view.dropped & 1 << node
+            if self._keep and whole and member.state is State.UP:
+                self.away[node] = member.weight
             self.members[node] = msgspec.structs.replace(self.members[node], state=State.LEAVING)
         self.dropped &= ~bits
         for group, old in enumerate(self.in_sync):
@@ -310,6 +334,9 @@ class _Draft:
 
     def finished(self) -> View:
         """Return the next view, with placement, generations and epochs as they must be."""
+        here = {node for node, member in self.members.items() if member.state is State.UP}
+        here.update(nodes_of(self.retiring))
+        self.away = {node: weight for node, weight in self.away.items() if node not in here}
         self._place()
         old = self._view
         epoch = old.epoch + 1
@@ -334,15 +361,19 @@ class _Draft:
             dropped=self.dropped,
             lock_epoch_before=old.lock_epoch if moved else old.lock_epoch_before,
             retiring=self.retiring,
+            away=tuple(sorted(self.away.items())),
         )
 
     def _place(self) -> None:
         members = (member for _, member in sorted(self.members.items()))
-        nodes = _weighted(members, self.dropped | self.retiring)
-        if not nodes:
+        here = _weighted(members, self.dropped | self.retiring)
+        if not here:
             return
+        placed = tuple(sorted((*here, *self.away.items())))
         for group, stopped in enumerate(self.stopped):
             if not stopped:
+                waits = self.in_sync[group].bit_count() > 1
+                nodes = placed if waits else here
                 wanted = mask_of(replica_set(group, nodes, self._view.replicas))
                 self._place_group(group, wanted)
 
@@ -353,7 +384,7 @@ class _Draft:
             self.in_sync[group] = wanted
             self.syncing[group] = 0
         else:
-            self.syncing[group] = wanted & ~self.in_sync[group]
+            self.syncing[group] = wanted & ~self.in_sync[group] & ~mask_of(self.away)
 
     def _changed(self) -> set[int]:
         old = self._view

@@ -258,6 +258,7 @@ class Membership:
         while note not in await self._provider.notes(note):
             await self._provider.set_note(note, b"", None)
         await self.propose(lambda view: membership.reinstated(view, node))
+        await self.propose(lambda view: membership.missed(view, {node}))
         await self._provider.forget(name)
 
     def statistics(self) -> dict[str, Any]:
@@ -362,9 +363,10 @@ class Membership:
             return
         view = self.view
         down = verdict.down - undecided(view, verdict.down, self._heartbeats, self._now())
-        proposal = membership.removed(view, down)
+        keep = self._applicant.keeps_places
+        proposal = membership.removed(view, down, keep=keep)
         if proposal is None:
-            proposal = membership.leaving(view, verdict.leaving)
+            proposal = membership.leaving(view, verdict.leaving, keep=keep)
             self._accused -= verdict.leaving
         if proposal is not None:
             gone = down or verdict.leaving
@@ -423,7 +425,8 @@ class Membership:
         try:
             view = (await self._provider.read()).view
             assert view is not None
-            proposal = membership.left(view, self.node, self.incarnation)
+            keep = self._applicant.keeps_places
+            proposal = membership.left(view, self.node, self.incarnation, keep=keep)
             return proposal is None or await self._provider.propose(proposal, {})
         except ProviderAway as error:
             self._me.failed(error)

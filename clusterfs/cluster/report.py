@@ -29,6 +29,7 @@ def describe(view: View) -> dict[str, Any]:
             for m in view.members
         ],
         "absent": sorted({n for mask in view.in_sync for n in nodes_of(mask)} - names),
+        "away": [node for node, _ in view.away],  # their copies are not made anew yet
         "stopped_groups": sum(view.stopped),
     }
 

@@ -61,6 +61,7 @@ class View(msgspec.Struct, frozen=True, array_like=True):
     dropped: Mask = 0  # replicas that are out until their node's next start: a broken brick
     lock_epoch_before: U63 = 0  # the lock epoch before that; who knows another one has missed some
     retiring: Mask = 0  # nodes that shall hold nothing: they are to be removed
+    away: tuple[tuple[NodeId, Weight], ...] = ()  # gone a short while ago: their place is kept
 
     def member(self, node: int) -> Member | None:
         """Return the member of that node, or None."""
@@ -91,6 +92,8 @@ class View(msgspec.Struct, frozen=True, array_like=True):
         assert self.lock_epoch <= self.epoch, "lock_epoch is an epoch of the past"
         assert not self.lock_epoch or self.lock_epoch_before < self.lock_epoch
         up = self.up_replicas()
+        assert list(self.away) == sorted(dict(self.away).items()), "one entry a node, ordered"
+        assert not mask_of(dict(self.away)) & (up | self.retiring), "away, and up or to be removed"
         assert not self.dropped & ~up, "a dropped replica's node is up"
         assert all(self.in_sync) or not any(self.in_sync), "all groups have a copy, or none yet"
         for group in range(groups):

@@ -249,12 +249,47 @@ def test_a_copy_is_surplus_when_all_wanted_replicas_have_it() -> None:
     assert all(membership.surplus(gone, node) == frozenset() for node in (1, 2))
 
 
+def test_who_went_a_short_while_ago_keeps_its_place() -> None:
+    before = cluster_of(1, 2, 3, 4)
+    after = membership.removed(before, {12}, keep=True)
+    assert after is not None
+    assert after.away == ((2, 1),)
+    assert not any(after.syncing), "nobody copies what it had"
+    assert not any(membership.surplus(after, node) for node in (1, 3, 4)), "nor deletes anything"
+    back = membership.joined(after, newcomer(2, 99))
+    assert back.away == ()
+    assert back.syncing == tuple(bits & 1 << 2 for bits in before.in_sync)
+    over = membership.missed(after, {2})
+    assert over is not None
+    assert over.away == ()
+    copied = [bool(bits) for bits in over.syncing]
+    assert copied == [bool(bits & 1 << 2) for bits in before.in_sync], "now they do"
+    assert membership.missed(over, {2}) is None
+
+
+def test_the_last_copy_is_copied_at_once_and_so_is_what_a_removed_node_had() -> None:
+    before = cluster_of(1, 2, 3, 4)
+    one = membership.removed(before, {12}, keep=True)
+    assert one is not None
+    two = membership.removed(one, {13}, keep=True)
+    assert two is not None
+    alone = [bits.bit_count() == 1 for bits in two.in_sync]
+    assert alone == [bool(bits) for bits in two.syncing]
+    assert any(alone)
+    given_up = membership.retired(one, 2)
+    assert given_up is not None
+    assert given_up.away == ()
+    assert [bool(bits) for bits in given_up.syncing] == [bool(b & 4) for b in before.in_sync]
+
+
 class AnyHistory(RuleBasedStateMachine):
     """No acknowledged write is missing from the in-sync replicas, whatever happens to the nodes."""
 
+    replicas = 2
+
     def __init__(self) -> None:
         super().__init__()
-        self.view = membership.founded("c", GROUPS, 2)
+        self.view = membership.founded("c", GROUPS, self.replicas)
         self.incarnations = 0
         self.written = [0] * GROUPS
         self.store: dict[tuple[int, int], set[int]] = {}
@@ -285,33 +320,43 @@ class AnyHistory(RuleBasedStateMachine):
         lost = old.in_sync[group] & ~view.in_sync[group] & stay
         returned = membership.mask_of(m.node for m in view.members if old.member(m.node) != m)
         if lost & ~returned & ~self.asked_to_sync and not old.stopped[group]:
-            wanted = membership.replica_set(group, membership.candidates(view), 2)
+            wanted = membership.replica_set(group, membership.candidates(view), self.replicas)
             assert all(view.in_sync[group] >> node & 1 for node in wanted)
 
-    @rule(node=st.sampled_from(NODES), store=st.sampled_from([True, True, True, False]))
-    def start(self, node: int, *, store: bool) -> None:
+    @rule(
+        node=st.sampled_from(NODES),
+        store=st.sampled_from([True, True, True, False]),
+        keep=st.booleans(),
+    )
+    def start(self, node: int, *, store: bool, keep: bool = False) -> None:
         self.incarnations += 1
-        store &= node != 4
-        self.adopt(membership.joined(self.view, newcomer(node, self.incarnations, store=store)))
+        store &= node != 4 or self.replicas > 2
+        member = newcomer(node, self.incarnations, store=store)
+        self.adopt(membership.joined(self.view, member, keep=keep))
 
-    @rule(node=st.sampled_from(NODES), data=st.data())
-    def start_with_dead(self, node: int, data: st.DataObject) -> None:
+    @rule(node=st.sampled_from(NODES), data=st.data(), keep=st.booleans())
+    def start_with_dead(self, node: int, data: st.DataObject, *, keep: bool) -> None:
         self.incarnations += 1
         others = sorted(m.incarnation for m in self.view.members)
         dead = data.draw(st.sets(st.sampled_from(others))) if others else set()
-        self.adopt(membership.joined(self.view, newcomer(node, self.incarnations), dead))
+        member = newcomer(node, self.incarnations)
+        self.adopt(membership.joined(self.view, member, dead, keep=keep))
 
     @precondition(lambda self: self.view.members)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), keep=st.booleans())
+    def leave(self, data: st.DataObject, *, keep: bool) -> None:
         some = data.draw(st.sets(st.sampled_from(self.view.members).map(lambda m: m.incarnation)))
-        self.adopt(membership.leaving(self.view, some))
+        self.adopt(membership.leaving(self.view, some, keep=keep))
 
     @precondition(lambda self: self.view.members)
-    @rule(data=st.data())
-    def die(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), keep=st.booleans())
+    def die(self, data: st.DataObject, *, keep: bool) -> None:
         some = data.draw(st.sets(st.sampled_from(self.view.members).map(lambda m: m.incarnation)))
-        self.adopt(membership.removed(self.view, some))
+        self.adopt(membership.removed(self.view, some, keep=keep))
+
+    @rule(nodes=st.sets(st.sampled_from(NODES)))
+    def miss(self, nodes: set[int]) -> None:
+        self.adopt(membership.missed(self.view, nodes))
 
     @precondition(lambda self: self.view.members)
     @rule(data=st.data())
@@ -380,17 +425,30 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def running_groups_reach_all_wanted_stores(self) -> None:
-        nodes = membership.candidates(self.view)
+        here, away = membership.present_candidates(self.view), dict(self.view.away)
         for group in range(GROUPS):
-            if nodes and not self.view.stopped[group]:
+            if here and not self.view.stopped[group]:
                 have = self.view.in_sync[group] | self.view.syncing[group]
-                assert all(have & 1 << n for n in membership.replica_set(group, nodes, 2))
+                kept = self.view.in_sync[group].bit_count() > 1
+                nodes = membership.candidates(self.view) if kept else here
+                wanted = membership.replica_set(group, nodes, self.replicas)
+                assert all(have & 1 << n for n in wanted if n not in away)
 
     def held(self, node: int, group: int) -> set[int]:
         return self.store.setdefault((node, group), set())
 
 
 TestAnyHistory = AnyHistory.TestCase
+
+
+class AnyHistoryOfThreeCopies(AnyHistory):
+    replicas = 3
+
+
+TestAnyHistoryOfThreeCopies = AnyHistoryOfThreeCopies.TestCase
+TestAnyHistoryOfThreeCopies.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None
+)
 TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from clusterfs.cluster import membership
+from clusterfs.cluster import grace, membership
 from clusterfs.cluster.joining import Applicant
 from clusterfs.cluster.node import Membership
 from clusterfs.cluster.providers import Registration
@@ -29,10 +29,16 @@ class World:
         self.nursery = nursery
         self._stops: dict[str, trio.CancelScope] = {}
 
-    async def start(self, name: str, *, store: bool = True, epoch: int = 0) -> Membership:
+    async def start(
+        self, name: str, *, store: bool = True, epoch: int = 0, keeps_places: bool = False
+    ) -> Membership:
         """Start a node and wait until it is a member."""
         applicant = Applicant(
-            name, f"store-{name}" if store else "", store_epoch=epoch, groups=GROUPS
+            name,
+            f"store-{name}" if store else "",
+            store_epoch=epoch,
+            groups=GROUPS,
+            keeps_places=keeps_places,
         )
         return await self.nursery.start(self._run, applicant)
 
@@ -261,6 +267,34 @@ async def test_a_clean_leave_needs_no_lease(world: World) -> None:
     again = await world.start("b")
     assert again.view.stopped == (True,) * GROUPS, "a left last and has the truth"
     assert again.view.in_sync == (0b10,) * GROUPS
+
+
+@in_a_world
+async def test_who_is_away_for_longer_than_the_grace_is_missed(world: World) -> None:
+    members = [await world.start(f"n{n}", keeps_places=True) for n in range(1, 5)]
+    for member in members:
+        await member.entered(members[-1].view.epoch)
+        await member.report_in_sync(range(GROUPS))
+    first, lost = members[0], members[3]
+    for member in members[:3]:
+        world.nursery.start_soon(grace.keep, member, 100.0)
+    for number in (1, 2):
+        view = await until(first, lambda view: not view.away)
+        held = sum(bits >> lost.node & 1 for bits in view.in_sync)
+        world.kill("n4")
+        view = await until(first, lambda view: bool(view.away))
+        assert dict(view.away).keys() == {lost.node}
+        assert not any(view.syncing)
+        await trio.sleep(90)
+        assert first.view.away, "still in the grace"
+        if number == 1:
+            lost = await world.start("n4", keeps_places=True)
+            await lost.report_in_sync(range(GROUPS))
+            assert lost.view.away == (), "it came back"
+            await trio.sleep(20)
+    await trio.sleep(20)
+    assert first.view.away == ()
+    assert sum(bits.bit_count() for bits in first.view.syncing) == held > 0
 
 
 @in_a_world
