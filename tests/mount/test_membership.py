@@ -244,7 +244,6 @@ def test_a_removed_nodes_certificate_counts_no_more_and_a_new_tokens_does(
     try:
         refusal = "the certificate of n2 was revoked when n2 was removed"
         wait(lambda: refusal in n1.log.read_text() or refusal in n3.log.read_text())
-        assert not n2.mount.is_mount()
     finally:
         os.killpg(in_vain.pid, signal.SIGKILL)
         in_vain.wait()
