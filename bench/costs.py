@@ -4,7 +4,7 @@ CPU time, messages and context switches are counted, not elapsed time, so the nu
 machine that others use too. With `--against TREE` a second cluster runs the code of another source
 tree; both do each piece of work in turn, so a busy moment hits both.
 
-The best of some rounds is shown. Columns: operations a second as the one client saw them; CPU
+The median of some rounds is shown. Columns: operations a second as the one client saw them; CPU
 microseconds of an operation at all daemons and at each, the first being the one that is asked;
 messages sent by all of them; voluntary context switches of the first, and of the others together.
 """
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from clusterfs.cli.dev import Cluster
@@ -28,7 +29,6 @@ from clusterfs.cli.dev import Cluster
 BLOCK = 4096
 FILE_BLOCKS = 4096
 TREE = Path(__file__).parents[1]
-_TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")
 
 
 class Cost(NamedTuple):
@@ -182,12 +182,16 @@ def spent(cluster: Cluster) -> Cost:
     for node in cluster.nodes:
         process = node.process
         assert process is not None
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        cpu_us.append((int(fields[11]) + int(fields[12])) * _TICK_US)
+        cpu_us.append(time.clock_gettime(_cpu_clock(process.pid)) * 1e6)
         statistics = node.ask("statistics")["statistics"]
         messages += sum(peer["sent"] for peer in statistics["mesh"]["peers"].values())
         switches.append(_switches(process.pid))
     return Cost(cpu_us, messages, switches)
+
+
+def _cpu_clock(pid: int) -> int:
+    """Return the clock that counts a process's CPU time (clock_getcpuclockid(3)): threads, ns."""
+    return (~pid << 3) | 2
 
 
 def _switches(pid: int) -> int:
@@ -231,20 +235,17 @@ def running(tree: Path, folder: Path, nodes: int) -> Iterator[Cluster]:
 
 
 def table(columns: dict[str, dict[str, list[dict[str, float]]]]) -> str:
-    """Return the best of the rounds, one line for each piece of work and tree."""
+    """Return the medians of the rounds, one line for each piece of work and tree."""
     lines = []
     for row in next(iter(columns.values())):
         for label, rows in columns.items():
             samples = rows[row]
-            best = {
-                key: (max if key == "per_s" else min)(sample[key] for sample in samples)
-                for key in samples[0]
-            }
+            middle = {key: median(sample[key] for sample in samples) for key in samples[0]}
             numbers = "".join(
-                f"{best[key]:10,.{0 if key == 'per_s' or 'cpu' in key else 1}f}" for key in best
+                f"{middle[key]:10,.{0 if key == 'per_s' or 'cpu' in key else 1}f}" for key in middle
             )
             lines.append(f"{row:20}{label:8}{numbers}")
-    heads = "".join(f"{key.removeprefix('switches_')[-9:]:>10}" for key in best)
+    heads = "".join(f"{key.removeprefix('switches_')[-9:]:>10}" for key in middle)
     return "\n".join([f"{'':28}{heads}", *lines])
 
 
@@ -272,11 +273,7 @@ def main() -> int:
             for name in next(iter(works.values()))[1].all():
                 for label, (cluster, work) in works.items():
                     work.round = number
-                    if (
-                        arguments.only
-                        and arguments.only not in name
-                        and not _needed(name, arguments.only)
-                    ):
+                    if arguments.only and not _wanted(name, arguments.only):
                         continue
                     found = measure(cluster, work.all()[name])
                     columns[label].setdefault(name, []).append(found)
@@ -284,9 +281,11 @@ def main() -> int:
     return 0
 
 
-def _needed(name: str, wanted: str) -> bool:
-    """Tell whether the wanted piece of work needs what this one leaves behind."""
-    return {"write 1 MiB": "4 KiB", "create": "rename"}.get(name) == wanted
+def _wanted(name: str, wanted: str) -> bool:
+    """Tell whether a piece of work is to be measured, or leaves behind what one needs that is."""
+    needed = {"create": ("stat", "rename", "unlink"), "rename": ("unlink",), "mkdir": ("rmdir",)}
+    needed |= {"create 4 KiB": ("read 4 KiB file",), "write 1 MiB": ("read",)}
+    return any(wanted in each for each in (name, *needed.get(name, ())))
 
 
 if __name__ == "__main__":

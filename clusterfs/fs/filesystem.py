@@ -228,6 +228,8 @@ class Filesystem:
         if known is None:
             return True
         known.lookups = max(0, known.lookups - count)
+        if known.gone:
+            self._inodes.forget(known)
         return not known.lookups
 
     async def mknod(
@@ -298,7 +300,11 @@ class Filesystem:
         return entry
 
     def _reclaim(self, orphan: Inode | None) -> None:
-        if orphan is not None:
+        if orphan is None:
+            return
+        if orphan.gone:
+            self._inodes.forget(orphan)
+        else:
             self._orphans.queue(orphan.number)
 
     # -- attributes

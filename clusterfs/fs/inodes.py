@@ -70,6 +70,7 @@ class Inode:
         "entries",
         "entries_until_s",
         "flushing",
+        "gone",
         "group",
         "joined",
         "kept",
@@ -127,6 +128,7 @@ class Inode:
         self.kept: Kept | None = None
         self.lost_epoch: int | None = None  # this node was lost in that view, and knew no version
         self.attempted: set[tuple[ObjectId, Version]] = set()
+        self.gone = False  # deleted by this node with its last name: numbers are never used again
         # what the kernel has
         self.lookups = 0
         self.opened: set[OpenFile] = set()

@@ -13,8 +13,9 @@ import trio
 
 from clusterfs.fs import asking
 from clusterfs.fs.lock_users import Contents, GiveUp
-from clusterfs.fs.locks import NL, PR, CachedLock
+from clusterfs.fs.locks import EX, NL, PR, CachedLock
 from clusterfs.fs.ports import Flags, Lock, Lockspace, Name
+from dlm.errors import DeadlockVictim, WouldBlock
 
 
 class LockCache:
@@ -74,6 +75,33 @@ class LockCache:
         finally:
             for lock, taken in zip_longest(wanted, granted):
                 lock.end_work(lockspace, taken, PR)
+
+    async def exclude_free(self, lock: CachedLock) -> bool:
+        """Use a held lock exclusively if nobody else does or has it, here or elsewhere.
+
+        It has no value block. Nobody is waited for, nor asked to give it up; its master may be
+        asked. Raises LockLost.
+        """
+        if lock.exclusive_nowait():
+            return True
+        if self.lost or lock.level != PR or lock.contended or not lock.idle:
+            return False
+        lockspace, granted = self.lockspace, None
+        held = lock.begin_work(exclusive=True)
+        assert held is not None
+        try:
+            with trio.CancelScope(shield=True):
+                await lockspace.convert(held, EX, flags=Flags.NOQUEUE)
+            granted = held
+        except (WouldBlock, DeadlockVictim):
+            pass
+        finally:
+            lock.end_work(lockspace, granted, EX)
+            if lock.level < EX:
+                lock.release()
+        if granted is not None:
+            lock.require(EX)
+        return granted is not None
 
     def lose(self) -> None:
         """Void every lock: this node was removed."""

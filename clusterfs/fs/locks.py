@@ -6,9 +6,8 @@ consistent inode. Pins are writeback: they run beside users, but the lock stays.
 held level suffices a use costs two comparisons and no await.
 
 When another node wants the lock (a BAST), new users wait, running ones finish, `give_up` drops what
-the lock allowed to cache and writes back, then the lock is converted down or released. Waiters that
-were queued when the lock was granted get a turn before that, else two busy nodes would only pass it
-to and fro.
+the lock allowed to cache and writes back, then the lock is converted down or released. Those who
+waited when it was granted get a turn before that, else two busy nodes would only pass it on.
 
 Invariants (`validate`):
   * users > 0 need level >= PR, users == -1 and pins need EX, unless the node was lost meanwhile;
@@ -132,9 +131,16 @@ class CachedLock:
         if not self.exclusive_nowait():
             await self._wait(Waiter(EX, exclusive=True))
 
-    def release(self, *, share_on: bool = False) -> None:
-        """End one use; `share_on`: go on as a shared user of what was used exclusively."""
+    def release(self, *, share_on: bool = False, weaken: bool = False) -> None:
+        """End one use; `share_on`: go on as a shared user of what was used exclusively.
+
+        weaken: keep PR only, for who shares it from now on may do so for long.
+        """
         assert self._users, "released more often than taken"
+        if weaken and self.level == EX:
+            with suppress(LockLost):
+                self._lower(PR)
+            self._attention = True  # look anew what may be used
         self._users = self._users - 1 if self._users > 0 else int(share_on)
         if self._attention:
             self._advance()
@@ -188,10 +194,12 @@ class CachedLock:
             self.end_work(lockspace, lock, level)
         self.require(level)
 
-    def begin_work(self) -> None:
-        """Let nobody else work on the lock while it is asked for."""
+    def begin_work(self, *, exclusive: bool = False) -> Lock | None:
+        """Let nobody else work on the lock, or use it, while it is asked for; returns it."""
         assert not self._working
         self._working = self._acquiring = True
+        self._users = -1 if exclusive else self._users
+        return self._lock
 
     def end_work(self, lockspace: Lockspace, lock: Lock | None, level: Mode) -> None:
         """Take what was granted at `level` in that lockspace, if anything, and go on."""
@@ -274,12 +282,11 @@ class CachedLock:
     def lose(self) -> None:
         """Forget a lock that this node has no more."""
         self._void()
-        waiters = [*self._urgent, *self._waiters]
-        self._urgent.clear()
-        self._waiters.clear()
-        for waiter in waiters:
+        for waiter in self.waiters():
             waiter.lost = True
             waiter.event.set()
+        self._urgent.clear()
+        self._waiters.clear()
         self._settle()
 
     def validate(self) -> None:

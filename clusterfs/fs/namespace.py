@@ -11,6 +11,7 @@ the second run finds the result and says so instead of EEXIST or ENOENT.
 import stat
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import msgspec
 
@@ -44,6 +45,7 @@ from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import check_sticky, inherited
 from clusterfs.fs.results import Caller, Entry, Status, attributes_of
 from clusterfs.fs.transactions import Edit
+from clusterfs.fs.truncation import only_stripe_deleted, stripes_of
 from clusterfs.fs.xattrs import Xattrs, inherited_xattrs
 from clusterfs.store.objects import Put, Remove
 
@@ -69,6 +71,8 @@ class Namespace:
         self._directories = directories
         self._coherence = parts.coherence
         self._events = parts.events
+        self._writeback = parts.writeback
+        self._locks = parts.locks
         self._now_ns = parts.now_ns
 
     # -- looking
@@ -302,7 +306,7 @@ class Namespace:
     async def unlink(
         self, attempt: Attempt, number: int, name: bytes, caller: Caller, *, is_directory: bool
     ) -> Inode | None:
-        """Take a name away. Returns the inode if that was its last name."""
+        """Take a name away. Returns the inode if that was its last name; it may be `gone`."""
         if name in (b".", b".."):
             check_name(name)
         directory = self._inodes.get(number)
@@ -336,14 +340,48 @@ class Namespace:
         changed = parent.changed(
             nlink=parent.nlink - record.is_directory, mtime_ns=now_ns, ctime_ns=now_ns
         )
-        await self._transactions.commit(
-            Edit(directory, changed, Remove(ENTRY + name)),
-            dropping(child, record, now_ns),
-            attempt=attempt,
-        )
+        leaving = Edit(directory, changed, Remove(ENTRY + name))
+        if _goes_at_once(leaving, child) and await self._locks.exclude_free(child.open_lock):
+            await self._remove_wholly(leaving, child, attempt, now_ns)
+        else:
+            edit = dropping(child, record, now_ns)
+            await self._transactions.commit(leaving, edit, attempt=attempt)
         self._directories.remember(directory, name, None)
         await self._tell("delete", directory, name, keys.Entry(child.number, record.mode >> 12))
         return child if record.nlink == 1 else None
+
+    async def _remove_wholly(
+        self, leaving: Edit, child: Inode, attempt: Attempt, now_ns: int
+    ) -> None:
+        """Delete an inode, that nobody has open, with its last name: one transaction for all."""
+        try:
+            assert child.record is not None
+            edit = dropping(child, child.record, now_ns)
+            if not _goes_at_once(leaving, child):  # its writeback has begun meanwhile
+                await self._transactions.commit(leaving, edit, attempt=attempt)
+                return
+            edit = Edit(child)
+            edit.deletes = True
+            data = partial(only_stripe_deleted, self._writeback, child)
+            await self._transactions.commit(leaving, edit, changes=data, attempt=attempt)
+            child.gone = True
+            self._writeback.abandon(child)
+        finally:
+            child.open_lock.release(weaken=not child.gone)
+
+
+def _goes_at_once(leaving: Edit, child: Inode) -> bool:
+    """Tell whether one transaction can take a name and the inode away, if nobody has it open."""
+    record = child.record
+    return (
+        record is not None
+        and record.nlink == 1
+        and not record.is_directory
+        and child.mark is None
+        and child.kept is None
+        and stripes_of(child.committed_size) <= 1
+        and not (child.committing.locked() or leaving.inode.committing.locked())
+    )
 
 
 def naming(inode: Inode, record: Record, now_ns: int) -> Edit:

@@ -1,6 +1,7 @@
 """Inodes without a name are deleted when nobody has them open any more; half-done work is finished.
 
-Whoever takes the last name away marks the inode ORPHAN and queues an ordinary EX on its open lock.
+Whoever takes the last name away, and has not got EX on the open lock at once (see namespace.py),
+marks the inode ORPHAN and queues an ordinary EX on its open lock.
 Nodes that cached the open lock drop it, real openers answer when they close, so the EX is granted
 when nobody has it open; its holder deletes the stripes, then the inode. If that node leaves first,
 `reclaim_marked` on another one finds the mark and queues likewise; several at once do no harm,

@@ -8,7 +8,7 @@ replicas, and only then lets the cached inode follow. While a transaction is und
 If a commit fails, what is cached is dropped, except when it is known that nothing happened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -44,6 +44,8 @@ from clusterfs.store.objects import (
 from dlm.errors import LockLost
 
 _LOADED = (RECORD, MARK)
+
+Changing = Callable[[], Awaitable[Sequence[Change]]]
 
 
 class Edit:
@@ -149,14 +151,20 @@ class Transactions:
             with asking.interruptibly():
                 return await self._volume.fetch(inode.object_id, inode.group, keys)
 
-    async def commit(self, *edits: Edit, attempt: Attempt | None = None) -> None:
-        """Make edits of exclusively used inodes happen together; note in `attempt` that we try."""
+    async def commit(
+        self, *edits: Edit, changes: Changing | None = None, attempt: Attempt | None = None
+    ) -> None:
+        """Make edits of exclusively used inodes happen together; note in `attempt` that we try.
+
+        changes: of stripes, asked for when nothing else commits these inodes.
+        """
         taken: list[Turns] = []
         try:
             for edit in sorted(edits, key=_number):
                 await edit.inode.committing.acquire()
                 taken.append(edit.inode.committing)
-            await self.commit_holding(edits, attempt=attempt)
+            also = await changes() if changes is not None else ()
+            await self.commit_holding(edits, also, attempt=attempt)
         finally:
             for turns in taken:
                 turns.release()

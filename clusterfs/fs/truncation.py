@@ -69,11 +69,7 @@ class Truncation:
         async with inode.committing:
             if inode.mark != ORPHAN or stripes_of(inode.committed_size) > 1:
                 await self._delete_stripes(inode, 0)
-            stripe = inode.stripe(0)
-            await self._writeback.know_version(stripe)
-            changes = []
-            if stripe.version != ABSENT:
-                changes.append(self._writeback.change(inode, stripe, [Delete()]))
+            changes = await only_stripe_deleted(self._writeback, inode)
             edit = Edit(inode)
             edit.deletes = True
             await self._transactions.commit_holding([edit], changes)
@@ -249,6 +245,13 @@ class Truncation:
             return self._volume.read_nowait(*place)
         except WouldBlock:
             return await self._volume.read(*place)
+
+
+async def only_stripe_deleted(writeback: Writeback, inode: Inode) -> list[Change]:
+    """Return the changes that delete the data of an inode of at most one stripe."""
+    stripe = inode.stripe(0)
+    await writeback.know_version(stripe)
+    return [] if stripe.version == ABSENT else [writeback.change(inode, stripe, [Delete()])]
 
 
 def stripes_of(size: int) -> int:

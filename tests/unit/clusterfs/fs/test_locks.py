@@ -235,3 +235,37 @@ async def test_exclusion_and_progress_under_contention(seed: int) -> None:
                     using.start_soon(use, 1 + task % 3, task)
         await world.settle()
         assert all(lock.idle for lock in locks.values())
+
+
+async def test_excluding_what_is_free_asks_nobody_to_give_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    del autojump_clock
+    async with World(2).running() as world, trio.open_nursery() as nursery:
+        logs = Log(), Log()
+        one, two = (lock_of(world, n, nursery, logs[n - 1]) for n in (1, 2))
+        assert not await one._cache.exclude_free(one), "it is not even held"
+        for lock in (one, two):
+            await lock.wait_shared()
+        assert not await one._cache.exclude_free(one), "we share it ourselves"
+        one.release()
+        assert not await one._cache.exclude_free(one)
+        assert (one.level, one.users, one.idle) == (PR, 0, True)
+        two.release()
+        await world.settle()
+        assert logs[1].targets == []
+        two.drop_idle()
+        await world.settle()
+        assert await one._cache.exclude_free(one)
+        assert (one.level, one.users) == (EX, -1)
+        with trio.move_on_after(5) as waited:
+            await one.wait_shared()
+        assert waited.cancelled_caught
+        one.release(weaken=True)
+        await one.wait_shared()
+        with trio.fail_after(60):
+            await two.wait_shared()  # for it was weakened
+        for lock in (one, two):
+            lock.release()
+            lock.validate()
+        nursery.cancel_scope.cancel()

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from clusterfs.errors import NoSuchEntry
+from clusterfs.errors import NoSuchEntry, OutOfSpace
 from clusterfs.fs.filesystem import Filesystem
 from clusterfs.fs.keys import ROOT
 from clusterfs.fs.results import Changes
@@ -116,3 +116,98 @@ async def test_a_truncation_that_a_dead_node_began_is_finished(autojump_clock: C
         reading = (await two.open(inode, os.O_RDONLY)).handle
         assert await two.read(reading, 0, 5) == b"da\0\0\0"
         assert await two.read(reading, 2 * STRIPE_BYTES, 1) == b"\0"
+
+
+async def unlinked_by(fs: Filesystem, name: bytes) -> float:
+    """Take a name away; return how many transactions that took, with all that follows."""
+    before = fs.statistics()["transactions"]
+    await fs.unlink(ROOT, name)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    return fs.statistics()["transactions"] - before
+
+
+async def test_a_closed_file_goes_with_its_last_name_in_one_transaction(
+    autojump_clock: Clock,
+) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one)
+        await one.fsync(handle)
+        await one.release(handle)
+        await two.lookup(ROOT, b"f")
+        assert await unlinked_by(one, b"f") == 1
+        assert set(world.shelf.objects) == {inode_object(ROOT)}
+        assert one.statistics()["orphans_reclaimed"] == 0
+        with pytest.raises(NoSuchEntry):
+            await two.open(inode, os.O_RDONLY)
+        assert (await two.lookup(ROOT, b"f")).attributes is None
+        before = one.statistics()["inodes"]
+        assert one.forget(inode, 1), "the kernel forgets it only now"
+        assert one.statistics()["inodes"] == before - 1
+
+
+async def test_dirty_data_of_a_closed_file_goes_with_its_last_name(autojump_clock: Clock) -> None:
+    async with World(1).running() as world:
+        fs, volume = world.nodes[1].fs, world.nodes[1].volume
+        _, handle = await make(fs, data=b"x" * 100_000)
+        await fs.release(handle)
+        assert volume.reserved
+        assert await unlinked_by(fs, b"f") == 1
+        assert not volume.reserved
+        assert set(world.shelf.objects) == {inode_object(ROOT)}
+
+
+async def test_what_another_node_may_have_open_is_asked_for_first(autojump_clock: Clock) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one)
+        await one.release(handle)
+        reading = (await two.open(inode, os.O_RDONLY)).handle
+        await two.release(reading)  # it keeps the open lock nevertheless
+        assert await unlinked_by(one, b"f") > 1
+        await world.settle()
+        assert set(world.shelf.objects) == {inode_object(ROOT)}
+
+
+async def test_a_name_of_several_and_a_long_file_are_not_deleted_at_once(
+    autojump_clock: Clock,
+) -> None:
+    async with World(1).running() as world:
+        fs = world.nodes[1].fs
+        inode, handle = await make(fs)
+        await fs.write(handle, 2 * STRIPE_BYTES, b"far")
+        await fs.release(handle)
+        await fs.fsyncdir((await fs.opendir(ROOT)).handle)
+        await fs.link(inode, ROOT, b"g")
+        assert await unlinked_by(fs, b"f") == 1
+        assert (await fs.getattr(inode)).attributes.nlink == 1
+        await unlinked_by(fs, b"g")
+        await world.settle()
+        assert set(world.shelf.objects) == {inode_object(ROOT)}
+
+
+async def test_a_failed_removal_leaves_the_file_open_to_all(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        inode, handle = await make(one)
+        await one.release(handle)
+
+        async def refused(*_: object, **__: object) -> bool:
+            await trio.lowlevel.checkpoint()
+            raise OutOfSpace
+
+        with monkeypatch.context() as patched:
+            patched.setattr(world.nodes[1].volume, "commit", refused)
+            with pytest.raises(OutOfSpace):
+                await one.unlink(ROOT, b"f")
+        mine = (await one.open(inode, os.O_RDONLY)).handle
+        with trio.fail_after(60):  # though node 1 keeps it open
+            other = (await two.open(inode, os.O_RDONLY)).handle
+        assert await two.read(other, 0, 9) == b"data"
+        await two.release(other)
+        await one.release(mine)
+        await one.unlink(ROOT, b"f")
+        await world.settle()
+        assert set(world.shelf.objects) == {inode_object(ROOT)}

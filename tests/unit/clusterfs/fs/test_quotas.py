@@ -377,3 +377,24 @@ async def step(fs: Filesystem, top: int, name: bytes, chance: random.Random) -> 
                     await fs.link(entry.attributes.inode, top, b"%d" % chance.randrange(8, 10))
     except (QuotaExceeded, *_COLLISIONS):
         await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("synced", [False, True])
+async def test_a_file_that_goes_at_once_with_its_name_is_free_again(*, synced: bool) -> None:
+    async with World(2).running() as world:
+        fs = world.nodes[1].fs
+        top = await limited(fs, 1000, 2)
+        created = await fs.create(top, b"a", 0o640, os.O_RDWR)
+        await write(fs, created.opened.handle, 0, 600)
+        if synced:
+            await fs.fsync(created.opened.handle)
+            await write(fs, created.opened.handle, 600, 300)
+        await fs.release(created.opened.handle)
+        before = fs.statistics()["transactions"]
+        await fs.unlink(top, b"a")
+        assert fs.statistics()["transactions"] == before + 1
+        assert fs.statistics()["orphans"] == 0
+        assert await used(world.nodes[2].fs, top) == (0, 0)
+        await written(fs, top, b"b", 1000)
+        with pytest.raises(QuotaExceeded):
+            await written(fs, top, b"c", 1)
