@@ -16,6 +16,7 @@ import trio
 
 from clusterfs.errors import FilesystemError, NoSuchEntry
 from clusterfs.fs.attributes import UNNAMED
+from clusterfs.fs.gate import ShareWanted, Wants
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import ORPHAN, ORPHAN_TRUNCATING, TRUNCATING
 from clusterfs.fs.parts import Parts
@@ -37,6 +38,7 @@ class Orphans:
         self._inodes = parts.inodes
         self._transactions = parts.transactions
         self._writeback = parts.writeback
+        self._quotas = parts.quotas
         self._truncation = truncation
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
         self._nursery: trio.Nursery | None = None
@@ -86,11 +88,30 @@ class Orphans:
                 return
             if found and await self._belongs_to_its_maker(inode):
                 return
-            async with inode.open_lock.excluding(), self._limiter, inode.lock.excluding():
-                await self._delete(inode)
+            async with inode.open_lock.excluding():
+                await self._delete_within_quota(inode)
         except NoSuchEntry:
             pass  # somebody else was faster
         self._inodes.forget(inode)
+
+    async def _delete_within_quota(self, inode: Inode) -> None:
+        """Delete it with what that needs of quotas.
+
+        They are asked here, not by the gate: who has the file open, which was waited for, may wait
+        for a quota.
+        """
+        wants = Wants()
+        while True:
+            try:
+                await wants.run(partial(self._delete_locked, inode))
+            except ShareWanted as wanted:
+                wants.add(wanted)
+            else:
+                return
+
+    async def _delete_locked(self, inode: Inode) -> None:
+        async with self._limiter, inode.lock.excluding():
+            await self._delete(inode)
 
     async def _finish_truncation(self, inode: Inode) -> bool:
         """Tell whether the inode has a name; then all there is to do is done."""
@@ -115,7 +136,8 @@ class Orphans:
         record = await self._transactions.load(inode)
         if record.nlink:
             return
-        self._writeback.abandon(inode)
-        inode.committed_size = record.size = min(inode.committed_size, record.size)
-        await self._truncation.delete(inode)
+        with self._quotas.using(record.quota):
+            self._writeback.abandon(inode)
+            inode.committed_size = record.size = min(inode.committed_size, record.size)
+            await self._truncation.delete(inode)
         self.reclaimed += 1

@@ -245,16 +245,26 @@ class Quota:
             return version, None
         me, before = self._volume.incarnation, ledger.used
         self._active = False
-        if self._doubtful or set(ledger.shares) - {me}:
-            ledger.used = await self._counting.count()
-        elif me in ledger.shares:
-            ledger.used = ledger.used.plus(self._granted.minus(self._left))
-        if ledger.shares or ledger.used != before:
-            ledger.shares = {}
-            version = await self.write(version, ledger)
+        with self._certain() as doubtful:
+            if doubtful or set(ledger.shares) - {me}:
+                ledger.used = await self._counting.count()
+            elif me in ledger.shares:
+                ledger.used = ledger.used.plus(self._granted.minus(self._left))
+            if ledger.shares or ledger.used != before:
+                ledger.shares = {}
+                version = await self.write(version, ledger)
         self._granted = self._left = NOTHING
-        self._doubtful = False
         return version, ledger
+
+    @contextmanager
+    def _certain(self) -> Iterator[bool]:
+        """Doubt no more if this succeeds, but of what comes meanwhile; gives whether one did."""
+        doubtful, self._doubtful = self._doubtful, False
+        try:
+            yield doubtful
+        except BaseException:
+            self._doubtful |= doubtful
+            raise
 
     # -- giving it up
 
@@ -272,16 +282,16 @@ class Quota:
                 used = self._granted.minus(self._left)
                 ledger.used = ledger.used.plus(used)
                 ledger.shares.pop(self._volume.incarnation, None)
-                if self._doubtful:
-                    ledger.shares[NOBODY] = NOTHING
-                await self.write(version, ledger)
+                with self._certain() as doubtful:
+                    if doubtful:
+                        ledger.shares[NOBODY] = NOTHING
+                    await self.write(version, ledger)
         except Unavailable:
             raise LockLost from None
         except FilesystemError as failure:
             log.warning("quota share not given back", inode=self.number, reason=repr(failure))
             return  # it counts as used until the tree is counted
         self._granted = self._left = NOTHING
-        self._doubtful = False
 
     async def recheck(self) -> None:
         """Count, if this node knows of something that others cannot know."""
@@ -336,6 +346,22 @@ class Quotas:
     def credit_growth(self, number: int, nbytes: int) -> None:
         """Give bytes back."""
         self.get(number).credit(Amount(nbytes))
+
+    def using(self, number: int) -> AbstractContextManager[None]:
+        """Return a context in which what is given back is free at once; 0: no quota.
+
+        Entering may raise ShareWanted.
+        """
+        return self._used(self.get(number)) if number else _FREE
+
+    @staticmethod
+    @contextmanager
+    def _used(quota: Quota) -> Iterator[None]:
+        quota.use()
+        try:
+            yield
+        finally:
+            quota.lock.release()
 
     def claiming(self, edits: Sequence[Edit]) -> AbstractContextManager[None]:
         """Return a context for the transaction of these edits. Entering may raise ShareWanted."""
