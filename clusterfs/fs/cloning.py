@@ -22,7 +22,7 @@ from clusterfs.fs.files import Files
 from clusterfs.fs.handles import OpenFile
 from clusterfs.fs.inodes import Inode, Stripe, exclude_all
 from clusterfs.fs.parts import Parts
-from clusterfs.fs.permissions import without_privileges
+from clusterfs.fs.results import Caller
 from clusterfs.fs.transactions import Edit
 from clusterfs.store.objects import (
     ABSENT,
@@ -47,6 +47,9 @@ class Run(NamedTuple):
     target: Stripe
     first: int
     blocks: int
+
+
+_ROOT = Caller()
 
 
 class Job(NamedTuple):
@@ -85,7 +88,13 @@ class Cloning:
         self.shared_blocks = self.copied_bytes = 0
 
     async def copy_range(
-        self, source: int, source_offset: int, target: int, target_offset: int, length: int
+        self,
+        source: int,
+        source_offset: int,
+        target: int,
+        target_offset: int,
+        length: int,
+        caller: Caller = _ROOT,
     ) -> int:
         """Copy between two handles; returns how many bytes, 0 at the end of the source.
 
@@ -101,7 +110,7 @@ class Cloning:
         if source_offset < 0 or target_offset < 0 or length < 0:
             raise InvalidArgument
         job = Job(opened.inode, source_offset, sink, target_offset, length)
-        done = await self._gate.run(partial(self._copy, job))
+        done = await self._gate.run(partial(self._copy, job, caller))
         if sink.inode.pages_possible and done:
             await self._coherence.drop_range(sink.inode, target_offset, done)
         return done
@@ -114,7 +123,7 @@ class Cloning:
             job = job.after(await self._copy_held(job))
         return record.size
 
-    async def _copy(self, job: Job) -> int:
+    async def _copy(self, job: Job, caller: Caller) -> int:
         source, target = job.source, job.target.inode
         async with AsyncExitStack() as stack:
             await exclude_all(stack, [source, target])
@@ -126,7 +135,9 @@ class Cloning:
                 raise FileTooLarge
             if source is target and abs(job.source_offset - job.target_offset) < job.length:
                 raise InvalidArgument("the ranges overlap")
-            return await self._copy_held(job) if job.length else 0
+            done = await self._copy_held(job) if job.length else 0
+            self._files.changed_by(target, lambda: caller)
+            return done
 
     async def _copy_held(self, job: Job) -> int:
         """Copy the edge before the first whole block, share, copy the edge behind the last one."""
@@ -234,8 +245,6 @@ class Cloning:
             blocks=min(record.blocks + min(blocks_of(length), origin.blocks), blocks_of(size)),
         )
         changed.touch(self._now_ns())
-        if not job.target.privileged:
-            changed.mode = without_privileges(changed.mode)
         edit = Edit(target, changed)
         edit.size = size
         return edit

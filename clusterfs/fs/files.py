@@ -35,9 +35,9 @@ from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import ORPHAN
 from clusterfs.fs.locks import EX, PR
 from clusterfs.fs.parts import Parts
-from clusterfs.fs.permissions import has_privileges, without_privileges
+from clusterfs.fs.permissions import has_privileges, mode_after_change
 from clusterfs.fs.pieces import Piece, cut
-from clusterfs.fs.results import Caller, Opened
+from clusterfs.fs.results import Caller, Opened, Writer
 from clusterfs.fs.seeking import Seeking
 from clusterfs.fs.truncation import Truncation
 from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS
@@ -80,7 +80,7 @@ class Files:
         await self.hold_open(inode)
         try:
             await self._check_openable(inode)
-            if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+            if flags & os.O_TRUNC:
                 await self._truncate_opened(inode, caller)
             return await self.opened(inode, flags, caller)
         except BaseException:
@@ -234,8 +234,19 @@ class Files:
 
     # -- write
 
-    def write_nowait(self, handle: int, offset: int, data: bytes, *, page_io: bool = False) -> int:
-        """Write if that needs no waiting. Raises WouldBlock, with nothing done."""
+    def write_nowait(
+        self,
+        handle: int,
+        offset: int,
+        data: bytes,
+        *,
+        page_io: bool = False,
+        by_root: bool = True,
+    ) -> int:
+        """Write if that needs no waiting. Raises WouldBlock, with nothing done.
+
+        `by_root`: a setuid file stays one.
+        """
         opened = self.handles.file(handle)
         opened.require_alive()
         inode = opened.inode
@@ -247,12 +258,20 @@ class Files:
             or self._writeback.pressed
             or not self._gate.passable()
             or not data
-            or not self._write_nowait(opened, offset, data)
+            or not self._write_nowait(opened, offset, data, by_root=by_root)
         ):
             raise WouldBlock
         return len(data)
 
-    async def write(self, handle: int, offset: int, data: bytes, *, page_io: bool = False) -> int:
+    async def write(
+        self,
+        handle: int,
+        offset: int,
+        data: bytes,
+        *,
+        page_io: bool = False,
+        who: Writer = Caller,
+    ) -> int:
         """Write; O_APPEND handles write at the true end. Returns len(data).
 
         `page_io`: it is writeback of the page cache, which never waits for a lock to come back.
@@ -269,7 +288,7 @@ class Files:
             asking.changing()  # the page cache took it already
             await self._write_pages(opened, offset, data)
         else:
-            await self._gate.run(partial(self._write, opened, offset, data))
+            await self._gate.run(partial(self._write, opened, offset, data, who))
         asking.changing()
         if self._writeback.pressed:
             await self._relieve(inode)
@@ -278,13 +297,16 @@ class Files:
             await self._coherence.drop_range(inode, offset, len(data))
         return len(data)
 
-    def _write_nowait(self, opened: OpenFile, offset: int, data: bytes) -> bool:
+    def _write_nowait(self, opened: OpenFile, offset: int, data: bytes, *, by_root: bool) -> bool:
         inode = opened.inode
         lock = inode.lock
         if not lock.exclusive_nowait():
             return False
         try:
-            if inode.record is None or inode.mark not in _AT_REST:
+            record = inode.record
+            if record is None or inode.mark not in _AT_REST:
+                return False
+            if not by_root and has_privileges(record.mode):
                 return False
             self._accept(opened, offset, data, {})
             self.fast_writes += 1
@@ -294,12 +316,13 @@ class Files:
             lock.release()
         return True
 
-    async def _write(self, opened: OpenFile, offset: int, data: bytes) -> None:
+    async def _write(self, opened: OpenFile, offset: int, data: bytes, who: Writer) -> None:
         inode = opened.inode
         async with inode.lock.excluding():
             opened.require_alive()
             await self.load_for_change(inode)
             await self._accept_waiting(opened, offset, data)
+            self.changed_by(inode, who)
 
     async def _write_pages(self, opened: OpenFile, offset: int, data: bytes) -> None:
         """Take page writeback: whoever drops these pages waits for it, so it never stalls."""
@@ -398,8 +421,16 @@ class Files:
         if offset + len(data) > MAXIMUM_SIZE:
             raise FileTooLarge
         self._writeback.accept_nowait(inode, offset, data, old, self._now_ns())
-        if has_privileges(record.mode) and not opened.privileged:
-            record.mode = without_privileges(record.mode)
+
+    def changed_by(self, inode: Inode, who: Writer) -> None:
+        """Take setuid and setgid from an inode that is used exclusively, if the writer must."""
+        record = inode.record
+        assert record is not None
+        if has_privileges(record.mode):
+            mode = mode_after_change(record, who())
+            if mode != record.mode:
+                record.mode = mode
+                self._writeback.mark_dirty(inode)
 
     async def _relieve(self, inode: Inode) -> None:
         """Too much is dirty: whoever writes helps to write back."""
@@ -450,7 +481,9 @@ class Files:
         inode = self.handles.file(handle).inode
         return await self._gate.run(partial(self._seeking.seek, inode, offset, whence), rerun=True)
 
-    async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
+    async def fallocate(
+        self, handle: int, offset: int, length: int, mode: int, caller: Caller
+    ) -> None:
         """Grow the file, or (PUNCH_HOLE, ZERO_RANGE) make a range read as zeros."""
         opened = self.handles.file(handle)
         opened.require_alive()
@@ -460,21 +493,28 @@ class Files:
             raise NotSupported
         if offset + length > MAXIMUM_SIZE:
             raise FileTooLarge
-        await self._gate.run(partial(self._fallocate, opened.inode, offset, length, mode))
+        await self._gate.run(partial(self._fallocate, opened.inode, offset, length, mode, caller))
 
-    async def _fallocate(self, inode: Inode, offset: int, length: int, mode: int) -> None:
+    async def _fallocate(
+        self, inode: Inode, offset: int, length: int, mode: int, caller: Caller
+    ) -> None:
         async with inode.lock.excluding():
             record = await self.load_for_change(inode)
-            end = offset + length
+            end, before_ns = offset + length, record.mtime_ns
             if mode & (_PUNCH_HOLE | _ZERO_RANGE):
                 await self.truncation.zero(inode, offset, end, self._now_ns())
             if not mode & _KEEP_SIZE and end > record.size:
                 await self.truncation.truncate(inode, end, self._now_ns())
+            assert inode.record is not None
+            if inode.record.mtime_ns == before_ns:  # it counts as a change nevertheless
+                inode.record.touch(self._now_ns())
+                self._writeback.mark_dirty(inode)
+            self.changed_by(inode, lambda: caller)
         if inode.pages_possible:
             await self._coherence.drop_range(inode, offset, length)
 
     async def _truncate_opened(self, inode: Inode, caller: Caller) -> None:
         async with inode.lock.excluding():
             record = await self.load_for_change(inode)
-            mode = record.mode if caller.uid == 0 else without_privileges(record.mode)
+            mode = mode_after_change(record, caller)
             await self.truncation.truncate(inode, 0, self._now_ns(), mode=mode)

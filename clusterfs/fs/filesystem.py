@@ -60,6 +60,7 @@ log = structlog.get_logger()
 
 _O_EXCL = 0o200
 _O_ACCMODE = 0o3
+_O_TRUNC = 0o1000
 _NOBODY = Caller()
 _RENAME_LOCK = Name(bytes(8), b"rename")
 Hold = Callable[[Inode], Awaitable[None]]
@@ -356,7 +357,7 @@ class Filesystem:
 
     async def open(self, inode: int, flags: int, caller: Caller = _NOBODY) -> Opened:
         """Open a file."""
-        if self._read_only and flags & _O_ACCMODE:
+        if self._read_only and flags & (_O_ACCMODE | _O_TRUNC):
             raise ReadOnly("this node may not change the volume")
         return await self._gate.run(partial(self._files.open, inode, flags, caller))
 
@@ -453,9 +454,11 @@ class Filesystem:
         del datasync
         await self._files.fsync(handle)
 
-    async def fallocate(self, handle: int, offset: int, length: int, mode: int) -> None:
+    async def fallocate(
+        self, handle: int, offset: int, length: int, mode: int, caller: Caller = _NOBODY
+    ) -> None:
         """Grow a file, punch a hole, or zero a range."""
-        await self._files.fallocate(handle, offset, length, mode)
+        await self._files.fallocate(handle, offset, length, mode, caller)
 
     # -- directories
 

@@ -87,6 +87,20 @@ def without_privileges(mode: int) -> int:
     return kept
 
 
+def mode_after_change(record: Record, caller: Caller) -> int:
+    """Return a file's mode once this caller changed its contents.
+
+    As Linux's setattr_should_drop_suidgid: setgid without the group's right to execute stays if the
+    caller is in the group.
+    """
+    if caller.uid == 0 or caller.capabilities >> _CAP_FSETID & 1:
+        return record.mode
+    mode = without_privileges(record.mode)
+    if record.is_regular and record.gid not in (caller.gid, *caller.groups):
+        mode &= ~stat.S_ISGID
+    return mode
+
+
 def has_privileges(mode: int) -> bool:
     """Tell whether a mode has bits that `without_privileges` may take away."""
     return bool(mode & _SET_ID)

@@ -1,5 +1,7 @@
 """What goes in and out of the filesystem's door: callers, attributes, entries, handles. PURE."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from clusterfs.fs.attributes import Record
@@ -14,6 +16,9 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
     umask: int = 0
     groups: tuple[int, ...] = ()
     capabilities: int = 0  # of somebody who is not root; only where groups are known, too
+
+
+Writer = Callable[[], Caller]  # who writes, asked only where it matters
 
 
 class Attributes(msgspec.Struct, frozen=True, gc=False):

@@ -206,5 +206,7 @@ def inherited_xattrs(record: Record, default: bytes | None) -> list[Put]:
 def _check(name: bytes) -> None:
     if not name.startswith(_NAMESPACES) and name not in _FLAGS:
         raise NotSupported(f"extended attribute {name!r}")
+    if name in _NAMESPACES:
+        raise InvalidArgument("a namespace is no name")
     if len(name) > NAME_BYTES:
         raise ResultTooLarge

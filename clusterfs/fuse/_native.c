@@ -63,6 +63,7 @@ static unsigned protocol_minor; /* the kernel's */
 static bool page_io;            /* the request being handled is the page cache's own */
 static uint64_t unique;         /* the kernel's number of the request that was received last */
 static pid_t pid;               /* whose request it is */
+static uint32_t uid, gid;
 static PyObject *at_end;        /* called when the session is over: there will be no more requests */
 static PyObject *on_interrupt;  /* called with the number of a request whose program got a signal */
 static bool opening_direct;     /* the next reply opens a direct_io handle */
@@ -144,6 +145,8 @@ static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
     if (header->opcode != FUSE_INTERRUPT) {
         unique = header->unique;
         pid = header->pid;
+        uid = header->uid;
+        gid = header->gid;
     } else if (length >= (ssize_t)(sizeof *header + sizeof(struct fuse_interrupt_in))) {
         tell_interrupt(((const struct fuse_interrupt_in *)(header + 1))->unique);
     }
@@ -294,6 +297,18 @@ static PyObject *current_pid(PyObject *module, PyObject *unused)
     return PyLong_FromLong(pid);
 }
 
+static PyObject *current_uid(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLong(uid);
+}
+
+static PyObject *current_gid(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLong(gid);
+}
+
 static PyObject *session_fd(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
@@ -326,6 +341,8 @@ static PyMethodDef functions[] = {
      "Return the thread whose request is being handled, 0: not known; ask before the first await."},
     {"current_request", current_request, METH_NOARGS,
      "Return the kernel's number of the request being handled; ask before the first await."},
+    {"current_uid", current_uid, METH_NOARGS, "Return the user whose request is being handled; ask before the first await."},
+    {"current_gid", current_gid, METH_NOARGS, "Return the group whose request is being handled; ask before the first await."},
     {"call_on_interrupt", call_on_interrupt, METH_O, "Call this with the number of each request that the kernel interrupts."},
     {"call_at_end", call_at_end, METH_O, "Call this when the session is over."},
     {"take_over", take_over, METH_VARARGS,

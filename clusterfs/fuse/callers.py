@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from clusterfs.fs.results import Caller
+from clusterfs.fuse.binding import native
 
 PROC: Final = Path("/proc")
 
@@ -13,6 +14,11 @@ PROC: Final = Path("/proc")
 def caller_of(context: Any) -> Caller:
     """Return who asks, without supplementary groups."""
     return Caller(context.uid, context.gid, context.pid, context.umask)
+
+
+def writer() -> Caller:
+    """Return whose request is being handled, without groups; ask before the first await."""
+    return Caller(native.current_uid(), native.current_gid(), native.current_pid())
 
 
 def with_groups(caller: Caller) -> Caller:

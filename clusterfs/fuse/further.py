@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NUMBER = struct.Struct("=Q")
 _FLAGS = struct.Struct("=I")
+NOBODY = 65534  # whom a squashed root is taken for
 _COPY_BYTES = 1 << 30  # the answer counts bytes in 32 bits
 
 _MODES = {fcntl.F_RDLCK: SHARED, fcntl.F_WRLCK: EXCLUSIVE, fcntl.F_UNLCK: NOTHING}
@@ -85,7 +86,7 @@ class Further:
     async def _fallocate(
         self, request: native.Request, handle: int, mode: int, offset: int, length: int
     ) -> None:
-        await self._fs.fallocate(handle, offset, length, mode)
+        await self._fs.fallocate(handle, offset, length, mode, self._who(request))
         request.error(0)
 
     async def _copy_file_range(
@@ -98,9 +99,21 @@ class Further:
         length: int,
     ) -> None:
         copied = await self._fs.copy_range(
-            source, source_offset, target, target_offset, min(length, _COPY_BYTES)
+            source,
+            source_offset,
+            target,
+            target_offset,
+            min(length, _COPY_BYTES),
+            self._who(request),
         )
         request.written(copied)
+
+    def _who(self, request: native.Request) -> Caller:
+        """Return who changes a file's contents."""
+        caller = Caller(*request.context())
+        if self.squash is not None and not caller.uid:
+            return Caller(NOBODY, NOBODY)
+        return with_groups(caller)
 
     # ---- file locks ----
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from clusterfs.errors import WouldBlock
-from clusterfs.fs.results import Attributes, Changes, Entry, Listed, Opened, Status
+from clusterfs.fs.results import Attributes, Caller, Changes, Entry, Listed, Opened, Status
 from clusterfs.fuse.again import Again
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
-from clusterfs.fuse.callers import caller_of, with_groups
+from clusterfs.fuse.callers import caller_of, with_groups, writer
 from clusterfs.fuse.further import Further
 from clusterfs.fuse.kernel import SessionKernel
 from clusterfs.fuse.replies import replying
@@ -41,6 +41,7 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = False  # with it the kernel ignores our file size
+    _trusts_root = True
 
     def __init__(
         self, filesystem: "Filesystem", cached: CachedInodes, again: Again | None = None
@@ -169,7 +170,10 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
-        opened = await self._fs.open(inode, flags, caller_of(ctx))
+        caller = caller_of(ctx)
+        if flags & os.O_TRUNC:
+            caller = with_groups(caller)
+        opened = await self._fs.open(inode, flags, caller)
         await self._note_opened(inode, opened.handle)
         return _file_info(opened)
 
@@ -199,10 +203,15 @@ class Operations(pyfuse3.Operations):
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         page_io = self._is_page_io()
         try:
-            return self._fs.write_nowait(handle, offset, data, page_io=page_io)
+            by_root = self._trusts_root and not native.current_uid()
+            return self._fs.write_nowait(handle, offset, data, page_io=page_io, by_root=by_root)
         except WouldBlock:
+            who = partial(with_groups, self._writer())
             with requests.under_way("write"):
-                return await self._fs.write(handle, offset, data, page_io=page_io)
+                return await self._fs.write(handle, offset, data, page_io=page_io, who=who)
+
+    def _writer(self) -> Caller:
+        return writer()
 
     @replying
     async def flush(self, handle: int) -> None:

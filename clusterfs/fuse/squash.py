@@ -20,6 +20,7 @@ from clusterfs.fs.permissions import access_of
 from clusterfs.fs.results import Caller
 from clusterfs.fuse.again import Again
 from clusterfs.fuse.cached import CachedInodes
+from clusterfs.fuse.further import NOBODY
 from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.replies import replying
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from clusterfs.fs.filesystem import Filesystem
 
 _READ, _WRITE, _EXECUTE = os.R_OK, os.W_OK, os.X_OK
-_ID = 65534
+_ID = NOBODY
 
 
 class Nobody(NamedTuple):
@@ -42,11 +43,17 @@ class Nobody(NamedTuple):
 class SquashedOperations(Operations):
     """The handlers, for a node in `exports.root_squash`."""
 
+    _trusts_root = False
+
     def __init__(
         self, filesystem: "Filesystem", cached: CachedInodes, again: Again | None = None
     ) -> None:
         super().__init__(filesystem, cached, again)
         self.further.squash = partial(check_xattr, filesystem)
+
+    def _writer(self) -> Caller:
+        caller = super()._writer()
+        return caller if caller.uid else Caller(_ID, _ID)
 
     async def _who(self, ctx: Any, *needed: tuple[int, int]) -> Any:
         """Return who asks, if root may have all this (inode, mask) as nobody. Raises FUSEError."""

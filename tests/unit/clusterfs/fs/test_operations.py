@@ -62,7 +62,9 @@ async def test_writing_takes_privileged_bits_away() -> None:
         fs = world.nodes[1].fs
         inode, handle = await make(fs)
         assert (await fs.getattr(inode)).attributes.mode & stat.S_ISUID
-        await fs.write(handle, 0, b"x")
+        await fs.write(handle, 0, b"x")  # by root
+        assert (await fs.getattr(inode)).attributes.mode & stat.S_ISUID
+        await fs.write(handle, 0, b"x", who=lambda: Caller(7, 7))
         assert not (await fs.getattr(inode)).attributes.mode & stat.S_ISUID
         await fs.setattr(inode, Changes(mode=0o4711))
         await fs.setattr(inode, Changes(uid=7))

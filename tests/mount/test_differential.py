@@ -1,0 +1,78 @@
+"""Random programs of system calls give on three nodes what they give in a local directory.
+
+CLUSTERFS_SEED is the seed, CLUSTERFS_PROGRAMS how many programs, CLUSTERFS_STEPS how long each is.
+A failure shows the program, cut down to what makes the difference.
+"""
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.mount.support.differential import Chance, Difference, Side, Step, run, shrunk, told
+
+SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
+PROGRAMS = int(os.environ.get("CLUSTERFS_PROGRAMS", "4"))
+STEPS = int(os.environ.get("CLUSTERFS_STEPS", "150"))
+
+Attempt = Callable[[Sequence[Step]], str]
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory of an ext4: this machine's own, or one in a file."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)  # other users go through it
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True
+    ).stdout
+    if kind.strip() == "ext2/ext3":  # what stat calls it
+        yield tmp_path
+        return
+    image, top = tmp_path / "image", tmp_path / "ext4"
+    top.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image, "2G"], check=True)
+    subprocess.run(["mount", "-o", "loop", image, top], check=True)
+    try:
+        yield top
+    finally:
+        subprocess.run(["umount", top], check=True)
+
+
+@pytest.fixture
+def attempt(folders: list[Path], reference: Path) -> Attempt:
+    """Run a program in new directories; returns what differs, or nothing."""
+    numbers = itertools.count()
+
+    def try_it(program: Sequence[Step]) -> str:
+        name = str(next(numbers))
+        here = [folder / name for folder in folders]
+        local = reference / name
+        for top in (local, here[0]):
+            top.mkdir()
+            top.chmod(0o755)
+        try:
+            run(program, Side([local]), Side(here))
+        except Difference as difference:
+            return str(difference)
+        finally:
+            shutil.rmtree(local)
+            shutil.rmtree(here[0])
+        return ""
+
+    return try_it
+
+
+@pytest.mark.timeout(3600)
+def test_random_programs_do_what_they_do_locally(folders: list[Path], attempt: Attempt) -> None:
+    folders[0].chmod(0o755)
+    for number in range(PROGRAMS):
+        seed = f"{SEED} {number}"
+        program = Chance(seed, len(folders)).program(STEPS)
+        if attempt(program):
+            small = shrunk(program, lambda cut: bool(attempt(cut)))
+            pytest.fail(f"seed {seed}:\n{told(small)}\n{attempt(small)}")
