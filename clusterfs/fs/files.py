@@ -20,7 +20,6 @@ from clusterfs.errors import (
     FileTooLarge,
     InvalidArgument,
     IsADirectory,
-    NotSupported,
     StaleHandle,
     Unavailable,
     WouldBlock,
@@ -36,7 +35,7 @@ from clusterfs.fs.keys import ORPHAN
 from clusterfs.fs.locks import EX, PR
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import has_privileges, mode_after_change
-from clusterfs.fs.pieces import Piece, cut
+from clusterfs.fs.pieces import cut, pieces_of
 from clusterfs.fs.results import Caller, Opened, Writer
 from clusterfs.fs.seeking import Seeking
 from clusterfs.fs.truncation import Truncation
@@ -44,8 +43,6 @@ from clusterfs.store.objects import BLOCK_BYTES, STRIPE_BLOCKS
 from dlm.errors import LockLost
 
 _AT_REST = (None, ORPHAN)  # marks that a writer need not care about
-_SHIFT = BLOCK_BYTES.bit_length() - 1
-_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # of fallocate(2)
 
 
 class Files:
@@ -58,6 +55,7 @@ class Files:
         self.truncation = Truncation(parts.volume, parts.transactions, parts.writeback)
         self.fast_reads = self.slow_reads = 0
         self.fast_writes = self.slow_writes = 0
+        self._pieces = partial(pieces_of, parts.writeback.overlay)
         self._seeking = Seeking(parts)
         self._volume = parts.volume
         self._gate = parts.gate
@@ -191,7 +189,7 @@ class Files:
             return b""
         pieces = [
             piece.newer or self._volume.read_nowait(*piece.place(inode))
-            for piece in self._pieces(inode, offset >> _SHIFT, (end + BLOCK_BYTES - 1) >> _SHIFT)
+            for piece in self._pieces(inode, offset, end)
         ]
         return cut(pieces, offset % BLOCK_BYTES, end - offset)
 
@@ -200,7 +198,7 @@ class Files:
         if offset >= end:
             return b""
         pieces: list[Block] = []
-        for piece in self._pieces(inode, offset >> _SHIFT, (end + BLOCK_BYTES - 1) >> _SHIFT):
+        for piece in self._pieces(inode, offset, end):
             try:
                 pieces.append(piece.newer or self._volume.read_nowait(*piece.place(inode)))
             except WouldBlock:
@@ -212,25 +210,6 @@ class Files:
         """Return what is there; the caller uses the inode and has loaded its record."""
         assert inode.record is not None
         return await self._read_waiting(inode, inode.record, offset, size)
-
-    def _pieces(self, inode: Inode, first: int, beyond: int) -> list[Piece]:
-        """Cut blocks into what one read of one stripe gives, and what is newer here."""
-        limit = (first // STRIPE_BLOCKS + 1) * STRIPE_BLOCKS
-        if not inode.dirty and not inode.flushing and beyond <= limit:
-            return [Piece(first, beyond - first)]
-        pieces: list[Piece] = []
-        start = first
-        for index in range(first, beyond):
-            block = self._writeback.overlay(inode, index)
-            if start < index and (block is not None or index % STRIPE_BLOCKS == 0):
-                pieces.append(Piece(start, index - start))
-                start = index
-            if block is not None:
-                pieces.append(Piece(index, 1, block))
-                start = index + 1
-        if start < beyond:
-            pieces.append(Piece(start, beyond - start))
-        return pieces
 
     # -- write
 
@@ -443,7 +422,7 @@ class Files:
             finally:
                 inode.lock.unpin()
 
-    # -- fsync, fallocate
+    # -- fsync, seek
 
     async def fsync(self, handle: int) -> None:
         """Make what was written durable. Raises what went wrong with it since the last time."""
@@ -480,38 +459,6 @@ class Files:
         """Return where data or a hole begins (lseek's SEEK_DATA, SEEK_HOLE)."""
         inode = self.handles.file(handle).inode
         return await self._gate.run(partial(self._seeking.seek, inode, offset, whence), rerun=True)
-
-    async def fallocate(
-        self, handle: int, offset: int, length: int, mode: int, caller: Caller
-    ) -> None:
-        """Grow the file, or (PUNCH_HOLE, ZERO_RANGE) make a range read as zeros."""
-        opened = self.handles.file(handle)
-        opened.require_alive()
-        if offset < 0 or length <= 0:
-            raise InvalidArgument
-        if mode & ~(_KEEP_SIZE | _PUNCH_HOLE | _ZERO_RANGE):
-            raise NotSupported
-        if offset + length > MAXIMUM_SIZE:
-            raise FileTooLarge
-        await self._gate.run(partial(self._fallocate, opened.inode, offset, length, mode, caller))
-
-    async def _fallocate(
-        self, inode: Inode, offset: int, length: int, mode: int, caller: Caller
-    ) -> None:
-        async with inode.lock.excluding():
-            record = await self.load_for_change(inode)
-            end, before_ns = offset + length, record.mtime_ns
-            if mode & (_PUNCH_HOLE | _ZERO_RANGE):
-                await self.truncation.zero(inode, offset, end, self._now_ns())
-            if not mode & _KEEP_SIZE and end > record.size:
-                await self.truncation.truncate(inode, end, self._now_ns())
-            assert inode.record is not None
-            if inode.record.mtime_ns == before_ns:  # it counts as a change nevertheless
-                inode.record.touch(self._now_ns())
-                self._writeback.mark_dirty(inode)
-            self.changed_by(inode, lambda: caller)
-        if inode.pages_possible:
-            await self._coherence.drop_range(inode, offset, length)
 
     async def _truncate_opened(self, inode: Inode, caller: Caller) -> None:
         async with inode.lock.excluding():

@@ -23,6 +23,7 @@ from clusterfs.errors import (
     ReadOnly,
 )
 from clusterfs.fs import keys, lock_uses
+from clusterfs.fs.allocation import Allocation
 from clusterfs.fs.attributes import fresh
 from clusterfs.fs.cloning import Cloning
 from clusterfs.fs.coherence import Coherence
@@ -133,6 +134,7 @@ class Filesystem:
         self._files = Files(parts)
         self.file_locks = FileLocks(parts, self._files.handles)
         self._metadata = Metadata(parts, self._files, self._xattrs)
+        self._allocation = Allocation(parts, self._files)
         self._cloning = Cloning(parts, self._files)
         self.trees = Trees(parts, self._directories, self._namespace, self._files, self._cloning)
         self._unnamed: set[int] = set()  # made without a name, and open here
@@ -458,7 +460,7 @@ class Filesystem:
         self, handle: int, offset: int, length: int, mode: int, caller: Caller = _NOBODY
     ) -> None:
         """Grow a file, punch a hole, or zero a range."""
-        await self._files.fallocate(handle, offset, length, mode, caller)
+        await self._allocation.fallocate(handle, offset, length, mode, caller)
 
     # -- directories
 

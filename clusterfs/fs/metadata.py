@@ -7,7 +7,13 @@ from clusterfs.fs.files import Files
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import XATTR
 from clusterfs.fs.parts import Parts
-from clusterfs.fs.permissions import allowed_mode, check_access, check_change, without_privileges
+from clusterfs.fs.permissions import (
+    allowed_mode,
+    check_access,
+    check_change,
+    mode_after_change,
+    mode_after_chown,
+)
 from clusterfs.fs.results import Caller, Changes, Status
 from clusterfs.fs.transactions import Edit
 from clusterfs.fs.xattrs import Xattrs
@@ -76,9 +82,10 @@ def _fields(record: Record, changes: Changes, caller: Caller, now_ns: int) -> di
         if value is not None:
             fields[name] = value
     mode = record.mode
-    owner_changes = changes.uid is not None or changes.gid is not None
-    if owner_changes or (changes.size is not None and caller.uid != 0):
-        mode = without_privileges(mode)
+    if changes.uid is not None or changes.gid is not None:
+        mode = mode_after_chown(record, caller)
+    elif changes.size is not None:
+        mode = mode_after_change(record, caller)
     if changes.mode is not None:
         mode = record.mode & _TYPE | allowed_mode(record, changes.mode & ~_TYPE, caller)
     if mode != record.mode:

@@ -95,10 +95,13 @@ def mode_after_change(record: Record, caller: Caller) -> int:
     """
     if caller.uid == 0 or caller.capabilities >> _CAP_FSETID & 1:
         return record.mode
+    return mode_after_chown(record, caller)
+
+
+def mode_after_chown(record: Record, caller: Caller) -> int:
+    """Return a file's mode once this caller changed its owner or group."""
     mode = without_privileges(record.mode)
-    if record.is_regular and record.gid not in (caller.gid, *caller.groups):
-        mode &= ~stat.S_ISGID
-    return mode
+    return mode if not record.is_regular else allowed_mode(record, mode, caller)
 
 
 def has_privileges(mode: int) -> bool:
