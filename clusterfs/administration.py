@@ -239,6 +239,7 @@ class Administration:
             "repairing": self._node.volume.mending,
             "damage_left": numbers["damaged_chunks"],
             "damage_healed": numbers["damage_healed"],
+            "failed": None if store.failed is None else str(store.failed),
         }
 
     async def _clone(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`clusterfs fsck`: checks a brick that no daemon serves; exit codes as fsck(8) has them."""
 
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ def fsck(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Check a brick whose daemon is not running: log, checkpoint, references, namespace, data."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)  # it keeps one a segment open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
         folder = _brick(brick)
         if set_aside:
@@ -48,7 +51,7 @@ def fsck(
                 progress=progress,
                 also=check_namespace,
             )
-    except SetupError as failure:
+    except (SetupError, OSError) as failure:
         typer.echo(f"clusterfs fsck: {failure}", err=True)
         raise SystemExit(NOT_DONE) from None
     except KeyboardInterrupt:

@@ -54,7 +54,7 @@ def scrub(  # noqa: PLR0913  (each is a word of its own)
         typer.echo(msgspec.json.format(msgspec.json.encode(reply)))
     else:
         Console().print(describe(reply), highlight=False, soft_wrap=True)
-    if wait and reply["damage_left"]:
+    if wait and (reply["damage_left"] or reply["failed"]):
         raise SystemExit(DAMAGED)
 
 
@@ -85,7 +85,7 @@ def _watch(socket: Any, *, shown: bool) -> dict[str, Any]:
         while True:
             reply = control.ask(socket, "scrub")
             bars.update(task, completed=reply["part"] if reply["running"] else 1.0)
-            if not reply["running"] and not reply["repairing"]:
+            if not reply["running"] and (reply["failed"] or not reply["repairing"]):
                 return reply
             time.sleep(_LOOK_S)
 
@@ -101,6 +101,8 @@ def describe(reply: dict[str, Any]) -> str:
         text = f"stopped at {reply['part']:.0%}, {text}"
     else:
         text += f", {reply['passes']} passes so far"
+    if reply["failed"]:
+        text = f"the brick is read-only: {reply['failed']}; {text}"
     return (
         f"{text}; {reply['damaged']} damaged chunks found by this pass; since the node started "
         f"{reply['damage_healed']} were repaired, {reply['damage_left']} are left"

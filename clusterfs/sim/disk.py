@@ -6,7 +6,7 @@ of every other write, `fate` says which 512-byte sectors arrived, were lost, or 
 Creating a segment, replacing the superblock and committing the table are atomic and durable.
 
 Faults besides power cuts: `fail_writes`, `fail_syncs`, `fail_commits` raise EIO, `rot` flips a bit,
-`full` raises ENOSPC for new segments.
+reading a block in `unreadable` raises EIO, `full` raises ENOSPC for new segments.
 
 Invariant: the same journal, `at` and fate give the same brick.
 """
@@ -22,6 +22,7 @@ from clusterfs.errors import SetupError
 from clusterfs.store.table import TOTAL, Table, Total, damage_in
 
 SECTOR_BYTES = 512
+_BLOCK_BYTES = 4096
 
 
 class Written(NamedTuple):
@@ -162,6 +163,8 @@ class SimulatedDisk:
         self.fail_writes = False
         self.fail_syncs = False
         self.fail_commits = False
+        self.unreadable: set[tuple[int, int]] = set()  # (segment, block)
+        self.unreadable_errno = errno.EIO
         self.full = False
         self.table_full = False  # commits raise ENOSPC, but for one from the ballast
         self.ballast = False
@@ -257,7 +260,10 @@ class SimulatedDisk:
         self._record(Synced(frozenset(segments)))
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
-        """Read what was written last."""
+        """Read what was written last, unless a block of it is unreadable."""
+        blocks = range(offset // _BLOCK_BYTES, -(-(offset + length) // _BLOCK_BYTES))
+        if self.unreadable and not self.unreadable.isdisjoint((segment, at) for at in blocks):
+            raise OSError(self.unreadable_errno, "simulated bad sector")
         with self._mutex:
             return bytes(self.medium.segments[segment][offset : offset + length])
 
@@ -267,7 +273,10 @@ class SimulatedDisk:
 
     def read_nowait(self, segment: int, offset: int, length: int) -> bytes | None:
         """Read, if `cached`."""
-        return self.read(segment, offset, length) if self.cached else None
+        try:
+            return self.read(segment, offset, length) if self.cached else None
+        except OSError:
+            return None
 
     def free_bytes(self) -> int:
         """Return what new segments may take."""

@@ -9,7 +9,7 @@ is, and its segment is left alone from then on.
 """
 
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ class Cleaner:
         try:
             # A generator that reads: each step of it is one log, on a worker thread.
             logs = self._reader.chain(segment, first, last)
-            while (log := await trio.to_thread.run_sync(next, logs, None)) is not None:
+            while (log := await trio.to_thread.run_sync(_next_of, logs)) is not None:
                 live = self._living(chunks_in(log))
                 moved = await trio.to_thread.run_sync(self._prepare, log, live)
                 if not await self._move(moved):
@@ -174,6 +174,14 @@ class Cleaner:
         if raw and self.codec != "off":
             left = sum(len(chunk.stored) for chunk in raw) / (len(raw) * BLOCK_BYTES)
             self._packs_to += (left - self._packs_to) * min(1, len(raw) * _LEARN)
+
+
+def _next_of(logs: Iterator[ValidLog]) -> ValidLog | None:
+    """Return the next log; None too where the segment cannot be read, for whatever reason."""
+    try:
+        return next(logs, None)
+    except OSError:
+        return None
 
 
 def chunks_in(log: ValidLog) -> "array[int]":

@@ -220,20 +220,17 @@ class DirectoryDisk:
 
     def read_nowait(self, segment: int, offset: int, length: int) -> bytes | None:
         """Read only what the page cache has."""
-        into, fd, done = bytearray(length), self._buffered_fd(segment), 0
-        while done < length:  # the kernel may stop in the middle although it has the rest
-            rest = memoryview(into)[done:] if done else into
-            try:
+        into, done = bytearray(length), 0
+        try:
+            fd = self._buffered_fd(segment)
+            while done < length:  # the kernel may stop in the middle although it has the rest
+                rest = memoryview(into)[done:] if done else into
                 got = os.preadv(fd, [rest], offset + done, os.RWF_NOWAIT)
-            except BlockingIOError:
-                return None
-            except OSError as error:  # tmpfs cannot tell what would wait
-                if error.errno != errno.EOPNOTSUPP:
-                    raise
-                return None
-            if not got:
-                return None
-            done += got
+                if not got:
+                    return None
+                done += got
+        except OSError:  # it would wait, or tmpfs cannot tell, or the medium is bad: `read` tells
+            return None
         return bytes(into)
 
     def free_bytes(self) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import trio
 from xxhash import xxh3_64_intdigest
 
-from clusterfs.errors import WouldBlock
+from clusterfs.errors import BrickFailed, WouldBlock
 from clusterfs.store.contents import Contents
 from clusterfs.store.damage import Damage
 from clusterfs.store.location import BLOCK_UNITS, locate
@@ -46,9 +46,12 @@ class Healer:
     def damaged(self) -> int:
         """Return how many damaged chunks and lost blocks there are."""
         find = self._contents.state.chunks.find
-        for cid in [cid for cid in self._damage.cids if find(cid) is None]:
-            self._damage.forget(cid)
-        return len(self._damage.cids) + len(self._still_lost())
+        try:
+            for cid in [cid for cid in self._damage.cids if find(cid) is None]:
+                self._damage.forget(cid)
+            return len(self._damage.cids) + len(self._still_lost())
+        except BrickFailed:  # the checkpoint cannot be read: which of them still live is unknown
+            return len(self._damage)
 
     async def blocks(self, limit: int) -> list[tuple[ObjectId, int]]:
         """Return one block of each damaged chunk, and the lost blocks; at most `limit`.

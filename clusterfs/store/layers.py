@@ -29,7 +29,10 @@ Rubbish = list[dict[Any, Any]]
 
 
 class Values:
-    """A table's values, verified. Raises BrickFailed for one that rotted, and tells `on_damage`."""
+    """A table's values, verified.
+
+    Raises BrickFailed for one that rotted, or cannot be reached, and tells `on_damage`.
+    """
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -37,25 +40,37 @@ class Values:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the key's value in the snapshot."""
-        sealed = self._table.get(key)
+        try:
+            sealed = self._table.get(key)
+        except OSError as error:
+            raise self._failed(error) from error
         return None if sealed is None else self._opened(key, sealed)
 
     def items(self, first: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the snapshot's pairs with first <= key < end, in order."""
-        for key, sealed in self._table.items(first, end):
-            yield key, self._opened(key, sealed)
+        try:
+            for key, sealed in self._table.items(first, end):
+                yield key, self._opened(key, sealed)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def keys(self, first: bytes, end: bytes) -> Iterator[bytes]:
         """Yield the snapshot's keys with first <= key < end, in order; no value is looked at."""
-        return self._table.keys(first, end)
+        try:
+            yield from self._table.keys(first, end)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _opened(self, key: bytes, sealed: bytes) -> bytes:
         value = open_value(key, sealed)
         if value is None:
             text = f"the checkpoint's record {key[:40]!r} is damaged; synchronise the brick anew"
-            self.on_damage(OSError(errno.EIO, text))
-            raise BrickFailed(text)
+            raise self._failed(OSError(errno.EIO, text))
         return value
+
+    def _failed(self, error: OSError) -> BrickFailed:
+        self.on_damage(error)
+        return BrickFailed(error.strerror)
 
 
 class Layer(Generic[V]):

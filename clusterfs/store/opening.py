@@ -55,7 +55,16 @@ class Opening:
         self._options = options
 
     def recover(self, *, store_id: str | None, cluster_id: str) -> None:
-        """Read superblock, checkpoint and log; enter a new epoch."""
+        """Read superblock, checkpoint and log; enter a new epoch.
+
+        Raises SetupError, BrickDamaged.
+        """
+        try:
+            self._recover(store_id, cluster_id)
+        except OSError as error:
+            raise SetupError(f"the brick's disk fails: {error}; nothing is concluded") from error
+
+    def _recover(self, store_id: str | None, cluster_id: str) -> None:
         disk, options = self._disk, self._options
         disk.lock()
         superblock = open_superblock(

@@ -15,6 +15,7 @@ Closed here, each with a test of its name in tests/crash (the holes are those of
   * ids and lengths are believed only under the checksum.
 """
 
+import errno
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -43,6 +44,9 @@ from clusterfs.store.records import decode
 from clusterfs.store.segments import Segments
 from clusterfs.store.tail import CLEANER, STREAMS, USER, Tail
 
+# What the kernel says of sectors and pages that are not as written; see also blk_status_t.
+OF_THE_MEDIUM = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN})
+
 RESYNC = (
     "nothing was changed: `clusterfs fsck BRICK` tells more, `clusterfs fsck --set-aside BRICK` "
     "puts it away, and at its next start the node synchronises a new one"
@@ -57,7 +61,12 @@ class ValidLog(NamedTuple):
 
 
 class LogReader:
-    """Reads logs of one store from its disk; blocks."""
+    """Reads logs of one store from its disk; blocks.
+
+    A sector that the medium cannot read is to it what rubbish is: no log. Whether that is a torn
+    tail or damage, the logs behind it tell. Other failures, of a device that is away or of a
+    process with too many open files, are OSError: nothing may be concluded from them.
+    """
 
     def __init__(self, disk: Disk, store_id: bytes, size_blocks: int) -> None:
         self._disk = disk
@@ -68,7 +77,7 @@ class LogReader:
         """Return what claims to be a log's header there; nothing is verified."""
         if block >= self._size_blocks:
             return None
-        head = self._disk.read(segment, block * BLOCK_BYTES, BLOCK_BYTES)
+        head = self._read(segment, block, BLOCK_BYTES)
         header = parse_header(head, self._store_id)
         if header is None or (header.segment, header.block) != (segment, block):
             return None
@@ -80,24 +89,34 @@ class LogReader:
         header = self.header(segment, block)
         if header is None:
             return None
-        content = self._disk.read(segment, block * BLOCK_BYTES, header.length_bytes)
+        content = self._read(segment, block, header.length_bytes)
         return ValidLog(header, content) if verify_log(content, header) else None
 
     def newer(self, segment: int, block: int) -> int | None:
         """Return the version of the log there if it is valid and newer than what we know."""
         if block >= self._size_blocks:
             return None
-        head = self._disk.read(segment, block * BLOCK_BYTES, BLOCK_BYTES)
+        head = self._read(segment, block, BLOCK_BYTES)
         found = parse_newer(head, self._store_id)
         if found is None:
             return None
         version, length_bytes, checksum = found
-        content = self._disk.read(segment, block * BLOCK_BYTES, length_bytes)
+        content = self._read(segment, block, length_bytes)
         return version if has_checksum(content, checksum) else None
 
     def holds_something(self, segment: int) -> bool:
-        """Tell whether the segment was ever written to."""
-        return any(self._disk.read(segment, 0, BLOCK_BYTES))
+        """Tell whether the segment was ever written to; so was one that cannot be read."""
+        head = self._read(segment, 0, BLOCK_BYTES)
+        return not head or any(head)
+
+    def _read(self, segment: int, block: int, length_bytes: int) -> bytes:
+        """Return what is there; nothing where the medium is bad."""
+        try:
+            return self._disk.read(segment, block * BLOCK_BYTES, length_bytes)
+        except OSError as error:
+            if error.errno not in OF_THE_MEDIUM:
+                raise
+            return b""
 
     def chain(self, segment: int, first_id: int, last_id: int) -> Iterator[ValidLog]:
         """Yield the segment's logs, from its first block, while they are valid.

@@ -19,7 +19,7 @@ from contextlib import suppress
 import msgspec
 import trio
 
-from clusterfs.errors import FilesystemError, SetupError
+from clusterfs.errors import BrickFailed, FilesystemError, SetupError
 from clusterfs.store.chunks import PAGE_CIDS, ChunkTable, cids_of_page
 from clusterfs.store.damage import Damage
 from clusterfs.store.disk import Disk
@@ -125,7 +125,11 @@ class Scrubber:
                 await self._wake.wait()
                 continue
             begun = trio.current_time()
-            done_bytes = await self._batch()
+            try:
+                done_bytes = await self._batch()
+            except BrickFailed:  # the checkpoint rotted: the log tells everybody
+                self._pass.running = False
+                continue
             if done_bytes is None:
                 await self._finish()
                 continue

@@ -87,9 +87,10 @@ class Store(Transactions):
     async def _fill_hints(self) -> None:
         """Rebuild the rest of the dedup window, little by little."""
         more = True
-        while more and not self._closed:
-            more = self._hints.fill_more(_HINT_PAGES)
-            await trio.sleep(_HINT_PAUSE_S)
+        with contextlib.suppress(BrickFailed):  # the checkpoint rotted: the log tells everybody
+            while more and not self._closed:
+                more = self._hints.fill_more(_HINT_PAGES)
+                await trio.sleep(_HINT_PAUSE_S)
 
     def __init__(self, disk: Disk, key: bytes, options: Options, opening: Opening) -> None:
         """Put the parts together; `open` is the way in."""

@@ -12,7 +12,8 @@ LMDB table walks in a process of its own, which may die.
 
 Invariants of any Table:
   * `commit` applies all or nothing, durably, and may run on any one thread;
-  * `get` and `items` see one snapshot, on the thread that owns the store;
+  * `get` and `items` see one snapshot, on the thread that owns the store; OSError (EIO) if its
+    pages are not as written;
   * the record TOTAL says how many other records there are, and the sum of their seals.
 """
 
@@ -150,28 +151,37 @@ class LmdbTable:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the key's value in the snapshot."""
-        value: bytes | None = self._reader.get(key)
+        try:
+            value: bytes | None = self._reader.get(key)
+        except lmdb.Error as error:
+            raise _unreadable(error) from error
         return value
 
     def items(self, first: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield pairs from a cursor of their own."""
-        cursor = self._reader.cursor()
-        if not cursor.set_range(first):
-            return
-        for key, value in cursor:
-            if key >= end:
+        try:
+            cursor = self._reader.cursor()
+            if not cursor.set_range(first):
                 return
-            yield key, value
+            for key, value in cursor:
+                if key >= end:
+                    return
+                yield key, value
+        except lmdb.Error as error:
+            raise _unreadable(error) from error
 
     def keys(self, first: bytes, end: bytes) -> Iterator[bytes]:
         """Yield keys; the pages of large values are not touched."""
-        cursor = self._reader.cursor()
-        if not cursor.set_range(first):
-            return
-        for key in cursor.iternext(keys=True, values=False):
-            if key >= end:
+        try:
+            cursor = self._reader.cursor()
+            if not cursor.set_range(first):
                 return
-            yield key
+            for key in cursor.iternext(keys=True, values=False):
+                if key >= end:
+                    return
+                yield key
+        except lmdb.Error as error:
+            raise _unreadable(error) from error
 
     def commit(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Write one LMDB transaction; LMDB syncs data, then the meta page."""
@@ -211,7 +221,10 @@ class LmdbTable:
     def refresh(self) -> None:
         """Renew the read transaction."""
         self._reader.abort()
-        self._reader = self._environment.begin(buffers=False)
+        try:
+            self._reader = self._environment.begin(buffers=False)
+        except lmdb.Error as error:
+            raise _unreadable(error) from error
 
     def close(self) -> None:
         """Close the environment."""
@@ -240,6 +253,10 @@ def check_file(path: str) -> None:
             raise
         found = f"it cannot be walked ({error!r})"
     sys.stdout.write(found or "")
+
+
+def _unreadable(error: lmdb.Error) -> OSError:
+    return OSError(errno.EIO, f"the checkpoint cannot be read: {error}")
 
 
 def _is_damage(error: lmdb.Error) -> bool:

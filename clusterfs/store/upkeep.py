@@ -101,6 +101,8 @@ class Upkeep:
                     await self.tend()
         except BrickFailed:
             pass  # everybody else learns it from the log
+        except OSError as error:
+            self._log.fail(error)
         finally:
             self._stopped.set()
             self._progress.unpark_all()

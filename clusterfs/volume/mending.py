@@ -55,7 +55,11 @@ class Mender:
             self.unrepaired = min(self.unrepaired, damaged)
             epoch = self._site.view.epoch
             if damaged:
-                repaired = await self._round()
+                try:
+                    repaired = await self._round()
+                except FilesystemError as error:  # no room for a checkpoint; or the brick failed
+                    repaired = 0
+                    self._log.warning("cannot repair now", error=repr(error))
                 self.unrepaired = self._store.damaged()
                 self._log.warning("damage", repaired=repaired, left=self.unrepaired)
                 if self.unrepaired >= damaged and not self._interrupted:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from clusterfs.errors import ChunkCorrupted, WouldBlock
+from clusterfs.errors import BrickFailed, ChunkCorrupted, WouldBlock
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -67,21 +67,26 @@ class Reader:
     ) -> tuple[Version, list[bytes | None]]:
         """Return version and values from this node's store; raises WouldBlock."""
         store = self._local(group, object_id)
-        version = store.version(object_id)
-        self.local += 1
-        if version == ABSENT:
-            return ABSENT, [None] * len(keys)
-        return version, [store.get(object_id, key) for key in keys]
+        try:
+            version = store.version(object_id)
+            self.local += 1
+            if version == ABSENT:
+                return ABSENT, [None] * len(keys)
+            return version, [store.get(object_id, key) for key in keys]
+        except BrickFailed as error:
+            raise self._elsewhere(group, error) from error
 
     def read_nowait(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
         """Return blocks from this node's memory; raises WouldBlock."""
         store = self._local(group, object_id)
-        if store.version(object_id) == ABSENT:
-            return bytes(BLOCK_BYTES * count)
         try:
+            if store.version(object_id) == ABSENT:
+                return bytes(BLOCK_BYTES * count)
             data: bytes = store.read_nowait(object_id, first, count)
         except ChunkCorrupted as error:
             raise WouldBlock("another replica must be asked") from error
+        except BrickFailed as error:
+            raise self._elsewhere(group, error) from error
         self.local += 1
         return data
 
@@ -147,8 +152,8 @@ class Reader:
             except ChunkCorrupted:
                 damaged |= self._site.bit
                 self._log.error("damaged block", object=object_id.hex(), first=first, count=count)
-            except WouldBlock:
-                pass
+            except (BrickFailed, WouldBlock) as error:
+                self._elsewhere(group, error)
             if damaged and not self._site.view.in_sync[group] & ~damaged:
                 if count > 1:  # each copy may be damaged in another place
                     half = count // 2
@@ -198,6 +203,16 @@ class Reader:
             raise WouldBlock("a transaction on it is undecided")
         return site.store
 
+    def _elsewhere(self, group: int, error: Exception) -> WouldBlock:
+        """Return what tells the caller to ask others; raise the error if nobody else has it.
+
+        A brick that cannot be read has failed: the next view does not count on it any more.
+        """
+        site = self._site
+        if isinstance(error, BrickFailed) and not site.others(site.view.in_sync[group]):
+            raise error
+        return WouldBlock("another replica must be asked")
+
     async def _read_local(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
         store = self._local(group, object_id)
         if store.version(object_id) == ABSENT:
@@ -219,8 +234,8 @@ class Reader:
         while True:
             try:
                 return nowait()
-            except WouldBlock:
-                pass
+            except (BrickFailed, WouldBlock) as error:
+                self._elsewhere(group, error)
             node = await self._source(group, 0)
             if node is not None:
                 try:
@@ -266,7 +281,8 @@ class Reader:
             try:
                 listed = local(self._local(group, ObjectId(b"")))
                 node = self._site.node
-            except WouldBlock:
+            except (BrickFailed, WouldBlock) as error:
+                self._elsewhere(group, error)
                 source = await self._source(group, 0)
                 if source is None:
                     continue

@@ -101,6 +101,14 @@ def spoil(node: Node) -> None:
     data.write_bytes(damaged)
 
 
+def spoil_in_place(node: Node) -> None:
+    """Have no page of the checkpoint of a running node say any more what kind it is."""
+    with (node.brick / "checkpoint" / "data.mdb").open("r+b") as pages:
+        for at in range(2 * 4096, os.fstat(pages.fileno()).st_size, 4096):
+            pages.seek(at)
+            pages.write(bytes(16))
+
+
 def test_a_node_whose_checkpoint_is_damaged_synchronises_anew_by_itself(cluster: Cluster) -> None:
     first, _, third = cluster.nodes
     content = random.Random(8).randbytes(300_000)
@@ -108,6 +116,14 @@ def test_a_node_whose_checkpoint_is_damaged_synchronises_anew_by_itself(cluster:
     (first.mount / "folder").mkdir(exist_ok=True)
     unmount(third)
     cluster.start("n3")
+    spoil_in_place(third)  # while it serves: others answer for it, and it says what happened
+    assert (third.mount / "image").read_bytes() == content
+    scrubbed = json.loads(clusterfs("scrub", third.mount, "--wait", "--json", code=1))
+    assert "checkpoint" in scrubbed["failed"]
+    write(third.mount / "written then", content[:5000])
+    assert (first.mount / "written then").read_bytes() == content[:5000]
+    codes = json.loads(clusterfs("status", third.mount, "--json"))["codes"]
+    assert "BRICK_READ_ONLY" in {finding["code"] for finding in codes}
     cluster.kill("n3")  # its lease goes on: the node waits until the others have removed it
     spoil(third)
     clusterfs("fsck", third.brick, code=4)

@@ -15,14 +15,16 @@ from clusterfs.store.store import Store
 OPTIONS = Options(segment_bytes=1 << 20, log_bytes=1 << 17, size_limit_bytes=16 << 20)
 
 
-def fsck(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def fsck(*words: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "clusterfs.cli.main", "fsck", *map(str, words)]
+    if before:
+        command = ["/bin/sh", "-c", f'{before}; exec "$@"', "sh", *command]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-async def make_brick(path: Path) -> None:
+async def make_brick(path: Path, options: Options = OPTIONS) -> None:
     path.mkdir()
-    store = await Store.open(DirectoryDisk(path, reserve_bytes=0), bytes(32), options=OPTIONS)
+    store = await Store.open(DirectoryDisk(path, reserve_bytes=0), bytes(32), options=options)
     content = b"".join(bytes([n]) * BLOCK_BYTES for n in range(1, 5))
     store.replace(stripe_object(1 << 52 | 1, 0), 0, Version(1, 1), (Write(0, 4),), content)
     await store.close()
@@ -75,3 +77,27 @@ def test_exit_codes_of_what_cannot_be_done(tmp_path: Path) -> None:
         disk.close()
     assert busy.returncode == 8
     assert "in use" in busy.stderr
+    (brick / "brick.json").unlink()
+    (brick / "brick.json").mkdir()
+    broken = fsck(brick)
+    assert (broken.returncode, broken.stdout) == (8, "")
+    assert broken.stderr.startswith("clusterfs fsck: [Errno 21]"), "no traceback"
+
+
+async def fill(path: Path, options: Options, blocks: int) -> None:
+    store = await Store.open(DirectoryDisk(path, reserve_bytes=0), bytes(32), options=options)
+    for n in range(1, blocks + 1):
+        name, data = stripe_object(1 << 52 | n, 0), n.to_bytes(8, "little") * (BLOCK_BYTES // 8)
+        await store.admit(BLOCK_BYTES)
+        store.replace(name, 0, Version(1, 1), (Write(0, 1),), data)
+    await store.close()
+
+
+def test_a_brick_of_more_segments_than_a_shell_allows_open_files(tmp_path: Path) -> None:
+    brick = tmp_path / "brick"
+    options = Options(segment_bytes=64 << 10, log_bytes=32 << 10, size_limit_bytes=16 << 20)
+    trio.run(make_brick, brick, options)
+    trio.run(fill, brick, options, 1000)
+    assert len(list((brick / "segments").iterdir())) > 50
+    found = fsck(brick, before="ulimit -S -n 40")
+    assert found.stdout.startswith("clean: "), found
