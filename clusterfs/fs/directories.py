@@ -11,6 +11,7 @@ from clusterfs.fs import asking
 from clusterfs.fs.handles import OpenDirectory
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import DIRECTORY, ENTRY, Entry, decode_entry
+from clusterfs.fs.locks import PR
 from clusterfs.fs.ports import Volume
 from clusterfs.fs.transactions import Transactions
 from dlm.errors import LockLost
@@ -42,7 +43,9 @@ class Directories:
         return entry
 
     def remember(self, directory: Inode, name: bytes, entry: Entry | None) -> None:
-        """Cache a name; its directory's lock is held."""
+        """Cache a name, if its directory's lock is held still."""
+        if directory.lock.level < PR:
+            return
         if len(directory.entries) >= _CACHED_NAMES:
             directory.entries.clear()
         directory.entries[name] = entry

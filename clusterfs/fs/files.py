@@ -27,7 +27,7 @@ from clusterfs.errors import (
 from clusterfs.fs import asking
 from clusterfs.fs.atomic import AtomicWrites
 from clusterfs.fs.attributes import MAXIMUM_SIZE, Record
-from clusterfs.fs.gate import ShareWanted
+from clusterfs.fs.gate import Attempt, ShareWanted
 from clusterfs.fs.grid import Block
 from clusterfs.fs.handles import Handles, OpenFile
 from clusterfs.fs.inodes import Inode
@@ -72,14 +72,14 @@ class Files:
         if not inode.open_lock.join_nowait():
             await inode.open_lock.wait_shared()
 
-    async def open(self, number: int, flags: int, caller: Caller) -> Opened:
+    async def open(self, attempt: Attempt, number: int, flags: int, caller: Caller) -> Opened:
         """Open a file that exists."""
         inode = self._inodes.get(number)
         await self.hold_open(inode)
         try:
             await self._check_openable(inode)
-            if flags & os.O_TRUNC:
-                await self._truncate_opened(inode, caller)
+            if flags & os.O_TRUNC and not await self._transactions.settle(attempt):
+                await self._truncate_opened(attempt, inode, caller)
             return await self.opened(inode, flags, caller)
         except BaseException:
             inode.open_lock.release()
@@ -460,8 +460,8 @@ class Files:
         inode = self.handles.file(handle).inode
         return await self._gate.run(partial(self._seeking.seek, inode, offset, whence), rerun=True)
 
-    async def _truncate_opened(self, inode: Inode, caller: Caller) -> None:
+    async def _truncate_opened(self, attempt: Attempt, inode: Inode, caller: Caller) -> None:
         async with inode.lock.excluding():
             record = await self.load_for_change(inode)
             mode = mode_after_change(record, caller)
-            await self.truncation.truncate(inode, 0, self._now_ns(), mode=mode)
+            await self.truncation.truncate(inode, 0, self._now_ns(), attempt=attempt, mode=mode)

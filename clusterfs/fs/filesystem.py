@@ -320,7 +320,8 @@ class Filesystem:
         self, inode: int, changes: Changes, _handle: int | None = None, caller: Caller = _NOBODY
     ) -> Status:
         """Change attributes; a handle adds nothing to the inode."""
-        return await self._gate.run(partial(self._metadata.change, inode, changes, caller))
+        change = partial(self._metadata.change, Attempt(), inode, changes, caller)
+        return await self._gate.run(change)
 
     async def access(self, inode: int, mask: int, caller: Caller) -> None:
         """Raise PermissionDenied unless the caller may."""
@@ -361,7 +362,7 @@ class Filesystem:
         """Open a file."""
         if self._read_only and flags & (_O_ACCMODE | _O_TRUNC):
             raise ReadOnly("this node may not change the volume")
-        return await self._gate.run(partial(self._files.open, inode, flags, caller))
+        return await self._gate.run(partial(self._files.open, Attempt(), inode, flags, caller))
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller = _NOBODY

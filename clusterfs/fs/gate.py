@@ -3,7 +3,8 @@
 While the node is out, operations stall here (or fail, with on_lost=eio). An operation that was
 under way when its locks were lost ends with LockLost inside and is run again from the start after
 readmission, so callers never see it. What must not happen twice (create, rename, ...) carries an
-Attempt: the second run looks whether the first one's transaction took place after all.
+Attempt: the second run asks the replicas whether the first one's transaction took place after all.
+If none of them remembers, it looks at what there is.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ import trio
 from clusterfs.errors import Unavailable
 from clusterfs.fs import asking
 from clusterfs.fs.quota_ledger import Amount
+from clusterfs.volume.departed import Sent
 from dlm.errors import LockLost
 
 _RETRY_S = 0.02
@@ -26,10 +28,12 @@ Result = TypeVar("Result")
 class Attempt:
     """What one request has tried so far: its outcome may be unknown after the node was lost."""
 
-    __slots__ = ("inode", "tried")
+    __slots__ = ("done", "inode", "sent", "tried")
 
     def __init__(self) -> None:
-        self.tried = False  # a transaction was sent
+        self.tried = False  # a transaction was sent, and may have taken place
+        self.done = False  # it has
+        self.sent: Sent | None = None  # whose outcome is to be asked for
         self.inode = 0  # the inode that it made, moved or unlinked
 
 

@@ -4,8 +4,10 @@ from clusterfs.errors import InvalidArgument, IsADirectory
 from clusterfs.fs import acl
 from clusterfs.fs.attributes import ACCESS_ACL, Record
 from clusterfs.fs.files import Files
+from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import XATTR
+from clusterfs.fs.locks import PR
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import (
     allowed_mode,
@@ -14,7 +16,7 @@ from clusterfs.fs.permissions import (
     mode_after_change,
     mode_after_chown,
 )
-from clusterfs.fs.results import Caller, Changes, Status
+from clusterfs.fs.results import Caller, Changes, Status, attributes_of
 from clusterfs.fs.transactions import Edit
 from clusterfs.fs.xattrs import Xattrs
 from clusterfs.store.objects import Put
@@ -33,20 +35,25 @@ class Metadata:
         self._coherence = parts.coherence
         self._now_ns = parts.now_ns
 
-    async def change(self, number: int, changes: Changes, caller: Caller) -> Status:
+    async def change(
+        self, attempt: Attempt, number: int, changes: Changes, caller: Caller
+    ) -> Status:
         """Apply changes of attributes, the size first among them, and return the result."""
         inode = self._inodes.get(number)
+        if await self._transactions.settle(attempt):
+            return Status(attributes_of(number, await self._transactions.peek(inode)), 0.0)
         async with inode.lock.excluding():
             record = await self._files.load_for_change(inode)
             check_change(record, changes, caller)
             fields = _fields(record, changes, caller, self._now_ns())
             if changes.size is not None:
-                await self._resize(inode, changes.size, fields)
+                await self._resize(attempt, inode, changes.size, fields)
             else:
                 edit = Edit(inode, record.changed(**fields))
                 if changes.mode is not None and record.flags & ACCESS_ACL:
                     edit.operations.append(await self._acl_with(inode, changes.mode))
-                await self._transactions.commit(edit)
+                await self._transactions.commit(edit, attempt=attempt)
+            inode.lock.require(PR)
             return self._coherence.status(inode)
 
     async def access(self, number: int, mask: int, caller: Caller) -> None:
@@ -65,13 +72,16 @@ class Metadata:
         del inode.xattrs[acl.ACCESS]  # read anew, if the commit should fail
         return Put(XATTR + acl.ACCESS, changed)
 
-    async def _resize(self, inode: Inode, size: int, fields: dict[str, int]) -> None:
+    async def _resize(
+        self, attempt: Attempt, inode: Inode, size: int, fields: dict[str, int]
+    ) -> None:
         assert inode.record is not None
         if inode.record.is_directory:
             raise IsADirectory
         if not inode.record.is_regular:
             raise InvalidArgument
-        await self._files.truncation.truncate(inode, size, self._now_ns(), **fields)
+        now_ns = self._now_ns()
+        await self._files.truncation.truncate(inode, size, now_ns, attempt=attempt, **fields)
 
 
 def _fields(record: Record, changes: Changes, caller: Caller, now_ns: int) -> dict[str, int]:

@@ -25,6 +25,7 @@ from clusterfs.errors import (
     NoSuchEntry,
     NotADirectory,
     OperationNotPermitted,
+    StaleHandle,
     TooManyLinks,
 )
 from clusterfs.fs import acl, keys
@@ -157,12 +158,14 @@ class Namespace:
         """
         check_name(name)
         directory = self._inodes.get(number)
+        if await self._transactions.settle(attempt):
+            return await self._made_before(attempt)
         async with directory.lock.excluding():
             record = await self._transactions.load_directory(directory)
             found = await self._directories.find(directory, name)
             if found is not None:
                 if attempt.tried and found.inode == attempt.inode:
-                    return await self._made_before(attempt, directory)
+                    return await self._made_before(attempt)
                 raise EntryExists
             child = self._new_child(attempt, directory, newborn)
             await child.lock.make()
@@ -216,11 +219,16 @@ class Namespace:
         timeout_s = self._coherence.entry_timeout_s(directory, directory.lock.stamp)
         return Entry(attributes_of(child.number, made), timeout_s, 0.0)  # the lock was lost
 
-    async def _made_before(self, attempt: Attempt, directory: Inode) -> tuple[Inode, Entry]:
+    async def _made_before(self, attempt: Attempt) -> tuple[Inode, Entry]:
+        """Return what an earlier run has made; its name may lead elsewhere by now."""
         child = self._inodes.get(attempt.inode)
-        record = await self._transactions.peek(child)
-        timeout_s = self._coherence.entry_timeout_s(directory, directory.lock.stamp)
-        return child, Entry(attributes_of(child.number, record), timeout_s, 0.0)
+        try:
+            record = await self._transactions.peek(child)
+        except NoSuchEntry:
+            raise StaleHandle(
+                "it was made; another node removed it while this one was out"
+            ) from None
+        return child, Entry(attributes_of(child.number, record), 0.0, 0.0)
 
     def _new_child(self, attempt: Attempt, directory: Inode, newborn: Newborn) -> Inode:
         group = newborn.group
@@ -263,6 +271,8 @@ class Namespace:
         """Give an inode one more name."""
         check_name(name)
         inode, directory = self._inodes.get(number), self._inodes.get(parent)
+        if await self._transactions.settle(attempt):
+            return Entry(attributes_of(number, await self._transactions.peek(inode)), 0.0, 0.0)
         async with AsyncExitStack() as stack:
             await exclude_all(stack, [inode, directory])
             found = await self._check_new_link(directory, name)
@@ -283,14 +293,16 @@ class Namespace:
                 raise CrossDevice("a hard link cannot leave or enter a directory with a quota")
             changed = directory.record.changed(mtime_ns=now_ns, ctime_ns=now_ns)
             entry = keys.Entry(number, record.mode >> 12)
+            named = naming(inode, record, now_ns)
             await self._transactions.commit(
                 Edit(directory, changed, Put(ENTRY + name, encode_entry(entry))),
-                naming(inode, record, now_ns),
+                named,
                 attempt=attempt,
             )
             self._directories.remember(directory, name, entry)
             await self._tell("create", directory, name, entry)
-            return self._coherence.entry(directory, directory.lock.stamp, inode)
+            assert named.record is not None
+            return self._made(directory, inode, named.record)
 
     async def _check_new_link(self, directory: Inode, name: bytes) -> keys.Entry | None:
         await self._transactions.load_directory(directory)
@@ -310,6 +322,8 @@ class Namespace:
         if name in (b".", b".."):
             check_name(name)
         directory = self._inodes.get(number)
+        if await self._transactions.settle(attempt):
+            return self._inodes.get(attempt.inode)
         while True:
             found, _ = await self._find(directory, name)
             if found is None or (attempt.tried and found.inode != attempt.inode):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from clusterfs.store.objects import Change, ObjectId, Version
+from clusterfs.volume.departed import Sent
 from dlm.modes import Flags
 from dlm.node import NO_FLAGS, Lock, Mode, Name
 from dlm.ranges import Ranges
@@ -165,10 +166,17 @@ class Volume(Protocol):
         """Return blocks of an object."""
         ...
 
+    async def took_place(self, sent: Sent) -> bool | None:
+        """Tell whether a transaction took place of which `commit` did not know; None: unknown."""
+        ...
+
     async def commit(
         self, changes: Sequence[Change], payload: bytes = b"", *, durable: bool = False
     ) -> None:
-        """Apply changes at every in-sync replica's memory, all or none; durable: and `sync`."""
+        """Apply changes at every in-sync replica's memory, all or none; durable: and `sync`.
+
+        Raises LockLost: nothing was sent, or as OutcomeUnknown, which says what to ask for.
+        """
         ...
 
     async def sync(self, inodes: Collection[int] | None = None) -> None:

@@ -8,8 +8,8 @@ replicas, and only then lets the cached inode follow. While a transaction is und
 If a commit fails, what is cached is dropped, except when it is known that nothing happened.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import trio
@@ -41,6 +41,7 @@ from clusterfs.store.objects import (
     Remove,
     Version,
 )
+from clusterfs.volume.departed import OutcomeUnknown
 from dlm.errors import LockLost
 
 _LOADED = (RECORD, MARK)
@@ -187,9 +188,23 @@ class Transactions:
             if not edit.creates:
                 edit.inode.lock.require(PR)
         with self._quotas.claiming(edits):
-            if attempt is not None:
-                attempt.tried = True
-            await self._send(edits, changes, payload, durable=durable)
+            if attempt is None:
+                await self._send(edits, changes, payload, durable=durable)
+            else:
+                with _trying(attempt):
+                    await self._send(edits, changes, payload, durable=durable)
+
+    async def settle(self, attempt: Attempt) -> bool:
+        """Tell whether an earlier run has done it; the locks it had are lost. Raises LockLost.
+
+        False, but `attempt.tried`: no replica knows any more.
+        """
+        if attempt.sent is not None:
+            took_place = await self._volume.took_place(attempt.sent)
+            attempt.sent = None
+            if took_place is not None:
+                attempt.tried = attempt.done = took_place
+        return attempt.done
 
     async def _send(
         self, edits: Sequence[Edit], changes: Sequence[Change], payload: bytes, *, durable: bool
@@ -248,6 +263,21 @@ class Transactions:
         """Drop what is cached after a failure that should not be."""
         if not inode.needs_flush:
             inode.void()
+
+
+@contextmanager
+def _trying(attempt: Attempt) -> Iterator[None]:
+    """Note what becomes of the transaction that is sent in this context."""
+    tried, attempt.tried = attempt.tried, True
+    try:
+        yield
+    except OutcomeUnknown as failure:
+        attempt.sent = failure.sent
+        raise
+    except LockLost:
+        attempt.tried = tried  # nothing was sent
+        raise
+    attempt.done = True
 
 
 async def _wait_known(edits: Sequence[Edit]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from clusterfs.errors import FileTooLarge, InvalidArgument, WouldBlock
 from clusterfs.fs.attributes import MAXIMUM_SIZE, blocks_of
+from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import ORPHAN, ORPHAN_TRUNCATING, TRUNCATING
 from clusterfs.fs.ports import Volume
@@ -41,7 +42,15 @@ class Truncation:
         self._transactions = transactions
         self._writeback = writeback
 
-    async def truncate(self, inode: Inode, size: int, now_ns: int, **fields: int) -> None:
+    async def truncate(
+        self,
+        inode: Inode,
+        size: int,
+        now_ns: int,
+        *,
+        attempt: Attempt | None = None,
+        **fields: int,
+    ) -> None:
         """Give the file a size; `fields` of the record change with it."""
         record = inode.record
         assert record is not None
@@ -51,9 +60,9 @@ class Truncation:
             raise FileTooLarge
         fields = {"mtime_ns": now_ns, "ctime_ns": now_ns, **fields}
         if size >= record.size:
-            await self._grow(inode, size, fields)
+            await self._grow(inode, size, fields, attempt)
         else:
-            await self._shrink(inode, size, fields)
+            await self._shrink(inode, size, fields, attempt)
 
     async def finish(self, inode: Inode) -> None:
         """Delete the stripes beyond the size of an inode that is marked TRUNCATING."""
@@ -99,17 +108,21 @@ class Truncation:
 
     # -- longer
 
-    async def _grow(self, inode: Inode, size: int, fields: dict[str, int]) -> None:
+    async def _grow(
+        self, inode: Inode, size: int, fields: dict[str, int], attempt: Attempt | None
+    ) -> None:
         if inode.dirty or inode.flushing:
             await self._writeback.flush(inode)
         assert inode.record is not None
         edit = Edit(inode, inode.record.changed(size=size, **fields))
         edit.size = size
-        await self._transactions.commit(edit)
+        await self._transactions.commit(edit, attempt=attempt)
 
     # -- shorter
 
-    async def _shrink(self, inode: Inode, size: int, fields: dict[str, int]) -> None:
+    async def _shrink(
+        self, inode: Inode, size: int, fields: dict[str, int], attempt: Attempt | None
+    ) -> None:
         async with inode.committing:
             record = inode.record
             assert record is not None
@@ -122,7 +135,9 @@ class Truncation:
                 edit.size = size
                 changes = await self._cut(inode, size, tail, edit)
             written = any(isinstance(change.operations[-1], Write) for change in changes)
-            await self._transactions.commit_holding([edit], changes, tail if written else b"")
+            await self._transactions.commit_holding(
+                [edit], changes, tail if written else b"", attempt=attempt
+            )
             self._writeback.drop(inode, blocks)
             if written:
                 self._writeback.take(inode, size // BLOCK_BYTES)

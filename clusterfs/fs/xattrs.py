@@ -23,6 +23,7 @@ from clusterfs.fs.attributes import ACCESS_ACL, ATOMIC_FSYNC, CAPABILITY, DEFAUL
 from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import NAME_BYTES, XATTR
+from clusterfs.fs.locks import PR
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.quota_settings import PREFIX, QuotaSettings
 from clusterfs.fs.results import Caller
@@ -100,6 +101,8 @@ class Xattrs:
         if len(value) > VALUE_BYTES:
             raise ResultTooLarge
         inode = self._inodes.get(number)
+        if await self._transactions.settle(attempt):
+            return
         async with inode.lock.excluding():
             before = await self.value(inode, name)
             if attempt.tried and before == value:
@@ -118,6 +121,8 @@ class Xattrs:
             await self._quotas.remove(number, name, caller)
             return
         inode = self._inodes.get(number)
+        if await self._transactions.settle(attempt):
+            return
         async with inode.lock.excluding():
             if await self.value(inode, name) is None:
                 if attempt.tried:
@@ -128,12 +133,12 @@ class Xattrs:
     async def _commit(
         self, attempt: Attempt, inode: Inode, changed: Record, name: bytes, value: bytes | None
     ) -> None:
-        attempt.tried = True
         changed.ctime_ns = self._now_ns()
         key = XATTR + name
         operation = Remove(key) if value is None else Put(key, value)
-        await self._transactions.commit(Edit(inode, changed, operation))
-        inode.xattrs[name] = value
+        await self._transactions.commit(Edit(inode, changed, operation), attempt=attempt)
+        if inode.lock.level >= PR:  # else it was lost just now
+            inode.xattrs[name] = value
 
     async def value(self, inode: Inode, name: bytes) -> bytes | None:
         """Return a value of an inode whose lock is held, None if there is none."""

@@ -27,6 +27,7 @@ from clusterfs.store.objects import (
     joined,
     split_object_id,
 )
+from clusterfs.volume.departed import OutcomeUnknown, Sent
 from dlm.errors import LockLost
 
 GROUPS = 64
@@ -86,6 +87,9 @@ class MemoryVolume:
         shelf.present.add(incarnation)
         self.out = False
         self.applies_when_out = False
+        self.remembers = True
+        self._sent = 0
+        self._outcomes: dict[int, bool] = {}
         self.syncs = 0
         self.durable_commits = 0
         self.before_commit: Callable[[], object] | None = None
@@ -174,10 +178,17 @@ class MemoryVolume:
         if self.out:
             if self.applies_when_out:
                 self._shelf.apply(changes, payload)
-            raise LockLost
+            self._sent += 1
+            self._outcomes[self._sent] = self.applies_when_out
+            raise OutcomeUnknown(Sent(self.incarnation, self._sent, changes[0].group))
         self._shelf.apply(changes, payload)
         self.durable_commits += durable
         await self._may_wait(refused=False)
+
+    async def took_place(self, sent: Sent) -> bool | None:
+        """Tell what became of a commit that was told nothing."""
+        await self._may_wait()
+        return self._outcomes[sent.sequence] if self.remembers else None
 
     async def sync(self, inodes: Collection[int] | None = None) -> None:
         """Count."""

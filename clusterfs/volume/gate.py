@@ -25,6 +25,7 @@ from clusterfs.cluster.views import View, nodes_of
 from clusterfs.errors import FilesystemError, Unavailable, WouldBlock
 from clusterfs.store.objects import ABSENT, Change, ObjectId, Transaction, Version
 from clusterfs.volume.copies import Blockwise, Copy, Moved, deletion, describe, difference
+from clusterfs.volume.departed import Departed
 from clusterfs.volume.memory import Memory
 from clusterfs.volume.merge import newer, reached
 from clusterfs.volume.messages import (
@@ -43,7 +44,14 @@ from clusterfs.volume.placement import groups_to_bitmap
 from clusterfs.volume.ports import LocalStore
 from clusterfs.volume.replica import Replica
 from clusterfs.volume.resync import START, Resync
-from clusterfs.volume.rollforward import Newest, components, lacks, union, verdict
+from clusterfs.volume.rollforward import (
+    Newest,
+    components,
+    lacks,
+    took_place,
+    union,
+    verdict,
+)
 from clusterfs.volume.site import INTERNAL, Site
 from dlm.errors import LockLost, PeerLost
 from dlm.net.errors import Refused
@@ -69,6 +77,8 @@ class Gate:
         self._last_open: frozenset[int] = frozenset()  # incarnations up when the gate was open
         self._finished: dict[str, int] = {"gate": 0, "restart": 0}
         self._progress = trio.Event()
+        self._took_place: dict[int, set[int]] = {}  # what gone clients did, as the last round found
+        self.departed = Departed()
         self.on_open: Callable[[], None] | None = None  # called in each view with an open gate
         self.rounds = self.brought_forward = self.restarts = 0
 
@@ -170,7 +180,8 @@ class Gate:
         gone = self._memory.clients() - _up(view)
         traces = {node: report.traces for node, report in reports.items()}
         traces[site.node] = self._traces(gone)
-        newest = union(traces, lambda node, group: bool(view.in_sync[group] >> node & 1))
+        self._took_place = took_place(traces, _serving(view))
+        newest = union(traces, _serving(view))
         await self._bring_forward(newest, [t for some in traces.values() for t in some])
         self._resync.recheck(
             (t.object_id, t.group) for some in traces.values() for r in some for t in r.objects
@@ -187,6 +198,10 @@ class Gate:
     def _open(self, view: View) -> None:
         """Every in-sync replica has what the gone clients did: serve again."""
         pending = {transaction.client for transaction in self._replica.undecided()}
+        complete = [group for group in range(len(view.in_sync)) if self._site.holds(group)]
+        for client in self._last_open - _up(view) - pending:
+            sequences, stable = self._took_place.get(client, ()), self._memory.stable(client)
+            self.departed.note(client, sequences, stable, complete)
         if not any(view.stopped):
             for client in self._memory.clients() - _up(view) - pending:
                 self._replica.tombstones.remove(self._memory.forget(client))
@@ -367,6 +382,10 @@ class Gate:
                     self._replica.tombstones.add({object_id: deleted})
                     self._memory.load({object_id: deleted})
                     await self._apply((deletion(self._store, object_id, deleted),), b"")
+
+
+def _serving(view: View) -> Callable[[int, int], bool]:
+    return lambda node, group: bool(view.in_sync[group] >> node & 1)
 
 
 def _up(view: View) -> frozenset[int]:

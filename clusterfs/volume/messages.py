@@ -291,6 +291,18 @@ class Differs(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=35):
     group: U16
 
 
+class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=36):
+    """A client that came back: did this transaction of its former incarnation take place? -> Stood.
+
+    Asked of a replica in sync of the group, which is one of the transaction's.
+    """
+
+    epoch: U63
+    client: U63
+    sequence: U63
+    group: U16
+
+
 Request = (
     Fetch
     | Scan
@@ -308,7 +320,14 @@ Request = (
     | Report
     | Compare
     | Differs
+    | Outcome
 )
+
+
+class Stood(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The answer to Outcome; None: not known here."""
+
+    took_place: bool | None
 
 
 class Compared(msgspec.Struct, frozen=True, array_like=True, gc=False):

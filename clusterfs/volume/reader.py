@@ -4,12 +4,13 @@ Retries over lost peers and changed views until a replica answers. A block that 
 copy is read from another, and the damaged copy is repaired; so a flipped bit is never returned.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import structlog
 import trio
 
+from clusterfs.cluster.views import nodes_of
 from clusterfs.errors import BrickFailed, ChunkCorrupted, WouldBlock
 from clusterfs.store.objects import (
     ABSENT,
@@ -18,6 +19,7 @@ from clusterfs.store.objects import (
     Version,
     split_object_id,
 )
+from clusterfs.volume.departed import Sent
 from clusterfs.volume.messages import (
     Code,
     Extents,
@@ -26,10 +28,12 @@ from clusterfs.volume.messages import (
     Listed,
     Listing,
     Marked,
+    Outcome,
     Read,
     Request,
     Scan,
     Scanned,
+    Stood,
     Stretches,
     Stripes,
 )
@@ -192,6 +196,44 @@ class Reader:
         """Return the marked objects of these groups."""
         listed = await self._everywhere(Marked, marked, set(groups))
         return [entry.object_id for entry in listed]
+
+    async def took_place(
+        self, sent: Sent, here: Callable[[Sent], Awaitable[bool | None]] | None
+    ) -> bool | None:
+        """Ask those in sync, ourselves by `here`, until one knows; None: nobody does."""
+        site = self._site
+        asked: set[int] = set()
+        while not self._lost:
+            await site.current()
+            view = site.view
+            if view.stopped[sent.group]:
+                await site.changed()
+                continue
+            nodes = [n for n in nodes_of(view.in_sync[sent.group]) if n not in asked]
+            if not nodes:
+                return None
+            try:
+                known = await self._ask_outcome(nodes[0], sent, here)
+            except (PeerLost, Refused):
+                await self._pause()
+                continue
+            if known is not None:
+                return known
+            asked.add(nodes[0])
+        raise LockLost("this node was removed from the cluster")
+
+    async def _ask_outcome(
+        self, node: int, sent: Sent, here: Callable[[Sent], Awaitable[bool | None]] | None
+    ) -> bool | None:
+        if node == self._site.node:
+            return None if here is None else await here(sent)
+        try:
+            body, _ = await self._call(node, Outcome(self._site.view.epoch, *sent))
+        except Refused as refusal:
+            if refusal.code == Code.MALFORMED:
+                return None  # an older node, that remembers nothing
+            raise
+        return decode(body, Stood).took_place
 
     # -- below ----------------------------------------------------------------------------------
 

@@ -44,6 +44,18 @@ def union(
     return newest
 
 
+def took_place(
+    reports: Mapping[int, Iterable[Trace]], serves: Callable[[int, int], bool]
+) -> dict[int, set[int]]:
+    """Return, by client, which transactions are in a replica that serves one of their groups."""
+    found: dict[int, set[int]] = {}
+    for node, traces in reports.items():
+        for trace in traces:
+            if any(serves(node, touched.group) for touched in trace.objects):
+                found.setdefault(trace.client, set()).add(trace.sequence)
+    return found
+
+
 def lacks(newest: Touched, version: Version, tombstone: Version | None) -> bool:
     """Tell whether a replica whose object is at `version` misses the newest state."""
     if newest.deleted:

@@ -13,6 +13,7 @@ from clusterfs.errors import ChunkCorrupted, Unavailable, WouldBlock
 from clusterfs.store.objects import ABSENT, ObjectId, inode_object, split_object_id
 from clusterfs.volume.comparing import Comparer, state_of
 from clusterfs.volume.copies import Exporter
+from clusterfs.volume.departed import Sent
 from clusterfs.volume.gate import Gate
 from clusterfs.volume.messages import (
     Agree,
@@ -31,12 +32,14 @@ from clusterfs.volume.messages import (
     Listed,
     Listing,
     Marked,
+    Outcome,
     Read,
     Report,
     Request,
     Scan,
     Scanned,
     Slice,
+    Stood,
     Stretches,
     Stripes,
     Unstable,
@@ -74,6 +77,7 @@ class Service:
             Extents: self._read,
             Stripes: self._stripes,
             Marked: self._marked,
+            Outcome: self._outcome,
             List: self._list,
             Describe: self._copy,
             Slice: self._copy,
@@ -177,6 +181,17 @@ class Service:
         assert isinstance(request, Marked)
         await self._open_gate()
         return encode(Listing(tuple(marked(self._store)))), b""
+
+    async def _outcome(self, sender: int, incarnation: int, request: Request) -> Reply:
+        assert isinstance(request, Outcome)
+        sent = Sent(request.client, request.sequence, request.group)
+        return encode(Stood(await self.took_place(sent))), b""
+
+    async def took_place(self, sent: Sent) -> bool | None:
+        """Tell whether a transaction took place whose client is gone; None: not known here."""
+        await self._open_gate()
+        self._check_group(sent.group)
+        return self._gate.departed.took_place(sent)
 
     # -- for replicas ---------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from clusterfs.store.objects import Change, ObjectId, Version, split_object_id
 from clusterfs.volume import placement
 from clusterfs.volume.comparing import Comparer
 from clusterfs.volume.credits import Purse
+from clusterfs.volume.departed import Sent
 from clusterfs.volume.gate import Gate
 from clusterfs.volume.memory import Memory
 from clusterfs.volume.mending import Mender
@@ -239,6 +240,14 @@ class Volume:
         """Return the objects with a MARK in these groups."""
         return await self._reader.marked(groups)
 
+    async def took_place(self, sent: Sent) -> bool | None:
+        """Tell whether a transaction of a former incarnation took place; None: nobody knows.
+
+        Called after a readmission: so what did not take place never will. Raises LockLost.
+        """
+        here = None if self._service is None else self._service.took_place
+        return await self._reader.took_place(sent, here)
+
     # -- changes --------------------------------------------------------------------------------
 
     async def commit(
@@ -251,7 +260,7 @@ class Volume:
 
         Raises:
             OutOfSpace, VersionMismatch, BrickFailed: nothing happened.
-            LockLost: this incarnation is out; whether it happened is unknown.
+            LockLost: this incarnation is out; OutcomeUnknown: and whether it happened is unknown.
         """
         stable = self._writer.oldest() - 1
         everywhere = await self._writer.commit(changes, payload, durable=durable)

@@ -19,6 +19,7 @@ import trio
 
 from clusterfs.cluster.views import View, nodes_of
 from clusterfs.store.objects import Change, ObjectId, Transaction
+from clusterfs.volume.departed import OutcomeUnknown, Sent
 from clusterfs.volume.messages import (
     Answered,
     Apply,
@@ -153,7 +154,9 @@ class Writer:
         """Fail every wait: this node is out, and the outcome of what is in flight is unknown."""
         self._lost = True
         for pending in list(self._pendings.values()):
-            self._finish(pending, LockLost("this node was removed; the outcome is unknown"))
+            transaction = pending.transaction
+            sent = Sent(transaction.client, transaction.sequence, pending.groups[0])
+            self._finish(pending, OutcomeUnknown(sent))
         self._held_back.clear()
 
     def begin(self) -> None:

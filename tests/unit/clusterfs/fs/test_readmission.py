@@ -4,6 +4,7 @@
 
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from clusterfs.errors import (
     BrickFailed,
     ChunkCorrupted,
     EntryExists,
+    NoSuchAttribute,
     NoSuchEntry,
     StaleHandle,
     Unavailable,
@@ -258,7 +260,9 @@ async def test_dirty_data_whose_commit_had_an_unknown_outcome(
 Operation = Callable[[Filesystem, int], Awaitable[Any]]
 
 
-@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize(
+    ("applied", "remembered"), [(True, True), (False, True), (True, False), (False, False)]
+)
 @pytest.mark.parametrize(
     ("operation", "expected"),
     [
@@ -274,13 +278,20 @@ Operation = Callable[[Filesystem, int], Awaitable[Any]]
     ],
 )
 async def test_what_was_under_way_happens_exactly_once(
-    autojump_clock: Clock, operation: Operation, expected: set[bytes], *, applied: bool
+    autojump_clock: Clock,
+    operation: Operation,
+    expected: set[bytes],
+    *,
+    applied: bool,
+    remembered: bool,
 ) -> None:
+    """Whether the replicas remember what they were sent, or names have to tell."""
     async with World(2).running() as world:
         node = world.nodes[1]
         inode, handle = await make(node.fs)
         await node.fs.release(handle)
         node.volume.applies_when_out = applied
+        node.volume.remembers = remembered
         node.volume.before_commit = lambda: world.remove(1) if not node.volume.out else None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(operation, node.fs, inode)
@@ -295,11 +306,13 @@ async def test_what_was_under_way_happens_exactly_once(
         world.validate()
 
 
+@pytest.mark.parametrize("remembered", [True, False])
 async def test_a_rename_that_was_done_before_the_node_was_lost_is_no_failure(
-    autojump_clock: Clock,
+    autojump_clock: Clock, *, remembered: bool
 ) -> None:
     async with World(2).running() as world:
         node, two = world.nodes[1], world.nodes[2]
+        node.volume.remembers = remembered
         await make(node.fs)
         node.volume.applies_when_out = True
         node.volume.before_commit = lambda: world.remove(1) if not node.volume.out else None
@@ -312,6 +325,48 @@ async def test_a_rename_that_was_done_before_the_node_was_lost_is_no_failure(
         assert await names(two.fs) == {b"h"}
         with pytest.raises(NoSuchEntry):
             await node.fs.rename(ROOT, b"f", ROOT, b"g")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda fs, _: fs.create(ROOT, b"new", 0o644, os.O_RDWR),
+        lambda fs, _: fs.mkdir(ROOT, b"new", 0o755),
+        lambda fs, inode: fs.link(inode, ROOT, b"new"),
+        lambda fs, _: fs.rename(ROOT, b"f", ROOT, b"new"),
+        lambda fs, inode: fs.setxattr(inode, b"user.a", b"1"),
+        lambda fs, inode: fs.setattr(inode, Changes(mode=0o600)),
+        lambda fs, inode: fs.setattr(inode, Changes(size=5)),
+    ],
+)
+async def test_what_was_acknowledged_when_the_node_was_lost_is_not_taken_for_cached(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch, operation: Operation
+) -> None:
+    async with World(2).running() as world:
+        node, two = world.nodes[1], world.nodes[2].fs
+        inode, _ = await make(node.fs)
+        commit = node.volume.commit
+
+        async def commit_and_lose(*arguments: Any, **more: Any) -> None:
+            await commit(*arguments, **more)
+            monkeypatch.setattr(node.volume, "commit", commit)
+            world.remove(1)
+
+        monkeypatch.setattr(node.volume, "commit", commit_and_lose)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(operation, node.fs, inode)
+            await trio.sleep(5)
+            if (await two.lookup(ROOT, b"new")).attributes is None:
+                with suppress(NoSuchAttribute):
+                    await two.removexattr(inode, b"user.a")
+            else:
+                await two.rename(ROOT, b"new", ROOT, b"moved")
+            await world.readmit(1)
+        assert (await node.fs.lookup(ROOT, b"new")).attributes is None
+        assert b"user.a" not in await node.fs.listxattr(inode)
+        with pytest.raises(NoSuchAttribute):
+            await node.fs.getxattr(inode, b"user.a")
+        world.validate()
 
 
 async def test_the_kernel_has_nothing_cached_once_the_node_is_out(autojump_clock: Clock) -> None:
