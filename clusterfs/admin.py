@@ -5,6 +5,7 @@ as silent, with the reason, and keeps nobody waiting. Nothing here takes a lock 
 mount; what a process is called and has open is read from /proc, which asks no filesystem.
 """
 
+import base64
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
@@ -101,10 +102,30 @@ class LockReports:
                 nursery.start_soon(ask, node, name)
         return {"nodes": nodes, "silent": silent}
 
+    async def awaiting(self, inodes: set[int]) -> list[str]:
+        """Return the other nodes whose programs wait for file locks in any of these inodes."""
+        found: list[str] = []
+
+        async def ask(node: int, name: str) -> None:
+            with suppress(PeerLost, Refused, trio.TooSlowError):
+                report = msgspec.json.decode(await self._ask(node, Question(only_busy=True)))
+                if any(used["waiting"] and _inode(used) in inodes for used in report["ranges"]):
+                    found.append(name)
+
+        async with trio.open_nursery() as nursery:
+            for node, name in self._members().items():
+                nursery.start_soon(ask, node, name)
+        return sorted(found)
+
     async def _ask(self, node: int, question: Question) -> Any:
         with trio.fail_after(ANSWER_S):
             _, report = await self._mesh.call(node, CHANNEL, msgspec.json.encode(question))
         return msgspec.Raw(report)
+
+
+def _inode(used: Mapping[str, Any]) -> int:
+    """Return the inode of a file whose locks came as JSON."""
+    return int.from_bytes(base64.b64decode(used["root"]), "big")
 
 
 def _reason(failure: Exception) -> str:

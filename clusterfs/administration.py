@@ -52,10 +52,11 @@ class Administration:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._started_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._reports: LockReports
 
     def handlers(self) -> dict[str, control.Handler]:
         """Return who answers which request."""
-        reports = LockReports(self._node.mesh, self.describe_locks, self._others)
+        self._reports = LockReports(self._node.mesh, self.describe_locks, self._others)
         orders = TreeOrders(
             self._node.mesh,
             lambda: self._node.locks.trees,
@@ -68,8 +69,8 @@ class Administration:
             "retire": self._retire,
             "forget": self._forget,
             "force": self._force,
-            "locks": reports.own,
-            "cluster_locks": reports.all,
+            "locks": self._reports.own,
+            "cluster_locks": self._reports.all,
             "lock_tree": orders.take,
             "statistics": lambda _: {"statistics": self.statistics()},
             "tune": self._tune,
@@ -152,6 +153,10 @@ class Administration:
         named = with_processes(uses, self._node.mountpoint)
         lockers = with_lockers(long["ranges"], self._node.mountpoint)
         return short | {"name": self._node.config.name}, {**long, "uses": named, "ranges": lockers}
+
+    async def awaiting_locks(self, inodes: set[int]) -> list[str]:
+        """Return the other nodes whose programs wait for file locks in any of these inodes."""
+        return await self._reports.awaiting(inodes) if inodes else []
 
     async def _members(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return every node that ever joined, with what each holds."""

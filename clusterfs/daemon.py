@@ -272,6 +272,7 @@ class Daemon:
             lambda: {member.node: member.name for member in self.membership.view.members},
         )
         self._nursery.start_soon(watching.run)
+        self.handover.ask(administration.awaiting_locks)
         handlers = administration.handlers() | {
             "hand_over": self.handover.begin,
             "watch": watching.begin,
@@ -380,6 +381,7 @@ class Daemon:
         while True:
             await self.membership.lost.wait()
             self._log.error("this node was removed; it drops its caches and joins again")
+            self.handover.out()
             self.filesystem.lost()
             self.locks.lose()
             self.volume.lose()
@@ -397,6 +399,7 @@ class Daemon:
                 nursery.start_soon(self._give_up_when_lost)
                 with suppress(LockLost):  # lost once more: the next round takes care of it
                     await self.filesystem.readmitted(self.locks)
+                    self.handover.back(self.membership.view.epoch)
                 nursery.cancel_scope.cancel()
 
     async def _give_up_when_lost(self) -> None:
@@ -465,7 +468,7 @@ class Daemon:
         await self.filesystem.close()
         await self.locks.trees.leave(_LEAVE_S)
         await self.volume.sync()
-        await self.membership.leave()
+        self.handover.left(await self.membership.leave())
 
     def _stored_epoch(self) -> int:
         epoch = None if self.store is None else self.store.fact(_EPOCH)

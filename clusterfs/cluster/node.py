@@ -223,17 +223,19 @@ class Membership:
         except ProviderAway as error:
             self._me.failed(error)
 
-    async def leave(self) -> None:
+    async def leave(self) -> View | None:
         """Leave cleanly; this node must have stopped serving and dropped its caches before.
 
         Gives up after one lease without the provider: then the others have noticed by themselves.
+        Returns the view in which it had left, if that is known.
         """
-        if not self._me.serving:
-            return
-        self._me.retire()
-        with trio.move_on_after(self.identity.lease_s):
-            while not await self._left():
-                pass
+        left: list[View] = []
+        if self._me.serving:
+            self._me.retire()
+            with trio.move_on_after(self.identity.lease_s):
+                while not await self._left(left):
+                    pass
+        return left[-1] if left else None
 
     async def rejoin(self) -> None:
         """Join again as a new incarnation after `lost`; waits while the provider is away.
@@ -421,17 +423,21 @@ class Membership:
         result = await self.propose(change_current)
         return {group for group in current if reached(result, group)}
 
-    async def _left(self) -> bool:
+    async def _left(self, known: list[View]) -> bool:
         try:
             view = (await self._provider.read()).view
             assert view is not None
             keep = self._applicant.keeps_places
             proposal = membership.left(view, self.node, self.incarnation, keep=keep)
-            return proposal is None or await self._provider.propose(proposal, {})
+            if proposal is None:
+                return True
+            left = await self._provider.propose(proposal, {})
         except ProviderAway as error:
             self._me.failed(error)
             await trio.sleep(self._tick_s)
             return False
+        known += [proposal] if left else []
+        return left
 
     def _take(self, snapshot: Snapshot) -> None:
         self._heartbeats.observe(snapshot.beats, self._now())

@@ -10,13 +10,26 @@ there is a journal. It is noted before the change is acknowledged, and taken off
 volume that began when it was clean, unless it was noted again meanwhile.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from clusterfs.fs.atomic import Staged
     from clusterfs.fs.handles import OpenFile
     from clusterfs.fs.inodes import Inode
+
+
+class LockNote(NamedTuple):
+    """A range of a file that somebody has locked; of mode NL: just that it locked by a handle."""
+
+    handle: int
+    inode: int
+    owner: int  # the kernel's number
+    pid: int
+    flock: bool
+    start: int
+    last: int
+    mode: int
 
 
 class Journal(Protocol):
@@ -41,7 +54,11 @@ class Journal(Protocol):
         ...
 
     def locked(self, handle: int, so: bool) -> None:  # noqa: FBT001  as above
-        """Note whether it holds file locks, which end with this process."""
+        """Note whether it holds file locks that end with this process."""
+        ...
+
+    def locks(self, inode: int, owner: int, notes: Sequence[LockNote], *, flock: bool) -> bool:
+        """Note all that an owner has locked in a file now; False: there is no room."""
         ...
 
     def dead(self, handle: int) -> None:
@@ -105,9 +122,13 @@ class Endangered:
             self.journal.staged(opened.handle, staged is not None)
 
     def locked(self, handle: int, *, so: bool) -> None:
-        """Note whether a handle holds file locks: others may have them after this process."""
+        """Note whether a handle holds file locks that the next process will not know of."""
         if self.journal is not None:
             self.journal.locked(handle, so)
+
+    def locks(self, inode: int, owner: int, notes: Sequence[LockNote], *, flock: bool) -> bool:
+        """Note all that an owner has locked in a file now; False: there is no room."""
+        return self.journal is None or self.journal.locks(inode, owner, notes, flock=flock)
 
     def _tell(self, inode: "Inode", *, so: bool) -> None:
         assert self.journal is not None

@@ -10,10 +10,11 @@ cancelled wait is that it was granted meanwhile, it is.
 
 When this node is lost, its locks are, too. Once it is back they are taken again, before any program
 is served. If others have such a lock now, or may have had it meanwhile, what is open of the file
-gives errors until it is closed.
+gives errors until it is closed. The same when another daemon takes the mount over: the journal has
+every lock from before its program hears of it until after it is given up.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ import trio
 
 from clusterfs.errors import Interrupted
 from clusterfs.fs import asking
+from clusterfs.fs.endangered import LockNote
 from clusterfs.fs.handles import Handles, OpenFile
 from clusterfs.fs.inodes import FLOCK, POSIX, Inode
 from clusterfs.fs.parts import Parts
@@ -139,6 +141,21 @@ class FileLocks:
 
     # -- membership
 
+    def restore(self, notes: Sequence[LockNote], inode: Inode, since: int) -> None:
+        """Know an owner's locks in a file of the process before this one; `readmit` takes them.
+
+        notes: of open handles, at least one; since: the last epoch in which it certainly had them.
+        """
+        first = notes[0]
+        locker = self._locker(inode, first.owner, first.pid, FLOCK if first.flock else POSIX)
+        locker.handles.update(note.handle for note in notes)
+        spans = [Span(n.start, n.last, Mode(n.mode)) for n in notes if n.mode != NOTHING]
+        locker.kept = Kept(spans, since)
+
+    def locked_files(self) -> Iterable[int]:
+        """Return the inodes in which anything is locked or waited for."""
+        return self._by_file.keys()
+
     def lose(self) -> None:
         """This node is out: keep in mind what was locked. Call it before the locks are lost."""
         ranges, since = self._ranges, self._locks.lockspace.epoch
@@ -186,6 +203,7 @@ class FileLocks:
             self.retaken += 1
             return
         self.lost += 1
+        self._note(locker)
         for opened in locker.inode.opened:
             self._endangered.kill(opened)
         self._clean(locker)
@@ -203,7 +221,7 @@ class FileLocks:
         try:
             await _finish(ranges, request)
             locker.handles.add(opened.handle)
-            self._endangered.locked(opened.handle, so=True)
+            self._note(locker)
         finally:
             locker.asking -= 1
             self._clean(locker)
@@ -214,6 +232,7 @@ class FileLocks:
         if locker is not None:
             ranges = self._ranges
             ranges.free_nowait(locker.party, span.start, span.last)
+            self._note(locker)
             self._clean(locker)
             await ranges.freed(locker.party.name)
 
@@ -252,6 +271,7 @@ class FileLocks:
     def _drop(self, locker: Locker) -> None:
         locker.kept = None
         self._ranges.free_nowait(locker.party)
+        self._note(locker)
         self._clean(locker)
         self._unlock_handles(locker)
 
@@ -262,6 +282,20 @@ class FileLocks:
             others = self._by_file.get(locker.key[0], ())
             if not any(handle in other.handles for other in others):
                 self._endangered.locked(handle, so=False)
+
+    def _note(self, locker: Locker) -> None:
+        """Let the next process know what is locked now."""
+        inode, kind, owner = locker.key
+        flock, pid = kind == FLOCK, locker.party.pid
+        spans = self._ranges.held(locker.party)
+        notes: list[LockNote] = []
+        if spans and locker.handles:
+            first, *further = sorted(locker.handles)
+            notes = [LockNote(first, inode, owner, pid, flock, *span) for span in spans]
+            notes += [LockNote(each, inode, owner, pid, flock, 0, 0, NOTHING) for each in further]
+        if not self._endangered.locks(inode, owner, notes, flock=flock):
+            for handle in locker.handles:
+                self._endangered.locked(handle, so=True)
 
     def _clean(self, locker: Locker) -> None:
         """Forget an owner that holds and wants nothing."""

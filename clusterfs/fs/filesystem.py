@@ -140,7 +140,7 @@ class Filesystem:
         self._unnamed: set[int] = set()  # made without a name, and open here
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts, self.file_locks)
-        self._succession = Succession(parts, self._files, self._readmission)
+        self._succession = Succession(parts, self._files, self.file_locks, self._readmission)
         self._hand_through()
 
     def _hand_through(self) -> None:

@@ -80,20 +80,22 @@ class Readmission:
                 raise LockLost
         self._gate.open()
 
-    async def take_over(self, epoch: int, *, clean: bool) -> None:
+    async def take_over(self, epoch: int, *, clean: bool) -> bool:
         """Take up the handles of the process that served this mount before; then serve.
 
         clean: it had given up its locks in good order; else it was lost in view `epoch`, and a
-        change in a later one is a takeover. Returns early if this node is lost meanwhile.
+        change in a later one is a takeover. Returns False early if this node is lost meanwhile.
         """
         try:
+            await self._file_locks.readmit()
             for inode in self._inodes:
                 if inode.opened:
                     inode.pages_possible = True  # the kernel may have some that the other one left
                     inode.lost_epoch = None if clean or not inode.writers else epoch
                     await self._take_up(inode)
         except LockLost:
-            return  # a readmission takes up all of them
+            return False  # a readmission takes up all of them
+        return True
 
     async def _drop(self, dropped: trio.Event) -> None:
         await self._coherence.drop_everything(self._inodes)

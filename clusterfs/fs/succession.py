@@ -5,17 +5,21 @@ only waits and has changed nothing: the kernel asks the next process for that ag
 kernel's caches are dropped, while page writeback is served, and everything is on the disks. The one
 that comes takes over (`take_over`) the handles that the kernel has, before it receives a request.
 
+File locks are taken again, unless others may have had them meanwhile (file_locks.py).
+
 After a crash nobody rested. What was acknowledged and was in the dead process only is lost: those
 handles are dead (endangered.py). All else is judged as at a readmission.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import structlog
 import trio
 
 from clusterfs.errors import FilesystemError
+from clusterfs.fs.endangered import LockNote
+from clusterfs.fs.file_locks import FileLocks
 from clusterfs.fs.files import Files
 from clusterfs.fs.handles import Former
 from clusterfs.fs.inodes import Inode
@@ -31,7 +35,9 @@ _LOOK_S = 0.02
 class Succession:
     """Hands the open files of a mount on, or takes them over."""
 
-    def __init__(self, parts: Parts, files: Files, readmission: Readmission) -> None:
+    def __init__(
+        self, parts: Parts, files: Files, file_locks: FileLocks, readmission: Readmission
+    ) -> None:
         self._gate = parts.gate
         self._volume = parts.volume
         self._inodes = parts.inodes
@@ -40,12 +46,20 @@ class Succession:
         self._endangered = parts.endangered
         self._quotas = parts.quotas
         self._files = files
+        self._file_locks = file_locks
         self._readmission = readmission
 
-    async def take_over(self, formers: Iterable[Former], epoch: int, *, clean: bool) -> None:
-        """Make the handles of the former process again.
+    async def take_over(
+        self,
+        formers: Iterable[Former],
+        epoch: int,
+        *,
+        clean: bool,
+        locks: Sequence[LockNote] = (),
+    ) -> bool:
+        """Make the handles and file locks of the former process again, last in view `epoch`.
 
-        clean: it rested; else it was lost in view `epoch`.
+        clean: it rested; else it was lost then. Returns False if this node is lost meanwhile.
         """
         handles = self._files.handles
         for former in formers:
@@ -54,7 +68,18 @@ class Succession:
                 hold = partial(self._files.hold_open, inode)
                 await self._gate.run(hold, internal=True)
             handles.restore(former, inode)
-        await self._readmission.take_over(epoch, clean=clean)
+        self._restore_locks(locks, epoch)
+        return await self._readmission.take_over(epoch, clean=clean)
+
+    def _restore_locks(self, locks: Sequence[LockNote], since: int) -> None:
+        owners: dict[tuple[int, bool, int], list[LockNote]] = {}
+        for note in locks:
+            owners.setdefault((note.inode, note.flock, note.owner), []).append(note)
+        for (inode, flock, owner), notes in owners.items():
+            if all(self._files.handles.known(note.handle) for note in notes):
+                self._file_locks.restore(notes, self._inodes.get(inode), since)
+            else:  # it died while it closed the file
+                self._endangered.locks(inode, owner, (), flock=flock)
 
     async def rest(self, patience_s: float) -> bool:
         """Serve nothing new, and leave nothing behind in this process.

@@ -13,8 +13,10 @@ does the one that takes the mount over if the first one ends:
          7   epoch           the daemon's view, or its last one
          8   handles_used    slots of the handles' table that were ever used
          9   takeovers       counted up by the supervisor
+         10  locks_used      slots of the file locks' table that were ever used
          64  inodes          the table; 0: an empty slot
              handles         behind it: the open handles, see journal.py
+             locks           behind them: file locks, see lock_journal.py
 
 One side writes each word, an aligned word is written at once, and nobody needs two words to agree;
 so there is no lock. Beside it a socket carries the /dev/fuse descriptor from daemon to supervisor.
@@ -39,11 +41,14 @@ SUCCESSION: Final = 6
 EPOCH: Final = 7
 HANDLES_USED: Final = 8
 TAKEOVERS: Final = 9
+LOCKS_USED: Final = 10
 TABLE: Final = 64
 
 CAPACITY: Final = 65536
 HANDLES: Final = 262144
+LOCKS: Final = 65536
 _HANDLE_WORDS: Final = 3
+_LOCK_WORDS: Final = 6
 _FOREVER: Final = 2**63 - 1
 
 
@@ -65,12 +70,19 @@ class Beat:
     """The daemon's side; the supervisor reads `words`."""
 
     def __init__(
-        self, capacity: int = CAPACITY, handles: int = HANDLES, *, memory: int | None = None
+        self,
+        capacity: int = CAPACITY,
+        handles: int = HANDLES,
+        locks: int = LOCKS,
+        *,
+        memory: int | None = None,
     ) -> None:
         self.capacity = capacity
         self.handles = handles
+        self.locks = locks
         self.first_handle = TABLE + capacity
-        size = (self.first_handle + handles * _HANDLE_WORDS) * 8
+        self.first_lock = self.first_handle + handles * _HANDLE_WORDS
+        size = (self.first_lock + locks * _LOCK_WORDS) * 8
         self.memory = os.memfd_create("clusterfs-beat") if memory is None else memory
         if memory is None:
             os.truncate(self.memory, size)

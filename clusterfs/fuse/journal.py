@@ -5,16 +5,18 @@ A table in the memory that daemon and supervisor share (beat.py). A slot is thre
     handle   0: the slot is empty; written last, emptied first, so a slot is whole or not there
     inode
     state    bits 0-31 the flags of open(2), then: privileged, directory, endangered, staged, dead,
-             locked
+             locked: it holds file locks that lock_journal.py has no room for
 
 If the table is full, a handle gets no slot: after a takeover the kernel is told that it is stale.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
+from clusterfs.fs.endangered import LockNote
 from clusterfs.fs.handles import Former
 from clusterfs.fuse.beat import HANDLES_USED, Beat
+from clusterfs.fuse.lock_journal import LockJournal
 
 _WORDS: Final = 3
 _FLAGS: Final = 0xFFFFFFFF
@@ -33,6 +35,7 @@ class HandleJournal:
         self._words = beat.words
         self._first = beat.first_handle
         self._capacity = beat.handles
+        self._locks = LockJournal(beat)
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
 
@@ -64,6 +67,10 @@ class HandleJournal:
         self._free = [slot for slot in range(self._words[HANDLES_USED]) if slot not in taken]
         return formers
 
+    def recover_locks(self) -> list[LockNote]:
+        """Return which file locks its programs had; they stay noted."""
+        return self._locks.recover()
+
     def opened(
         self, handle: int, inode: int, flags: int, *, privileged: bool, directory: bool
     ) -> None:
@@ -94,8 +101,12 @@ class HandleJournal:
         self._set(handle, _STAGED, so=so)
 
     def locked(self, handle: int, so: bool) -> None:  # noqa: FBT001  as above
-        """Note whether it holds file locks, which end with this process."""
+        """Note whether it holds file locks that end with this process."""
         self._set(handle, _LOCKED, so=so)
+
+    def locks(self, inode: int, owner: int, notes: Sequence[LockNote], *, flock: bool) -> bool:
+        """Note all that an owner has locked in a file now; False: there is no room."""
+        return self._locks.replace(inode, owner, notes, flock=flock)
 
     def dead(self, handle: int) -> None:
         """Note that what was written through it is lost."""

@@ -10,7 +10,7 @@ must not keep the rest of the object, or all groups, waiting for ever.
 Invariant: a block is taken only with the hash that the description names.
 """
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -176,19 +176,25 @@ async def describe(site: Site, node: int, object_id: ObjectId, hot: tuple[int, .
 
 
 class Blockwise:
-    """Fetches blocks of one described object."""
+    """Fetches blocks of one described object; `took` is told how many bytes came each time."""
 
-    def __init__(
-        self, site: Site, node: int, object_id: ObjectId, copy: Copy, pace: Pace | None = None
+    def __init__(  # noqa: PLR0913, PLR0917  (what is asked for, and how)
+        self,
+        site: Site,
+        node: int,
+        object_id: ObjectId,
+        copy: Copy,
+        pace: Pace | None = None,
+        took: Callable[[int], None] | None = None,
     ) -> None:
         self._pace = pace
+        self._took = took
         self._site = site
         self._node = node
         self._object_id = object_id
         self._hot = copy.hot
         self._copy = copy
         self.identities = dict(copy.blocks)
-        self.fetched = 0
 
     async def __call__(self, numbers: Sequence[int]) -> bytes:
         """Return the data of these blocks. Raises Moved, PeerLost, Refused."""
@@ -202,13 +208,14 @@ class Blockwise:
             request = Blocks(self._site.view.epoch, self._object_id, tuple(some))
             body, payload = await self._site.call(self._node, encode(request))
             identities = decode(body, Copied).identities
+            if self._took is not None:
+                self._took(len(some) * BLOCK_BYTES)
             for i, number in enumerate(some):
                 if identities[i] != self.identities[number]:
                     moved.append(number)
                 data[number] = bytes(payload[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
         if moved:
             raise Moved(moved)
-        self.fetched += len(wanted)
         return b"".join(data[number] for number in numbers)
 
     async def available(self, numbers: Sequence[int]) -> tuple[list[int], bytes]:

@@ -393,14 +393,13 @@ class Resync:
         try:
             while True:
                 copy = await describe(self._site, source, object_id, hot)
-                fetch = Blockwise(self._site, source, object_id, copy, self.pace)
+                fetch = Blockwise(self._site, source, object_id, copy, self.pace, self._took)
                 try:
                     if copy.version == ABSENT:
                         self._delete(object_id)
                     elif self._differs(object_id, copy.version):
                         await replace(self._store, object_id, copy, fetch)
                         self.pulled += 1
-                        self.pulled_bytes += fetch.fetched * 4096
                 except Moved as moved:
                     hot = tuple(dict.fromkeys((*hot, *moved.numbers)))[-256:]
                     continue
@@ -410,6 +409,10 @@ class Resync:
             self._satisfy(object_id, copy.version)
         finally:
             self._drop_parked(object_id)
+
+    def _took(self, size_bytes: int) -> None:
+        """Count what was copied, of whole objects and of those that a view interrupted."""
+        self.pulled_bytes += size_bytes
 
     def _differs(self, object_id: ObjectId, version: Version) -> bool:
         distrusted = object_id in self._site.distrusted

@@ -3,7 +3,8 @@
 Who is back asks for its ranges again, like anybody; once it has one, nobody else can get it. Then
 it asks all members, as witnesses, what their parties were granted since the last epoch that it knew
 (`since`). Its claim stands if none of them tells of a clash, and together they have seen it all:
-one of them was a member at that time, and nobody who was a member later is gone.
+one of them was a member at that time, and nobody who was a member later is gone. It stands, too,
+if nobody can have come or gone since: this node is back in the next epoch.
 
 A range can only be granted to a node that is a member in the epoch that its keeper is in, and a
 keeper decides only once all members have told: so whoever has entered no epoch after `since` has
@@ -34,6 +35,7 @@ class Witnesses:
         self._open: dict[int, int] = {}  # questions without an answer, by hearing
         self._earliest: dict[int, int] = {}  # by hearing: since when somebody has seen it all
         self._first = 0  # the first epoch that we entered
+        self._before_first = 0  # and the one before that
         self._present: dict[int, int] = {}  # incarnation to node, also of those that are leaving
         self._gone: dict[int, tuple[int, int]] = {}  # incarnation to node and last epoch
 
@@ -79,7 +81,8 @@ class Witnesses:
     def enter(self, before: int) -> None:
         """Note who is gone since `before`, the epoch before this one, and ask anew."""
         here = self._here
-        self._first = self._first or here.epoch
+        if not self._first:
+            self._first, self._before_first = here.epoch, before
         both: tuple[Mapping[int, int], ...] = (here.members, here.leaving)
         present = {start: node for nodes in both for node, start in nodes.items()}
         for start, node in self._present.items():
@@ -106,7 +109,8 @@ class Witnesses:
         others = [node for node in here.members if node != here.me]
         hearing.clashing.clear()
         hearing.unsure = False
-        self._earliest[hearing.number] = here.epoch
+        back_at_once = here.epoch == self._first
+        self._earliest[hearing.number] = self._before_first if back_at_once else here.epoch
         self._open[hearing.number] = len(others) * len(pages)
         for node in others:
             for page in pages:

@@ -1,6 +1,7 @@
 """A daemon is replaced below open files: on request, and by its supervisor after a crash."""
 
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -19,6 +20,7 @@ import pytest
 from clusterfs.cli import processes
 from clusterfs.cli.dev import Cluster, Node
 from clusterfs.errors import NotAnswering, SetupError
+from tests.mount.support.lockers import lockers
 
 PATIENCE_S = 90.0
 
@@ -196,6 +198,85 @@ def test_a_handle_whose_file_another_node_took_over_meanwhile_is_dead(
         assert path.read_bytes() == b"theirs"
 
 
+LOCKS: tuple[tuple[Any, ...], ...] = (
+    ("write", "image", 0, 10),
+    ("ofd_write", "image", 100, 1),
+    ("ofd_read", "image", 200, 5),
+    ("flock", "other", "exclusive"),
+)
+
+
+@pytest.mark.parametrize("how", REPLACE)
+def test_file_locks_are_held_before_and_after(how: str, pair: Cluster, node: Node) -> None:
+    """A program has locks as QEMU has on an image; another node's programs want them all the time.
+
+    Theirs do not wait for the locks: who waits would get them, and an upgrade is refused.
+    """
+    folder, elsewhere = node.mount / f"locked-{how}", pair.nodes[1].mount / f"locked-{how}"
+    folder.mkdir()
+    with lockers() as make:
+        mine, theirs = make(), make()
+        for locker, place in ((mine, folder), (theirs, elsewhere)):
+            locker.opened(place / "image", "image").opened(place / "other", "other")
+        for words in LOCKS:
+            assert mine.tell(*words) == 0
+        assert mine.tell("unlock", "image", 5, 5) == 0
+        for label in ("image", "other"):
+            assert mine.tell("sync", label) == 0
+        REPLACE[how](node)
+        beside: tuple[Any, ...] = ("write", "image", 5, 5)
+        assert theirs.tell(*beside) == 0
+        against_the_reader = ("ofd_write", "image", 204, 10)
+        for words in (*LOCKS[:2], *LOCKS[3:], ("write", "image", 4, 1), against_the_reader):
+            assert theirs.tell(*words) == errno.EAGAIN, words
+        assert mine.tell("put", "image", 0, "still mine") == 0
+        assert mine.tell("sync", "image") == 0
+        assert mine.tell("ofd_unlock", "image", 100, 1) == 0
+        assert theirs.tell(*LOCKS[1]) == 0
+        mine.end()
+        wanted = ("write", "image", 0, 50, True), ("ofd_write", "image", 150, 100, True)
+        for words in (*wanted, ("flock", "other", "exclusive", True)):
+            assert theirs.tell(*words) == 0, words
+
+
+def test_a_lock_that_another_node_got_meanwhile_makes_the_handle_dead(
+    pair: Cluster, node: Node
+) -> None:
+    path = node.mount / "wanted"
+    with lockers() as make:
+        mine, theirs = make(), make()
+        mine.opened(path)
+        theirs.opened(pair.nodes[1].mount / "wanted")
+        assert mine.tell("write", "f", 0, 1) == 0
+        assert mine.tell("sync", "f") == 0
+        theirs.begin("write", "f", 0, 1, True)
+        eventually_waits(pair.nodes[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "clusterfs.cli.main", "upgrade", str(node.config)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S * 2,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "programs on n2 wait for file locks" in done.stderr
+        assert mine.tell("put", "f", 0, "here") == 0, "nothing has happened"
+        assert mine.tell("sync", "f") == 0
+        crash(node)
+        assert theirs.answer() == 0
+        assert mine.tell("put", "f", 0, "late") == errno.EIO
+        assert theirs.tell("put", "f", 0, "mine") == 0
+        assert theirs.tell("sync", "f") == 0
+        assert path.read_bytes() == b"mine"
+
+
+def eventually_waits(node: Node) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not any(entry["waiting"] for entry in node.ask("locks")["locks"]["ranges"]):
+        assert time.monotonic() < deadline_s, "nobody waits there"
+        time.sleep(0.05)
+
+
 def test_a_file_that_was_unlinked_while_it_was_open_survives_an_upgrade(
     make_cluster: Callable[..., Cluster],
 ) -> None:
@@ -204,7 +285,9 @@ def test_a_file_that_was_unlinked_while_it_was_open_survives_an_upgrade(
     with path.open("xb+", buffering=0) as file:
         file.write(b"still here")
         path.unlink()
+        fcntl.flock(file, fcntl.LOCK_EX)
         upgrade(node)
+        fcntl.flock(file, fcntl.LOCK_EX)
         assert os.pread(file.fileno(), 100, 0) == b"still here"
         os.pwrite(file.fileno(), b"and writable", 0)
         os.fsync(file.fileno())

@@ -27,7 +27,7 @@ from clusterfs.store.objects import (
     inode_object,
     stripe_object,
 )
-from clusterfs.volume.copies import STEP_KEYS
+from clusterfs.volume.copies import BLOCKS_PER_CALL, STEP_KEYS
 from clusterfs.volume.volume import Volume
 from dlm.errors import LockLost
 
@@ -652,6 +652,31 @@ async def test_a_resync_tells_how_far_it_is_and_keeps_to_its_rate(autojump_clock
         report = node.volume.statistics()["resync"]
         assert report["pulled_bytes"] == 4 * blocks * BLOCK_BYTES
         assert (report["part"], report["eta_s"]) == (1.0, 0.0)
+
+
+async def test_a_resync_that_a_view_interrupts_goes_on_and_counts_all_that_it_copied(
+    autojump_clock: Clock,
+) -> None:
+    async with cluster(1) as world:
+        volume, blocks = world.nodes[1].volume, 4 * BLOCKS_PER_CALL
+        data = b"".join(n.to_bytes(8) * (BLOCK_BYTES // 8) for n in range(1, blocks + 1))
+        object_id = stripe_object(7, 0)
+        change = Change(object_id, 0, ABSENT, ABSENT.after(volume.epoch), (Write(0, blocks),))
+        await volume.commit([change], data)
+        node = await world.start(2)
+        node.volume.set_resync_rate(BLOCKS_PER_CALL * BLOCK_BYTES)
+
+        def copied() -> int:
+            return int(node.volume.statistics()["resync"]["pulled_bytes"])
+
+        store = world.stores[2]
+        while store.version(object_id) == ABSENT or not store.blocks(object_id):
+            await trio.sleep(0.1)
+        await world.start(3)
+        await world.settled()
+        piece = BLOCKS_PER_CALL * BLOCK_BYTES
+        assert len(data) <= copied() <= len(data) + piece
+        assert world.stores[2].contents() == world.stores[1].contents()
 
 
 async def test_a_view_in_the_middle_of_a_comparison_begins_it_anew(
