@@ -178,7 +178,7 @@ async def describe(site: Site, node: int, object_id: ObjectId, hot: tuple[int, .
 class Blockwise:
     """Fetches blocks of one described object; `took` is told how many bytes came each time."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  (what is asked for, and how)
+    def __init__(
         self,
         site: Site,
         node: int,
