@@ -248,7 +248,7 @@ class Administration:
         }
 
     async def _clone(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill an empty directory with a clone of a tree; both are named by inode number."""
+        """Fill an empty directory (file) with a clone of a tree (file); each an inode number."""
         source, target = request.get("source"), request.get("target")
         if not isinstance(source, int) or not isinstance(target, int):
             return {"ok": False, "error": "source and target are inode numbers"}

@@ -1,9 +1,11 @@
 """Clones and snapshots: `clusterfs clone`, `clusterfs snapshot create|list|remove|restore`.
 
-A file is cloned into a file without a name, which gets its name when it is complete. A tree is
-cloned by the daemon, into a directory under a temporary name beside the target, which is renamed
-when it is complete. So a clone is there as a whole or not at all; what a crash leaves is an orphan
-that the filesystem removes, or a directory `.clusterfs-clone-*` that may be removed.
+A file is cloned by the daemon, as it is at one moment, into a file without a name, which gets its
+name when it is complete. Users who may not ask the daemon get the same from the filesystem, range
+by range; what somebody writes meanwhile may then be in it or not. A tree is cloned by the daemon,
+into a directory under a temporary name beside the target, which is renamed when it is complete. So
+a clone is there as a whole or not at all; what a crash leaves is an orphan that the filesystem
+removes, or a directory `.clusterfs-clone-*` that may be removed.
 
 The snapshots of a directory are trees in its `.snapshots`.
 """
@@ -155,9 +157,7 @@ def _clone_file(source: Path, target: Path) -> dict[str, Any]:
     try:
         writer = os.open(target.absolute().parent, os.O_TMPFILE | os.O_RDWR, 0o600)
         try:
-            size = 0
-            while count := os.copy_file_range(reader, writer, 1 << 40, size, size):
-                size += count
+            size = _fill(source, target, reader, writer)
             status = os.fstat(reader)
             os.ftruncate(writer, max(size, status.st_size))
             os.fchown(writer, status.st_uid, status.st_gid)
@@ -170,6 +170,29 @@ def _clone_file(source: Path, target: Path) -> dict[str, Any]:
     finally:
         os.close(reader)
     return {"files": 1, "directories": 0, "others": 0, "nbytes": size}
+
+
+def _fill(source: Path, target: Path, reader: int, writer: int) -> int:
+    """Share the data of an open file with an empty one; return its size."""
+    numbers = os.fstat(reader), os.fstat(writer)
+    if numbers[0].st_dev != numbers[1].st_dev:
+        raise SetupError(f"{source} and {target} are not on one clusterfs mount")
+    socket = _socket(target)
+    if socket is not None:
+        made = {"source": numbers[0].st_ino, "target": numbers[1].st_ino}
+        return int(control.ask(socket, "clone", timeout_s=_PATIENCE_S, **made)["nbytes"])
+    size = 0
+    while count := os.copy_file_range(reader, writer, 1 << 40, size, size):
+        size += count
+    return size
+
+
+def _socket(target: Path) -> Path | None:
+    """Return where the daemon is asked, if this user may ask it."""
+    with contextlib.suppress(SetupError, PermissionError):  # the config is not for everybody
+        socket = socket_for(target.absolute().parent)
+        return socket if os.access(socket, os.W_OK) else None
+    return None
 
 
 def _clone_tree(source: Path, target: Path) -> dict[str, Any]:

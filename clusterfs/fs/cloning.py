@@ -1,17 +1,18 @@
 """copy_file_range: blocks of one file become blocks of another without their data being moved.
 
 What lies on the block grid of both files is shared: one transaction for a call, of up to
-SHARED_BLOCKS, lets the target's stripes refer to the source's chunks, at each replica by itself. It
-changes the versions of the source's stripes too, so no replica can share another state of them. The
+SHARED_STRIPES that exist, lets the target's stripes refer to the source's chunks, at each replica
+by itself and by the map page (store/maps.py). It changes the versions of the source's stripes too,
+so no replica can share another state of them. Where neither file has a stripe, nothing is done. The
 edges that fill no block are copied, and so is what cannot be shared: other distances between source
 and target than whole blocks, stripes whose groups have other replicas, files with atomic_fsync. A
-call may do less than it was asked for; its caller goes on, as with any copy_file_range.
+call may do less than it was asked for; its caller goes on, as with any copy_file_range. Only
+`clone_held` takes a whole file as it is at one moment: its caller lets nobody else in.
 
 An empty target takes over the source's placement, so that its stripes have the same replicas.
 """
 
 import os
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import NamedTuple
@@ -24,10 +25,12 @@ from clusterfs.fs.inodes import Inode, Stripe, exclude_all
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.results import Caller
 from clusterfs.fs.transactions import Edit
+from clusterfs.fs.truncation import stripes_of
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
     STRIPE_BLOCKS,
+    STRIPE_BYTES,
     Change,
     Discard,
     ObjectId,
@@ -35,7 +38,7 @@ from clusterfs.store.objects import (
     Share,
 )
 
-SHARED_BLOCKS = 2 * STRIPE_BLOCKS  # by one transaction
+SHARED_STRIPES = 16  # by one transaction; of those that exist
 COPIED_BYTES = 1 << 20  # by one call, of what cannot be shared
 
 
@@ -60,6 +63,7 @@ class Job(NamedTuple):
     target: OpenFile
     target_offset: int
     length: int
+    stripes: frozenset[int] | None = None  # those that the source has, if that is known
 
     def after(self, done: int) -> "Job":
         """Return what is left."""
@@ -118,7 +122,9 @@ class Cloning:
     async def clone_held(self, source: Inode, target: Inode) -> int:
         """Copy all of a file into an empty one; both are used exclusively, their records loaded."""
         record = await self._files.load_for_change(source)
-        job = Job(source, 0, OpenFile(0, target, os.O_RDWR, privileged=True), 0, record.size)
+        stripes = await self._stripes(source, record.size)
+        sink = OpenFile(0, target, os.O_RDWR, privileged=True)
+        job = Job(source, 0, sink, 0, record.size, stripes)
         while job.length:
             job = job.after(await self._copy_held(job))
         return record.size
@@ -135,9 +141,19 @@ class Cloning:
                 raise FileTooLarge
             if source is target and abs(job.source_offset - job.target_offset) < job.length:
                 raise InvalidArgument("the ranges overlap")
-            done = await self._copy_held(job) if job.length else 0
+            done = 0
+            if job.length:
+                stripes = await self._stripes(source, job.length)
+                done = await self._copy_held(job._replace(stripes=stripes))
             self._files.changed_by(target, lambda: caller)
             return done
+
+    async def _stripes(self, source: Inode, length: int) -> frozenset[int] | None:
+        """Return which stripes a source has; None: asking is not worth it."""
+        if length <= 2 * STRIPE_BYTES:
+            return None
+        await self._writeback.flush(source)
+        return frozenset(number for number, _ in await self._volume.stripes(source.number))
 
     async def _copy_held(self, job: Job) -> int:
         """Copy the edge before the first whole block, share, copy the edge behind the last one."""
@@ -172,19 +188,19 @@ class Cloning:
         await self._writeback.flush(source)
         await self._writeback.flush(target)
         self._take_placement(source, target)
-        runs = list(self._runs(job))
-        if not runs:
+        runs, blocks = self._runs(job)
+        if not blocks:
             return 0
+        done = min(job.length, blocks * BLOCK_BYTES)
         async with AsyncExitStack() as stack:
             for inode in sorted({source, target}, key=lambda inode: inode.number):
                 await stack.enter_async_context(inode.committing)
             for run in runs:
                 await self._writeback.know_version(run.source)
                 await self._writeback.know_version(run.target)
-            count = sum(run.blocks for run in runs)
-            await self._commit(job, runs, min(job.length, count * BLOCK_BYTES))
-        self.shared_blocks += count
-        return min(job.length, count * BLOCK_BYTES)
+            await self._commit(job, runs, done)
+        self.shared_blocks += sum(run.blocks for run in runs)
+        return done
 
     def _take_placement(self, source: Inode, target: Inode) -> None:
         ours, theirs = target.record, source.record
@@ -195,19 +211,30 @@ class Cloning:
             target.stripes.clear()
             self._writeback.mark_dirty(target)
 
-    def _runs(self, job: Job) -> Iterator[Run]:
-        """Yield the blocks to share, up to what is too much or cannot be."""
+    def _runs(self, job: Job) -> tuple[list[Run], int]:
+        """Return the blocks to share, and how many are done with, up to what is too much."""
         first, index = job.source_offset // BLOCK_BYTES, job.target_offset // BLOCK_BYTES
-        left = min(_whole_blocks(job), SHARED_BLOCKS)
-        while left:
-            source = job.source.stripe(first // STRIPE_BLOCKS)
-            target = job.target.inode.stripe(index // STRIPE_BLOCKS)
-            if not self._volume.same_replicas(source.group, target.group):
-                return
+        left = whole = _whole_blocks(job)
+        target = job.target.inode
+        had = stripes_of(target.committed_size)
+        runs: list[Run] = []
+        while left and len(runs) < SHARED_STRIPES:
             begins = first % STRIPE_BLOCKS, index % STRIPE_BLOCKS
             count = min(left, STRIPE_BLOCKS - max(begins))
-            yield Run(source, begins[0], target, begins[1], count)
+            numbers = first // STRIPE_BLOCKS, index // STRIPE_BLOCKS
+            if job.stripes is None or numbers[0] in job.stripes or numbers[1] < had:
+                run = Run(
+                    job.source.stripe(numbers[0]),
+                    begins[0],
+                    target.stripe(numbers[1]),
+                    begins[1],
+                    count,
+                )
+                if not self._volume.same_replicas(run.source.group, run.target.group):
+                    break
+                runs.append(run)
             first, index, left = first + count, index + count, left - count
+        return runs, whole - left
 
     async def _commit(self, job: Job, runs: list[Run], length: int) -> None:
         source, target = job.source, job.target.inode

@@ -18,12 +18,12 @@ from typing import Self
 
 import msgspec
 
-from clusterfs.errors import NoSuchEntry, NotADirectory, StaleHandle, Unavailable
+from clusterfs.errors import InvalidArgument, NoSuchEntry, NotADirectory, StaleHandle, Unavailable
 from clusterfs.fs.cloning import Cloning
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.files import Files
 from clusterfs.fs.gate import Attempt, ShareWanted, Wants
-from clusterfs.fs.inodes import Inode
+from clusterfs.fs.inodes import Inode, exclude_all
 from clusterfs.fs.keys import TARGET, XATTR, Entry
 from clusterfs.fs.namespace import Namespace, Newborn
 from clusterfs.fs.parts import Parts
@@ -97,10 +97,11 @@ class Trees:
         self._cloning = cloning
 
     async def clone(self, source: int, target: int) -> Cloned:
-        """Fill the empty directory `target` with what `source` holds at one moment.
+        """Fill the empty directory, or file, `target` with what `source` holds at one moment.
 
         Raises:
-            NotADirectory: `source` is none.
+            NotADirectory: one of them is a directory, the other is none.
+            InvalidArgument: `target` is a file with data, or one of them is neither.
             StaleHandle: this node was lost meanwhile, or the tree never kept still.
         """
         try:
@@ -111,9 +112,13 @@ class Trees:
 
     async def _clone(self, source: int, target: int) -> Cloned:
         wants = Wants()
+        inode = self._inodes.get(source)
+        async with inode.lock.sharing():
+            is_file = (await self._transactions.load(inode)).is_regular
+        once = self._clone_file if is_file else self._clone_once
         for _ in range(_ATTEMPTS):
             try:
-                done = await wants.run(partial(self._clone_once, source, target))
+                done = await wants.run(partial(once, source, target))
             except ShareWanted as wanted:
                 wants.add(wanted)
             else:
@@ -135,6 +140,23 @@ class Trees:
             if limited:
                 self._quotas.get(limited).require(await self._weight(listing))
             return await _Copy(self, held, listing).run(source, target)
+
+    async def _clone_file(self, source: int, target: int) -> Cloned:
+        """Share all of a file's data with an empty one. ShareWanted: nothing was done."""
+        origin, made = self._inodes.get(source), self._inodes.get(target)
+        async with AsyncExitStack() as stack:
+            await exclude_all(stack, [origin, made])
+            record = await self._transactions.load(origin)
+            into = await self._transactions.load(made)
+            if into.is_directory:
+                raise NotADirectory
+            if source == target or not into.is_regular or into.size or made.dirty:
+                raise InvalidArgument("the target is no empty file")
+            if into.quota:
+                self._quotas.get(into.quota).require(Amount(record.size, 0))
+            size = await self._cloning.clone_held(origin, made)
+        await self._coherence.changed_here(made)
+        return Cloned(files=1, nbytes=size)
 
     async def _weight(self, listing: dict[int, Names]) -> Amount:
         """Return what a clone of the tree takes from a quota."""

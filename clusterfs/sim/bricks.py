@@ -30,6 +30,7 @@ from clusterfs.store.objects import (
     Operation,
     Put,
     Remove,
+    Share,
     Transaction,
     Version,
     Write,
@@ -52,6 +53,8 @@ TIGHT = msgspec.structs.replace(SMALL, size_limit_bytes=10 * SMALL.segment_bytes
 _CLIENTS = 3
 _OBJECTS = 5
 _BLOCKS = 24
+# Of clones: first, count, first of the source; a map page has 256 blocks.
+_SHARES = ((0, 256, 0), (256, 512, 0), (0, 256, 256), (256, 256, 0), (512, 300, 256), (3, 9, 4))
 _KEYS = (b"a", b"b", b"c", MARK)
 
 
@@ -83,8 +86,8 @@ class Model:
         return other
 
     def perform(self, changes: tuple[Change, ...], payload: bytes) -> None:
-        """Make the changes."""
-        at = 0
+        """Make the changes; blocks are shared as they were before all of them."""
+        at, before = 0, dict(self.objects)
         for change in changes:
             old = self.objects.get(change.object_id, ModelObject(ABSENT, 0, {}, {}))
             now = ModelObject(change.version, change.group, dict(old.keys), dict(old.blocks))
@@ -94,6 +97,8 @@ class Model:
                     end = at + operation.count * BLOCK_BYTES
                     _write(now.blocks, operation.first, payload[at:end])
                     at = end
+                elif isinstance(operation, Share):
+                    _share(now.blocks, before[operation.source].blocks, operation)
                 else:
                     gone = isinstance(operation, Delete)
                     _perform(now, operation)
@@ -131,6 +136,14 @@ def _write(blocks: dict[int, bytes], first: int, data: bytes) -> None:
             blocks[first + index] = block
         else:
             blocks.pop(first + index, None)
+
+
+def _share(blocks: dict[int, bytes], source: dict[int, bytes], share: Share) -> None:
+    for index in range(share.count):
+        if (block := source.get(share.source_first + index)) is not None:
+            blocks[share.first + index] = block
+        else:
+            blocks.pop(share.first + index, None)
 
 
 def _perform(now: ModelObject, operation: Operation) -> None:
@@ -196,6 +209,7 @@ class Trial:
     async def run(self, steps: int) -> None:
         """Do so many random steps."""
         choices = [self.transact] * 12 + [self.prepare] * 2 + [self.decide] * 3
+        choices += [self.share] * 2
         choices += [self.sync] * 5 + [self.note, self.replace, self.checkpoint, self.stabilise]
         for _ in range(steps):
             await self.random.choice(choices)()
@@ -220,6 +234,52 @@ class Trial:
             self.model.perform(transaction.changes, payload)
             self.model.applied.add((transaction.client, transaction.sequence))
             self.issue()
+
+    async def share(self) -> None:
+        """Clone blocks of one object to another, or within one; apply it, or prepare it."""
+        made = self._shares()
+        if made is None or not await self._admit(made[0].changes):
+            return
+        transaction, payload = made
+        key = (transaction.client, transaction.sequence)
+        if self.random.random() < 0.3:  # noqa: PLR2004
+            self.store.prepare(transaction, payload)
+            self.model.prepared[key] = (transaction, payload)
+        else:
+            self.store.apply(transaction, payload)
+            self.model.perform(transaction.changes, payload)
+            self.model.applied.add(key)
+        self.issue()
+
+    def _shares(self) -> tuple[Transaction, bytes] | None:
+        """Return a transaction that shares, and writes to the source, too, or deletes it."""
+        locked = {c.object_id for t, _ in self.model.prepared.values() for c in t.changes}
+        names = [stripe_object(7, n) for n in range(_OBJECTS)]
+        sources = [name for name in names if name not in locked and name in self.model.objects]
+        if not sources:
+            return None
+        self._sequence += 1
+        source = self.random.choice(sources)
+        target = self.random.choice([name for name in names if name not in locked])
+        operations: dict[ObjectId, list[Operation]] = {source: [], target: []}
+        payload = b""
+        for _ in range(self.random.randint(1, 2)):
+            first, count, from_first = self.random.choice(_SHARES)
+            operations[target].append(Share(first, count, source, from_first))
+        if source != target:
+            more, payload = self._operations(exists=True)
+            if self.random.random() < 0.5:  # noqa: PLR2004
+                operations[source] += more
+            else:
+                payload = b""
+        changes = []
+        for name in self.random.sample(sorted(operations), len(operations)):
+            found = self.model.objects.get(name)
+            expected, group = (found.version, found.group) if found else (ABSENT, 2)
+            done = tuple(operations[name])
+            changes.append(Change(name, group, expected, expected.after(1), done))
+        client = self.random.randint(1, _CLIENTS)
+        return Transaction(client, self._sequence, 1, tuple(changes)), payload
 
     async def write_all(self, blocks: int) -> bytes:
         """Write new data to the first blocks of all objects in one transaction; return it."""

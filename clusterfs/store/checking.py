@@ -4,6 +4,7 @@ The brick is opened as for serving, but nothing is written: the whole checkpoint
 verified, the log is replayed in memory, and over that state is checked
 
     log         the chain of each segment in use, log after log
+    shared      what refers to the map pages that clones share
     references  what maps and prepared transactions refer to, against the chunk table
     indexes     groups, marks, live counts, records of objects that do not exist
     data        every live chunk against its checksum
@@ -13,7 +14,8 @@ indexes, leftovers. Damaged data has its truth elsewhere: the running node repai
 as soon as it is read or scrubbed.
 
 Memory: 4 bytes a chunk, but of at most WINDOW_CHUNKS at a time (the maps are read once for each
-window); a bit for 64 bytes of segment, of at most 1024 segments at a time; 8 bytes for 64 chunks.
+window); some 100 bytes a map page that clones share; a bit for 64 bytes of segment, of at most 1024
+segments at a time; 8 bytes for 64 chunks.
 
 Invariant: without `repair` nothing is written; with it, only a checkpoint of the corrected state.
 """
@@ -31,7 +33,7 @@ from clusterfs.store.location import BLOCK_UNITS, UNIT_BYTES, place_of, segment_
 from clusterfs.store.objects import MARK, ObjectId
 from clusterfs.store.opening import Opening, Options
 from clusterfs.store.reading import wrong_chunks
-from clusterfs.store.records import HOLE, LOST, Placed
+from clusterfs.store.records import LOST
 from clusterfs.store.superblock import open_superblock
 
 WINDOW_CHUNKS = 32 << 20
@@ -134,10 +136,7 @@ class Checker:
 
     def objects(self) -> Iterator[ObjectId]:
         """Yield all objects, in order."""
-        after: ObjectId | bytes = b""
-        while page := self.state.objects(None, after, _PAGE):
-            yield from (object_id for object_id, _ in page)
-            after = page[-1][0]
+        return self.state.every_object()
 
     def problem(self, kind: str, text: str, fix: Callable[[], None] | None = None) -> None:
         """Note a problem; repair it if there is a way, and it is wanted."""
@@ -150,11 +149,36 @@ class Checker:
     def _check_state(self) -> None:
         self._progress("checkpoint", 1, 1)
         self._check_leftovers()
+        self._check_shared()
         self._check_references()
         self._check_live()
         self._check_indexes()
 
     # -- references
+
+    def _check_shared(self) -> None:
+        """Map pages that clones share: how many refer to each."""
+        maps = self.state.maps
+        counted, repeated = self.contents.page_references(), 0
+        for number, page in list(maps.all_shared()):
+            should = counted.pop(number, 0)
+            repeated += max(0, should - 1) * page.blocks
+            if page.references != should:
+                self.problem(
+                    "shared map page",
+                    f"{should} maps have page {number}, its count says {page.references}",
+                    lambda number=number, should=should: (  # type: ignore[misc]
+                        maps.correct(number, should)
+                    ),
+                )
+        if repeated != maps.repeated:
+            self.problem(
+                "shared map page",
+                f"sharing saves {repeated} blocks, the checkpoint says {maps.repeated}",
+                lambda: setattr(maps, "repeated", repeated),
+            )
+        for number in counted:
+            self.problem("shared map page", f"there is no page {number}: its blocks are lost")
 
     def _check_references(self) -> None:
         chunks = self.state.chunks
@@ -204,17 +228,8 @@ class Checker:
         return counts
 
     def references(self) -> Iterator[tuple[ObjectId, int, int]]:
-        """Yield (object, block, cid) of every reference there is."""
-        for object_id in self.objects():
-            for block, cid in self.state.placed(object_id, 0, 1 << 32):
-                yield object_id, block, cid
-        for prepared in self.contents.outcomes.prepared.values():
-            for change in prepared.changes:
-                for operation in change.operations:
-                    if isinstance(operation, Placed):
-                        for index, cid in enumerate(operation.cids):
-                            if cid not in {HOLE, LOST}:
-                                yield ObjectId(change.object_id), operation.first + index, cid
+        """Yield (object, block, cid) of every reference there is to a chunk."""
+        return self.contents.references()
 
     def _lost(self, object_id: ObjectId, block: int, cid: int) -> None:
         where = f"block {block} of object {object_id.hex()}"

@@ -29,6 +29,7 @@ from clusterfs.store.tail import STREAMS, Place, Tail
 _POSITION_KEY = b"@"
 _REFERENCES_KEY = b"L"
 _REFERENCES = struct.Struct("<QQ")
+_SHARED = struct.Struct("<QQ")  # what a format 2 lacks
 _POSITION = struct.Struct("<QQQQ")
 _PLACE = struct.Struct("<iIQQ")
 _SEGMENT_KEY = struct.Struct(">cI")
@@ -73,6 +74,7 @@ class Checkpoint:
         small += self._take_facts()
         small += self._take_marks()
         totals = _REFERENCES.pack(state.chunks.references_total, state.chunks.count)
+        totals += _SHARED.pack(state.maps.next_number, state.maps.repeated)
         small.append((_REFERENCES_KEY, totals))
         small += self._take_segments(tail, set(reusable))
         next_cid = state.chunks.next_cid
@@ -176,7 +178,10 @@ class Checkpoint:
         chunks.next_cid = next_cid
         segments.checkpointed_id = tail.next_id - 1
         if total := self._values.get(_REFERENCES_KEY):
-            chunks.references_total, chunks.count = _REFERENCES.unpack(total)
+            chunks.references_total, chunks.count = _REFERENCES.unpack_from(total)
+            if len(total) > _REFERENCES.size:
+                maps = contents.state.maps
+                maps.next_number, maps.repeated = _SHARED.unpack_from(total, _REFERENCES.size)
         for key, value in self._all(b"S"):
             number = _SEGMENT_KEY.unpack(key)[1]
             live, first, last, born, is_cold = _SEGMENT.unpack(value)

@@ -7,12 +7,14 @@ Invariants: see `validate`, which executes them.
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from clusterfs.store.chunks import cids_of_page
 from clusterfs.store.layers import Values
 from clusterfs.store.location import locate_units, place_of, segment_of, units_of
-from clusterfs.store.objects import BLOCK_BYTES, MARK
+from clusterfs.store.maps import MAP_BITS, chunks_of, shares_of
+from clusterfs.store.objects import BLOCK_BYTES, MARK, ObjectId
 from clusterfs.store.outcomes import Outcomes
 from clusterfs.store.records import (
     HOLE,
@@ -28,7 +30,9 @@ from clusterfs.store.records import (
     Record,
     Relocate,
     Replaced,
+    Resolved,
     ResolvedChange,
+    SharedPages,
     Stable,
 )
 from clusterfs.store.state import State
@@ -76,6 +80,7 @@ class Contents:
             state.hold(record.changes)
             self.outcomes.prepare(record)
             return
+        state.maps.adopt(record.changes)
         for change in record.changes:
             state.perform(change)
         if not isinstance(record, Replaced):
@@ -87,14 +92,14 @@ class Contents:
         if prepared is not None:
             for change in prepared.changes:
                 self.state.perform(change)
-            self.state.let_go(prepared.changes)
+            self.state.let_go(prepared.changes, performed=True)
             self.outcomes.add(record.client, record.sequence)
 
     def on_abort(self, record: Abort) -> None:
         """Let a prepared transaction go; remember the outcome in any case."""
         prepared = self.outcomes.decide(record.client, record.sequence, committed=False)
         if prepared is not None:
-            self.state.let_go(prepared.changes)
+            self.state.let_go(prepared.changes, performed=False)
 
     def on_stable(self, record: Stable) -> None:
         """Raise a client's watermark."""
@@ -118,7 +123,10 @@ class Contents:
 
     def validate(self) -> None:
         """Execute the invariants; reads everything, for tests and fsck."""
-        counted = self._count_references()
+        self._validate_shared()
+        every = self._count_references()
+        del every[LOST]
+        counted = dict(every)
         live: dict[int, int] = {}
         chunks = self.state.chunks
         places: set[int] = set()
@@ -132,7 +140,6 @@ class Contents:
                 places.add(found[0])
                 segment = segment_of(found[0])
                 live[segment] = live.get(segment, 0) + units_of(found[0])
-        every = self._count_references()
         assert sum(every.values()) == chunks.references_total, "sum of references"
         assert len(every) == chunks.count, "number of chunks"
         assert not counted, f"maps refer to dead chunks {sorted(counted)[:5]}"
@@ -141,19 +148,65 @@ class Contents:
         self._validate_indexes()
 
     def _count_references(self) -> dict[int, int]:
-        counted: dict[int, int] = {}
-        for object_id, _ in self.state.objects(None, b"", 1 << 40):
-            for _, cid in self.state.placed(object_id, 0, 1 << 32):
-                if cid == LOST:
-                    continue
-                counted[cid] = counted.get(cid, 0) + 1
+        """Count what refers to each chunk; a shared page does so once."""
+        return Counter(cid for _, _, cid in self.references())
+
+    def references(self) -> Iterator[tuple[ObjectId, int, int]]:
+        """Yield (object, block, cid), LOST among them, of each reference that a chunk may have.
+
+        A page that several objects share is told of the first one only; one that just a prepared
+        transaction holds, of the object that may have it.
+        """
+        seen: set[int] = set()
+        for object_id in self.state.every_object():
+            for number, value in self.state.maps.entries(object_id, 0):
+                if not isinstance(value, int):
+                    yield from _blocks_in(object_id, number, value)
+                elif value not in seen:
+                    seen.add(value)
+                    cids = self.state.maps.get(object_id, number)
+                    yield from _blocks_in(object_id, number, cids or ())
         for prepared in self.outcomes.prepared.values():
             for change in prepared.changes:
                 for operation in change.operations:
-                    if isinstance(operation, Placed):
-                        for cid in (cid for cid in operation.cids if cid not in {HOLE, LOST}):
-                            counted[cid] = counted.get(cid, 0) + 1
+                    yield from self._prepared_references(change.object_id, operation, seen)
+
+    def _prepared_references(
+        self, object_id: ObjectId, operation: Resolved, seen: set[int]
+    ) -> Iterator[tuple[ObjectId, int, int]]:
+        if isinstance(operation, Placed):
+            for index, cid in enumerate(operation.cids):
+                if cid not in {HOLE, LOST}:
+                    yield object_id, operation.first + index, cid
+        elif isinstance(operation, SharedPages):
+            for index, number in enumerate(operation.numbers):
+                page = self.state.maps.shared(number) if number and number not in seen else None
+                if page is not None:
+                    seen.add(number)
+                    yield from _blocks_in(object_id, operation.first_page + index, page.cids)
+
+    def page_references(self) -> Counter[int]:
+        """Count what refers to each shared page: maps, and prepared transactions."""
+        counted: Counter[int] = Counter()
+        for object_id in self.state.every_object():
+            entries = self.state.maps.entries(object_id, 0)
+            counted.update(value for _, value in entries if isinstance(value, int))
+        for prepared in self.outcomes.prepared.values():
+            for clone in shares_of(prepared.changes):
+                counted.update(filter(None, clone.numbers))
         return counted
+
+    def _validate_shared(self) -> None:
+        maps = self.state.maps
+        counted, repeated = self.page_references(), 0
+        for number, page in maps.all_shared():
+            assert page.references == counted.pop(number, 0), f"references of map page {number}"
+            assert page.references > 0, f"map page {number} is left over"
+            assert page.blocks == sum(1 for _ in chunks_of(page.cids)), f"blocks of page {number}"
+            assert number < maps.next_number, "the next number of a map page"
+            repeated += (page.references - 1) * page.blocks
+        assert not counted, f"maps refer to pages that do not exist {sorted(counted)[:5]}"
+        assert repeated == maps.repeated, "blocks repeated by sharing"
 
     def _validate_indexes(self) -> None:
         state = self.state
@@ -168,6 +221,15 @@ class Contents:
         assert marked == state.marked, "index of marked objects"
         locked = {c.object_id for p in self.outcomes.prepared.values() for c in p.changes}
         assert locked == set(self.outcomes.locked), "objects of prepared transactions"
+
+
+def _blocks_in(
+    object_id: ObjectId, page: int, cids: Iterable[int]
+) -> Iterator[tuple[ObjectId, int, int]]:
+    """Yield (object, block, cid) of what is in a map page."""
+    for slot, cid in enumerate(cids):
+        if cid:
+            yield object_id, page << MAP_BITS | slot, cid
 
 
 _ENACT: dict[type, Callable[..., None]] = {

@@ -32,7 +32,8 @@ from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.tail import STREAMS
 
 MAGIC = b"CFSLOG\r\n"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READABLE = (2, 3)  # 2 knew no shared map pages
 
 _HEADER = struct.Struct("<8sHBBI16sQQQQIIIIIIQ")
 HEADER_BYTES = _HEADER.size
@@ -150,7 +151,7 @@ def parse_header(block: bytes | memoryview, store_id: bytes) -> Header | None:
     version, kind, stream = fields[1:4]
     header = Header._make((kind, stream, *fields[4:15], fields[16]))
     if (
-        version != FORMAT_VERSION
+        version not in _READABLE
         or header.store_id != store_id
         or kind not in (KIND_DATA, KIND_MARK)
     ):

@@ -8,33 +8,40 @@ Invariant: the new chunks of one transaction have consecutive cids, in payload o
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from blake3 import blake3
 from xxhash import xxh3_64_intdigest
 
 from clusterfs.store.format import ZERO_BLOCK
 from clusterfs.store.hints import Hints
+from clusterfs.store.maps import MAP_BLOCKS, OWN
 from clusterfs.store.objects import BLOCK_BYTES, Change, Discard, Lose, ObjectId, Share, Write
-from clusterfs.store.records import HOLE, IDENTITY_BYTES, LOST, Placed, Resolved, ResolvedChange
+from clusterfs.store.records import (
+    HOLE,
+    IDENTITY_BYTES,
+    LOST,
+    Placed,
+    Resolved,
+    ResolvedChange,
+    SharedPages,
+)
+from clusterfs.store.state import State
 
 _ZEROS = bytes(64 << 10)
-_PIECE_BLOCKS = 256  # of a share: pieces of this size that are all holes take no room in the log
-
-# Returns the cids of `count` blocks of an object from a first one on, 0 for holes.
-CidsOf = Callable[[ObjectId, int, int], "array[int]"]
 
 
 class Ingested:
     """A payload that found its chunks."""
 
-    __slots__ = ("changes", "checksums", "first_cid", "fresh", "ranges")
+    __slots__ = ("changes", "checksums", "first_cid", "fresh", "numbers", "ranges")
 
     def __init__(self, first_cid: int) -> None:
         self.changes: list[ResolvedChange] = []
         self.first_cid = first_cid
         self.fresh: dict[bytes, int] = {}  # identity -> cid of each new chunk, in order
         self.checksums: list[int] = []
+        self.numbers: dict[tuple[ObjectId, int], int] = {}  # of map pages that get one
         self.ranges: list[tuple[int, int]] = []  # bytes of the payload that become new chunks
 
 
@@ -51,10 +58,10 @@ def _is_zero(payload: memoryview, at: int, end: int) -> bool:
 class Ingest:
     """Resolves transactions."""
 
-    def __init__(self, hints: Hints, key: bytes, cids_of: CidsOf) -> None:
+    def __init__(self, hints: Hints, key: bytes, state: State) -> None:
         self._hints = hints
         self._key = key
-        self._cids_of = cids_of
+        self._state = state
         self.zero_identity = self.identity(ZERO_BLOCK)
         self.deduplicated = 0
         self.zeros = 0
@@ -84,7 +91,7 @@ class Ingest:
                     lost = array("Q", [LOST]) * operation.count
                     operations.append(Placed(operation.first, lost, b""))
                 elif isinstance(operation, Share):
-                    operations.extend(self._shared(operation))
+                    operations.extend(self._shared(operation, result))
                     self.shared += operation.count
                 else:
                     operations.append(operation)  # type: ignore[arg-type]
@@ -126,17 +133,42 @@ class Ingest:
             at = following
         return Placed(first, cids, b"".join(identities))
 
-    def _shared(self, share: Share) -> Iterator[Placed | Discard]:
-        """Yield what gives blocks the chunks of other blocks."""
-        cids = self._cids_of(share.source, share.source_first, share.count)
-        start, end = 0, len(cids)
+    def _shared(self, share: Share, result: Ingested) -> Iterator[Resolved]:
+        """Yield what gives blocks the chunks of other blocks: whole map pages where they match."""
+        end = share.first + share.count
+        low, high = -(-share.first // MAP_BLOCKS) * MAP_BLOCKS, end // MAP_BLOCKS * MAP_BLOCKS
+        if low >= high or (share.first - share.source_first) % MAP_BLOCKS:
+            yield from self._shared_blocks(share, share.first, end)
+            return
+        yield from self._shared_blocks(share, share.first, low)
+        yield from self._shared_pages(share, low, high, result)
+        yield from self._shared_blocks(share, high, end)
+
+    def _shared_pages(
+        self, share: Share, first: int, end: int, result: Ingested
+    ) -> Iterator[SharedPages | Discard]:
+        page, count = (share.source_first + first - share.first) // MAP_BLOCKS, end - first
+        numbers = array("Q")
+        known = self._state.maps.numbers(share.source, page, count // MAP_BLOCKS)
+        if not any(known):
+            yield Discard(first, count)
+            return
+        fresh, following = result.numbers, self._state.maps.next_number
+        for index, number in enumerate(known):
+            if number == OWN:
+                place = (share.source, page + index)
+                numbers.append(fresh.setdefault(place, following + len(fresh)))
+            else:
+                numbers.append(number)
+        yield SharedPages(first // MAP_BLOCKS, numbers, share.source, page)
+
+    def _shared_blocks(self, share: Share, start: int, end: int) -> Iterator[Placed | Discard]:
+        """Yield what shares the blocks [start, end) of the target, page by page of the source."""
+        source = share.source_first - share.first
         while start < end:
-            stop = min(start + _PIECE_BLOCKS, end)
-            hole = not any(cids[start:stop])
-            while stop < end and hole != any(cids[stop : stop + _PIECE_BLOCKS]):
-                stop = min(stop + _PIECE_BLOCKS, end)
-            first = share.first + start
-            yield Discard(first, stop - start) if hole else Placed(first, cids[start:stop], b"")
+            stop = min(end, start + MAP_BLOCKS)
+            cids = self._state.cids(share.source, source + start, stop - start)
+            yield Placed(start, cids, b"") if any(cids) else Discard(start, stop - start)
             start = stop
 
     def learn(self, result: Ingested) -> None:

@@ -44,7 +44,9 @@ _DISCARD = struct.Struct("<BII")
 _NUMBERS = struct.Struct("<BQQ")
 _FACT_HEAD = struct.Struct("<BHBI")
 _RELOCATE_HEAD = struct.Struct("<BI")
+_SHARED = struct.Struct("<BII16sI")
 _TAG_PUT, _TAG_REMOVE, _TAG_PLACED, _TAG_DISCARD, _TAG_DELETE = 1, 2, 3, 4, 5
+_TAG_SHARED = 6
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -55,7 +57,20 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     identities: bytes  # 16 bytes for each chunk that is new in this record, in order
 
 
-Resolved = Put | Remove | Placed | Discard | Delete
+class SharedPages(msgspec.Struct, frozen=True, gc=False):
+    """A resolved Share of whole map pages: page first_page + i becomes the one of that number.
+
+    0 is a page of holes. A number that no page has yet is given to the source's page
+    source_page + i, as it is before anything of the transaction is performed.
+    """
+
+    first_page: int
+    numbers: "array[int]"
+    source: ObjectId
+    source_page: int
+
+
+Resolved = Put | Remove | Placed | SharedPages | Discard | Delete
 
 
 class ResolvedChange(msgspec.Struct, frozen=True, gc=False):
@@ -239,6 +254,9 @@ def _encode_operation(operation: Resolved, parts: list[bytes]) -> None:
             parts.append(key)
         case Discard(first=first, count=count):
             parts.append(_DISCARD.pack(_TAG_DISCARD, first, count))
+        case SharedPages(first_page=first, numbers=numbers, source=source, source_page=page):
+            parts.append(_SHARED.pack(_TAG_SHARED, first, len(numbers), source, page))
+            parts.append(numbers.tobytes())
         case Delete():
             parts.append(bytes((_TAG_DELETE,)))
 
@@ -327,6 +345,11 @@ def _decode_operation(body: bytes, at: int) -> tuple[Resolved, int]:
         case 4:
             _, first, count = _DISCARD.unpack_from(body, at)
             return Discard(first, count), at + _DISCARD.size
+        case 6:
+            _, first, count, source, page = _SHARED.unpack_from(body, at)
+            at += _SHARED.size
+            numbers = array("Q", body[at : at + count * 8])
+            return SharedPages(first, numbers, ObjectId(source), page), at + count * 8
         case tag:
             assert tag == _TAG_DELETE, f"operation tag {tag}"
             return Delete(), at + 1

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from clusterfs.errors import OutOfSpace, WouldBlock
 from clusterfs.store.location import BLOCK_UNITS, UNIT_BYTES
 from clusterfs.store.log import Log
+from clusterfs.store.maps import MAP_BLOCKS
 from clusterfs.store.objects import (
     BLOCK_BYTES,
     Change,
@@ -32,7 +33,7 @@ from clusterfs.store.tail import STREAMS
 
 _CHANGE_BYTES = 96
 _CID_BYTES = 8
-_OPERATION_BYTES = 24
+_OPERATION_BYTES = 32
 _BLOCK_NEED_BYTES = BLOCK_BYTES + 24
 _ONE_WRITE_BYTES = 2 * _CHANGE_BYTES + _OPERATION_BYTES
 
@@ -72,9 +73,20 @@ def need_of(changes: tuple[Change, ...]) -> Need:
                 nbytes += len(operation.key) + len(operation.value)  # type: ignore[union-attr]
             elif kind is Remove:
                 nbytes += len(operation.key)  # type: ignore[union-attr]
-            elif kind is Lose or kind is Share:
+            elif kind is Lose:
                 nbytes += operation.count * _CID_BYTES  # type: ignore[union-attr]
+            elif kind is Share:
+                nbytes += _share_bytes(operation)  # type: ignore[arg-type]
     return Need(data_blocks, nbytes + data_blocks * _BLOCK_NEED_BYTES)
+
+
+def _share_bytes(share: Share) -> int:
+    """Return what it takes in the log at most: the blocks at its edges, and whole map pages."""
+    if (share.first - share.source_first) % MAP_BLOCKS:
+        pieces, blocks = share.count // MAP_BLOCKS + 1, share.count
+    else:
+        pieces, blocks = 3, min(share.count, 2 * MAP_BLOCKS) + share.count // MAP_BLOCKS
+    return pieces * _OPERATION_BYTES + blocks * _CID_BYTES
 
 
 class Room:
@@ -123,8 +135,8 @@ class Room:
         unique = chunks.count * BLOCK_BYTES
         capacity = segments.limit * segment_bytes
         return {
-            "logical_bytes": chunks.references_total * BLOCK_BYTES,
-            "shared_bytes": chunks.references_total * BLOCK_BYTES - unique,
+            "logical_bytes": self._state.logical_blocks * BLOCK_BYTES,
+            "shared_bytes": self._state.logical_blocks * BLOCK_BYTES - unique,
             "packed_bytes": unique - chunks.live_total * UNIT_BYTES,
             "live_bytes": chunks.live_total * UNIT_BYTES,
             "free_bytes": space.free,
@@ -150,7 +162,7 @@ class Room:
             raise OutOfSpace(f"the brick has {self.space().free} bytes free")
 
     def _freed_units(self, changes: Iterable[Change]) -> int:
-        """Return how much dies with these changes."""
+        """Return how much dies with these changes, at least: what clones share is left out."""
         gone: Counter[int] = Counter()
         for change in changes:
             for operation in change.operations:
@@ -160,9 +172,9 @@ class Room:
                         | Discard(first=first, count=count)
                         | Share(first=first, count=count)
                     ):
-                        found = self._state.placed(change.object_id, first, first + count)
+                        found = self._state.sole(change.object_id, first, first + count)
                     case Delete():
-                        found = self._state.placed(change.object_id, 0, 1 << 32)
+                        found = self._state.sole(change.object_id, 0, 1 << 32)
                     case _:
                         continue
                 gone.update(cid for _, cid in found)

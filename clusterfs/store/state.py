@@ -1,4 +1,4 @@
-"""All objects of the brick: heads, keys, block maps, and the chunks the maps refer to.
+"""All objects of the brick: heads, keys, block maps (maps.py), and the chunks the maps refer to.
 
 `perform` makes a resolved change; the door calls it once the change is in the log, replay calls it
 with what the log says, and both arrive at the same state. Everything is in layers over the
@@ -8,17 +8,17 @@ Invariants:
   * a head (group, version) exists exactly for the objects that exist, and byte for byte one entry
     in its group's index;
   * an object without a head has no keys and no map pages;
-  * a map page without a single chunk does not exist;
   * `marked` holds the objects that have the key MARK.
 """
 
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clusterfs.store.chunks import ChunkTable
 from clusterfs.store.layers import Family, Values
+from clusterfs.store.maps import MAP_BITS, MAP_BLOCKS, Maps, chunks_of
 from clusterfs.store.objects import (
     ABSENT,
     MARK,
@@ -29,16 +29,13 @@ from clusterfs.store.objects import (
     Remove,
     Version,
 )
-from clusterfs.store.records import HOLE, LOST, Placed, Resolved, ResolvedChange
+from clusterfs.store.records import HOLE, LOST, Placed, Resolved, ResolvedChange, SharedPages
 
-MAP_BLOCKS = 256  # blocks whose cids one map page holds: 1 MiB of data
-_MAP_BITS = 8
 _MAP_MASK = MAP_BLOCKS - 1
-_MAP_PAGE = bytes(8 * MAP_BLOCKS)
-_PAGE_KEY = struct.Struct(">I")
 _GROUP_KEY = struct.Struct(">H")
 _HEAD = struct.Struct("<HQQ")
 _ID_BYTES = 16
+_PAGE = 4096
 _BEYOND = b"\xff" * 321  # above every key
 
 # What resync gives an object that it is replacing: different from every version a change expects.
@@ -61,10 +58,6 @@ def _decode_head(value: bytes) -> Head:
     return Head(group, Version(epoch, counter))
 
 
-def _decode_page(value: bytes) -> "array[int]":
-    return array("Q", value)
-
-
 class State:
     """Objects and chunks. Belongs to the trio thread, except what a checkpoint freezes."""
 
@@ -73,14 +66,12 @@ class State:
         self._heads: Family[Head] = Family(values, b"O", _encode_head, _decode_head)
         self._groups: Family[bytes] = Family(values, b"G", bytes, bytes)
         self._keys: Family[bytes] = Family(values, b"K", bytes, bytes)
-        self._maps: Family[array[int]] = Family(
-            values, b"M", lambda page: page.tobytes(), _decode_page, lambda page: page[:]
-        )
-        self.families: tuple[Family[Head] | Family[bytes] | Family[array[int]], ...] = (
+        self.maps = Maps(values, self.chunks)
+        self.families: tuple[Family[Any], ...] = (
             self._heads,
             self._groups,
             self._keys,
-            self._maps,
+            *self.maps.families,
         )
         self.marked: set[ObjectId] = set()
 
@@ -130,10 +121,17 @@ class State:
             found.append((ObjectId(object_id), self.version(ObjectId(object_id))))
         return found
 
+    def every_object(self) -> Iterator[ObjectId]:
+        """Yield all objects, in order; what is yielded may change before the next is asked for."""
+        after: ObjectId | bytes = b""
+        while page := self.objects(None, after, _PAGE):
+            yield from (object_id for object_id, _ in page)
+            after = page[-1][0]
+
     def cids(self, object_id: ObjectId, first: int, count: int) -> "array[int]":
         """Return the cids of a range of blocks, 0 for holes."""
-        if first >> _MAP_BITS == (first + count - 1) >> _MAP_BITS:
-            page = self._maps.get(object_id, _PAGE_KEY.pack(first >> _MAP_BITS))
+        if first >> MAP_BITS == (first + count - 1) >> MAP_BITS:
+            page = self.maps.get(object_id, first >> MAP_BITS)
             slot = first & _MAP_MASK
             return array("Q", bytes(8 * count)) if page is None else page[slot : slot + count]
         found = array("Q")
@@ -147,13 +145,16 @@ class State:
 
     def placed(self, object_id: ObjectId, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (block, cid) of the blocks in [first, end) that are no holes, in order."""
-        for number, page in self._pages(object_id, first >> _MAP_BITS):
-            base = number << _MAP_BITS
-            if base >= end:
-                return
-            for slot, cid in enumerate(page):
-                if cid != HOLE and first <= base + slot < end:
-                    yield base + slot, cid
+        return _within(self.maps.pages(object_id, first >> MAP_BITS), first, end)
+
+    def sole(self, object_id: ObjectId, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (block, cid) of those that no clone has by the same map page."""
+        return _within(self.maps.sole(object_id, first >> MAP_BITS), first, end)
+
+    @property
+    def logical_blocks(self) -> int:
+        """Return how many blocks objects have, however many of them are one chunk."""
+        return self.chunks.references_total + self.maps.repeated
 
     # -- changes
 
@@ -164,6 +165,8 @@ class State:
             kind = type(operation)
             if kind is Placed:
                 self._place(object_id, operation.first, operation.cids)  # type: ignore[union-attr]
+            elif kind is SharedPages:
+                self.maps.give(object_id, operation)  # type: ignore[arg-type]
             elif kind is Delete:
                 self._delete(object_id)
                 return
@@ -195,59 +198,63 @@ class State:
         """Take the references of a prepared transaction."""
         for cid in _cids_of(changes):
             self.chunks.take(cid)
+        self.maps.adopt(changes)
 
-    def let_go(self, changes: Sequence[ResolvedChange]) -> None:
-        """Drop the references of a prepared transaction."""
+    def let_go(self, changes: Sequence[ResolvedChange], *, performed: bool) -> None:
+        """Drop the references of a prepared transaction; what it shares is given, if performed."""
         for cid in _cids_of(changes):
             self.chunks.drop(cid)
+        if not performed:
+            self.maps.release(changes)
 
     def _place(self, object_id: ObjectId, first: int, cids: "array[int]") -> None:
         if len(cids) == 1:
             self._place_one(object_id, first, cids[0])
             return
-        take_all, drop = self.chunks.take_all, self.chunks.drop
         at = 0
         while at < len(cids):
             block = first + at
-            slot = block & _MAP_MASK
-            size = min(len(cids) - at, MAP_BLOCKS - slot)
-            key = _PAGE_KEY.pack(block >> _MAP_BITS)
-            page = self._maps.own(object_id, key) or self._new_page(object_id, key)
-            placed = cids[at : at + size] if size < len(cids) else cids
-            replaced = page[slot : slot + size]
-            page[slot : slot + size] = placed
-            take_all(placed if LOST not in placed else [cid for cid in placed if cid != LOST])
-            for old in replaced:
-                if old and old != LOST:
-                    drop(old)
-            if HOLE in placed and page.count(HOLE) == MAP_BLOCKS:
-                self._maps.put(object_id, key, None)
+            size = min(len(cids) - at, MAP_BLOCKS - (block & _MAP_MASK))
+            self._place_in_page(
+                object_id, block, cids[at : at + size] if size < len(cids) else cids
+            )
             at += size
+
+    def _place_in_page(self, object_id: ObjectId, block: int, placed: "array[int]") -> None:
+        number, slot, size = block >> MAP_BITS, block & _MAP_MASK, len(placed)
+        self.chunks.take_all(chunks_of(placed) if LOST in placed else placed)
+        if size == MAP_BLOCKS:
+            whole = None if placed.count(HOLE) == MAP_BLOCKS else placed[:]
+            self.maps.replace(object_id, number, whole)
+            return
+        page = self.maps.own(object_id, number)
+        replaced = page[slot : slot + size]
+        page[slot : slot + size] = placed
+        drop = self.chunks.drop
+        for old in replaced:
+            if old and old != LOST:
+                drop(old)
+        if HOLE in placed:
+            self.maps.remove_if_empty(object_id, number, page)
 
     def _place_one(self, object_id: ObjectId, block: int, cid: int) -> None:
         """Do the same for one block."""
-        key = _PAGE_KEY.pack(block >> _MAP_BITS)
-        page = self._maps.own(object_id, key) or self._new_page(object_id, key)
-        slot = block & _MAP_MASK
+        number, slot = block >> MAP_BITS, block & _MAP_MASK
+        page = self.maps.own(object_id, number)
         old, page[slot] = page[slot], cid
         if cid and cid != LOST:
             self.chunks.take(cid)
         if old and old != LOST:
             self.chunks.drop(old)
-        if cid == HOLE and page.count(HOLE) == MAP_BLOCKS:
-            self._maps.put(object_id, key, None)
-
-    def _new_page(self, object_id: ObjectId, key: bytes) -> "array[int]":
-        page = array("Q", _MAP_PAGE)
-        self._maps.put(object_id, key, page)
-        return page
+        if cid == HOLE:
+            self.maps.remove_if_empty(object_id, number, page)
 
     def _discard(self, object_id: ObjectId, first: int, end: int) -> None:
-        for number, _ in list(self._pages(object_id, first >> _MAP_BITS)):
-            base = number << _MAP_BITS
+        for number, _ in list(self.maps.entries(object_id, first >> MAP_BITS)):
+            base = number << MAP_BITS
             low, high = max(first, base), min(end, base + MAP_BLOCKS)
             if low < high:
-                self._place(object_id, low, array("Q", bytes(8 * (high - low))))
+                self._place_in_page(object_id, low, array("Q", bytes(8 * (high - low))))
 
     def _delete(self, object_id: ObjectId) -> None:
         head = self._heads.get(b"", object_id)
@@ -255,45 +262,33 @@ class State:
             return
         for key, _ in list(self._keys.after(object_id, b"", _BEYOND)):
             self._keys.put(object_id, key, None)
-        for number, page in list(self._pages(object_id, 0)):
-            for cid in page:
-                if cid and cid != LOST:
-                    self.chunks.drop(cid)
-            self._maps.put(object_id, _PAGE_KEY.pack(number), None)
+        for number, _ in list(self.maps.entries(object_id, 0)):
+            self.maps.replace(object_id, number, None)
         self.marked.discard(object_id)
         self._groups.put(_GROUP_KEY.pack(head.group), object_id, None)
         self._heads.put(b"", object_id, None)
 
-    def _pages(self, object_id: ObjectId, first: int) -> Iterator[tuple[int, "array[int]"]]:
-        """Yield the object's map pages from number `first` on, in order."""
-        after = _PAGE_KEY.pack(first - 1) if first else b""
-        for key, page in self._maps.after(object_id, after, b"\xff" * 5):
-            yield _PAGE_KEY.unpack(key)[0], page
-
     def lose(self, object_id: ObjectId, block: int) -> None:
         """Say that a block's chunk does not exist; no reference is dropped."""
-        page = self._maps.own(object_id, _PAGE_KEY.pack(block >> _MAP_BITS))
-        assert page is not None
-        page[block & _MAP_MASK] = LOST
+        self.maps.lose(object_id, block >> MAP_BITS, block & _MAP_MASK)
 
     # -- for fsck
 
     def owners(self) -> Iterator[bytes]:
         """Yield every object that has, or lately had, keys or a map; some twice."""
         yield from self._keys.owners(_ID_BYTES)
-        yield from self._maps.owners(_ID_BYTES)
+        yield from self.maps.owners(_ID_BYTES)
 
     def has_records(self, object_id: ObjectId) -> bool:
         """Tell whether there is a key or a map page of the object."""
-        keys, pages = self._keys.after(object_id, b"", _BEYOND), self._pages(object_id, 0)
+        keys, pages = self._keys.after(object_id, b"", _BEYOND), self.maps.entries(object_id, 0)
         return next(keys, None) is not None or next(pages, None) is not None
 
     def clear(self, object_id: ObjectId) -> None:
         """Remove the keys and maps of an object that does not exist; no reference is dropped."""
         for key, _ in list(self._keys.after(object_id, b"", _BEYOND)):
             self._keys.put(object_id, key, None)
-        for number, _ in list(self._pages(object_id, 0)):
-            self._maps.put(object_id, _PAGE_KEY.pack(number), None)
+        self.maps.forget(object_id)
 
     def is_indexed(self, object_id: ObjectId) -> bool:
         """Tell whether the object is in its group's index."""
@@ -334,4 +329,17 @@ def _cids_of(changes: Sequence[ResolvedChange]) -> Iterator[int]:
     for change in changes:
         for operation in change.operations:
             if isinstance(operation, Placed):
-                yield from (cid for cid in operation.cids if cid not in {HOLE, LOST})
+                yield from chunks_of(operation.cids)
+
+
+def _within(
+    pages: Iterator[tuple[int, "array[int]"]], first: int, end: int
+) -> Iterator[tuple[int, int]]:
+    """Yield (block, cid) of the blocks in [first, end) that are no holes, in order."""
+    for number, page in pages:
+        base = number << MAP_BITS
+        if base >= end:
+            return
+        for slot, cid in enumerate(page):
+            if cid != HOLE and first <= base + slot < end:
+                yield base + slot, cid

@@ -33,7 +33,7 @@ from clusterfs.errors import BrickDamaged, SetupError
 from clusterfs.store.format import open_value, seal_value
 
 TOTAL = b"#"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # 2 knew no shared map pages
 _FULL_BYTES = 1 << 20
 _TOTAL = struct.Struct("<IQQ")
 _SEAL = struct.Struct("<Q")

@@ -24,6 +24,7 @@ from clusterfs.store.disk import Buffer
 from clusterfs.store.hints import Hints
 from clusterfs.store.ingest import Ingest, Ingested
 from clusterfs.store.log import Log
+from clusterfs.store.maps import MAP_BLOCKS
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
@@ -47,6 +48,8 @@ from clusterfs.store.records import (
     Prepared,
     Record,
     Replaced,
+    Resolved,
+    SharedPages,
     Stable,
     encode,
 )
@@ -282,13 +285,16 @@ def _unresolved(prepared: Prepared) -> Transaction:
             change.group,
             change.expected,
             change.version,
-            tuple(
-                Write(operation.first, len(operation.cids))
-                if isinstance(operation, Placed)
-                else operation
-                for operation in change.operations
-            ),
+            tuple(_unresolved_operation(operation) for operation in change.operations),
         )
         for change in prepared.changes
     )
     return Transaction(prepared.client, prepared.sequence, prepared.epoch, changes)
+
+
+def _unresolved_operation(operation: Resolved) -> Operation:
+    if isinstance(operation, Placed):
+        return Write(operation.first, len(operation.cids))
+    if isinstance(operation, SharedPages):
+        return Write(operation.first_page * MAP_BLOCKS, len(operation.numbers) * MAP_BLOCKS)
+    return operation

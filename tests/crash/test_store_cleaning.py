@@ -130,6 +130,8 @@ async def test_cuts_while_a_long_transaction_is_cleaned_and_another_one_is_writt
     await trial.write_all(BLOCKS)
     await trial.checkpoint()
     await trial.run(12)  # some of it dies
+    while trial.model.prepared:  # and holds objects
+        await trial.decide()
     await trial.checkpoint()
     begun = len(trial.disk.journal)
     chunks, segments = trial.store._state.chunks, trial.store._segments

@@ -23,6 +23,7 @@ MODES = [
     *itertools.product(("writeback",), ("threads", "io_uring")),
 ]
 MIB = 1 << 20
+STRIPES = 20  # of 64 MiB: one transaction clones up to 16 that exist
 
 
 def made(folder: Path, form: str, size: str = "96M") -> str:
@@ -200,15 +201,17 @@ class Counter(threading.Thread):
 
 
 def place(number: int) -> int:
-    """Where a number goes: in turn to two stripes of a raw image, each to a cluster of qcow2."""
-    return (number % 2) * 64 * MIB + number * 65536
+    """Where a number goes: in turn to both ends of a raw image, each to a cluster of qcow2."""
+    return (number % 2) * 64 * STRIPES * MIB + number * 65536
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_clone_of_an_image_in_use_is_what_a_power_cut_would_leave(
     folders: list[Path], form: str, tmp_path: Path
 ) -> None:
-    image = folders[0] / made(folders[0], form, "256M")
+    image = folders[0] / made(folders[0], form, f"{64 * (STRIPES + 2)}M")
+    # Something in every stripe of a raw image: cloning it takes more than one transaction.
+    io(image, form, *(f"write -P 9 {64 * n + 50}M 4k" for n in range(1, STRIPES)), "flush")
     counter = Counter(image, form)
     counter.start()
     known: list[int] = []
@@ -229,6 +232,7 @@ def test_a_clone_of_an_image_in_use_is_what_a_power_cut_would_leave(
         found = prefix(clone, form, counter.written, tmp_path)
         assert least <= found < counter.written, (turn, least, found, counter.written)
         io(clone, form, "write -P 255 200M 64k", "flush")
+        io(clone, form, f"read -P 9 {64 * (STRIPES - 1) + 50}M 4k")
     assert prefix(folders[1] / image.name, form, counter.written, tmp_path) == counter.written
     if form == "qcow2":
         img("check", "-f", form, image)

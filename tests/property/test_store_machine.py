@@ -16,6 +16,7 @@ from clusterfs.sim.disk import arrived, dropped, seeded
 SEEDS = st.integers(0, 2**32)
 STEPS = st.sampled_from(
     ["transact"] * 6
+    + ["share"] * 3
     + ["prepare", "prepare", "decide", "decide", "decide"]
     + ["sync", "sync", "note", "replace", "checkpoint", "stabilise"]
 )

@@ -5,11 +5,13 @@ import os
 import pytest
 import trio
 
-from clusterfs.errors import NoSuchEntry, NotADirectory
+from clusterfs.errors import InvalidArgument, NoSuchEntry, NotADirectory
+from clusterfs.fs.cloning import SHARED_STRIPES
 from clusterfs.fs.filesystem import Filesystem
 from clusterfs.fs.keys import ROOT
 from clusterfs.fs.results import Changes
 from clusterfs.sim.mounts import World
+from clusterfs.store.objects import STRIPE_BYTES
 
 BLOCK = 4096
 
@@ -106,6 +108,117 @@ async def test_a_clone_is_of_one_moment(seed: int, autojump_clock: object) -> No
                 assert values[0] - values[-1] <= 1
             stop = True
         world.validate()
+
+
+async def sparse(fs: Filesystem, name: bytes, stripes: list[int], size: int) -> int:
+    """Make a file with a block at the beginning of these stripes."""
+    created = await fs.create(ROOT, name, 0o640, os.O_RDWR)
+    for stripe in stripes:
+        await fs.write(created.opened.handle, stripe * STRIPE_BYTES, b"%06d" % stripe)
+    await fs.release(created.opened.handle)
+    assert created.entry.attributes is not None
+    number = created.entry.attributes.inode
+    await fs.setattr(number, Changes(size=size))
+    return number
+
+
+async def empty_file(fs: Filesystem, name: bytes) -> int:
+    return await written(fs, ROOT, name, b"")
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_clone_of_one_file_is_of_one_moment(seed: int, autojump_clock: object) -> None:
+    """It takes several transactions: whoever writes meanwhile waits for all of them."""
+    del autojump_clock
+    last = 2 * SHARED_STRIPES + 1
+    async with World(3, seed=seed).running() as world:
+        fs = world.nodes[1].fs
+        file = await sparse(fs, b"file", list(range(last + 1)), (last + 1) * STRIPE_BYTES)
+        stop = False
+
+        async def count_up() -> None:
+            """Write 1 to both ends, where there is 0, then 2, ...; from another node."""
+            writer = world.nodes[2].fs
+            handle = (await writer.open(file, os.O_RDWR)).handle
+            for value in range(ord("0") + 1, 250):
+                for stripe in (0, last):
+                    if stop:
+                        return
+                    await writer.write(handle, stripe * STRIPE_BYTES, bytes([value]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_up)
+            for turn in range(4):
+                await trio.sleep(0.01)
+                node = world.nodes[1 + 2 * (turn % 2)].fs
+                copy = await empty_file(node, b"copy %d" % turn)
+                before = node._transactions.commits
+                done = await node.trees.clone(file, copy)
+                assert done.nbytes == (last + 1) * STRIPE_BYTES
+                assert node._transactions.commits - before >= 3
+                opened = await node.open(copy, os.O_RDONLY)
+                ends = [
+                    (await node.read(opened.handle, stripe * STRIPE_BYTES, 4))[0]
+                    for stripe in (0, last)
+                ]
+                assert 0 <= ends[0] - ends[1] <= 1, ends
+            stop = True
+        world.validate()
+
+
+async def test_a_clone_of_a_sparse_file_costs_what_is_in_it_not_what_it_spans() -> None:
+    stripes, size = [0, 1, 9_000, 160_000, 262_143], 16 << 40
+    async with World(2).running() as world:
+        fs = world.nodes[1].fs
+        file = await sparse(fs, b"file", stripes, size)
+        copy = await empty_file(fs, b"copy")
+        other = await empty_file(fs, b"other")
+        before = fs._transactions.commits
+        assert (await fs.trees.clone(file, copy)).nbytes == size
+        assert fs._transactions.commits - before <= 2
+        source = (await fs.open(file, os.O_RDONLY)).handle
+        target = (await fs.open(other, os.O_RDWR)).handle
+        before = fs._transactions.commits
+        done = 0
+        while count := await fs.copy_range(source, done, target, done, size):
+            done += count
+        assert done == size
+        assert fs._transactions.commits - before <= 4
+        reader = world.nodes[2].fs
+        for number in (copy, other):
+            assert (await reader.getattr(number)).attributes.size == size
+            handle = (await reader.open(number, os.O_RDONLY)).handle
+            for stripe in stripes:
+                assert await reader.read(handle, stripe * STRIPE_BYTES, 6) == b"%06d" % stripe
+            assert await reader.read(handle, 5 * STRIPE_BYTES, 4) == bytes(4)
+        world.validate()
+
+
+async def test_a_clone_replaces_what_its_target_had_before() -> None:
+    """By copy_file_range: holes of the source, too, whole stripes of them."""
+    async with World(1).running() as world:
+        fs = world.nodes[1].fs
+        file = await sparse(fs, b"file", [0, 6], 7 * STRIPE_BYTES)
+        other = await sparse(fs, b"other", [1, 3, 6], 7 * STRIPE_BYTES)
+        source = (await fs.open(file, os.O_RDONLY)).handle
+        target = (await fs.open(other, os.O_RDWR)).handle
+        done = 0
+        while count := await fs.copy_range(source, done, target, done, 7 * STRIPE_BYTES):
+            done += count
+        found = [(await fs.read(target, stripe * STRIPE_BYTES, 6)) for stripe in range(7)]
+        assert found == [b"000000", *[bytes(6)] * 5, b"000006"]
+        world.validate()
+
+
+async def test_only_an_empty_file_takes_the_clone_of_a_file() -> None:
+    async with World(1).running() as world:
+        fs = world.nodes[1].fs
+        file = await written(fs, ROOT, b"file", b"x")
+        fifo = await fs.mknod(ROOT, b"fifo", 0o010600, 0)
+        assert fifo.attributes is not None
+        for target in (file, await written(fs, ROOT, b"full", b"y"), fifo.attributes.inode):
+            with pytest.raises(InvalidArgument):
+                await fs.trees.clone(file, target)
 
 
 async def test_what_cannot_be_cloned_is_refused() -> None:

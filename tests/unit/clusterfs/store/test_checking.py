@@ -44,6 +44,10 @@ def one_more_reference(value: bytes) -> bytes:
     return page.encode()
 
 
+def one_more_map(value: bytes) -> bytes:
+    return struct.pack("<I", struct.unpack_from("<I", value)[0] + 1) + value[4:]
+
+
 def same_place(value: bytes) -> bytes:
     page = ChunkPage.decode(value)
     one, other = [i for i, n in enumerate(page.references) if n][:2]
@@ -69,6 +73,8 @@ async def test_a_sound_brick_is_clean_and_is_not_written_to() -> None:
     [
         (b"C", one_more_reference, "references: chunk"),
         (b"L", lambda value: bytes([value[0] ^ 1]) + value[1:], "in all"),
+        (b"L", lambda value: value[:24] + bytes([value[24] ^ 1]) + value[25:], "sharing saves"),
+        (b"N", one_more_map, "shared map page"),
         (b"G", lambda _: None, "group index: object"),
         (b"S", lambda value: struct.pack("<I", 1) + value[4:], "live counts"),
     ],

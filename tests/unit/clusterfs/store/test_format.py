@@ -1,11 +1,13 @@
 import struct
 
 import pytest
+import xxhash
 
 from clusterfs.store import format as layout
 from clusterfs.store.format import (
     BEGIN,
     COMMIT,
+    FORMAT_VERSION,
     FRAGMENT_BYTES,
     HEADER_BYTES,
     INLINE_RECORD_BYTES,
@@ -86,11 +88,23 @@ def test_a_log_of_another_store_or_of_zeros_is_no_log() -> None:
 
 def test_a_log_of_another_format_or_an_unknown_stream_is_no_log() -> None:
     log = bytearray(make_log(b"abc", b"")[0])
-    for version in (1, 3):
+    for version in (1, FORMAT_VERSION + 1):
         log[8] = version
-        assert parse_header(log, STORE_ID) is None
-    log[8], log[11] = 2, 2
-    assert parse_header(log, STORE_ID) is None
+        assert parse_header(stamped(log), STORE_ID) is None
+    log[8], log[11] = FORMAT_VERSION, 2
+    assert parse_header(stamped(log), STORE_ID) is None
+
+
+def stamped(log: bytearray) -> bytes:
+    """Return the log with the right checksum of its header."""
+    return bytes(log[:84]) + xxhash.xxh32_intdigest(log[:84]).to_bytes(4, "little") + log[88:]
+
+
+def test_logs_of_format_2_are_read() -> None:
+    log = bytearray(make_log(b"abc", b"")[0])
+    assert log[8] == FORMAT_VERSION == 3
+    log[8] = 2
+    assert parse_header(stamped(log), STORE_ID) is not None
 
 
 def test_a_shorter_or_longer_log_does_not_verify() -> None:
