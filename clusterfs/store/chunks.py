@@ -322,7 +322,8 @@ class ChunkTable:
 
     def numbers(self, first: int = 0, limit: int = 1 << 60) -> "array[int]":
         """Return the numbers of up to `limit` pages that exist, from `first` on, in order."""
-        above = {n: page for n, page in (*self._frozen.items(), *self._dirty.items()) if n >= first}
+        above = {n: page for n, page in self._frozen.items() if n >= first}
+        above.update((n, page) for n, page in self._dirty.items() if n >= first)
         stored = self._values.keys(_KEY.pack(_PREFIX, first), bytes((_PREFIX[0] + 1,)))
         lower = (_KEY.unpack(key)[1] for key in stored)
         merged = heapq.merge(sorted(above), (n for n in lower if n not in above))

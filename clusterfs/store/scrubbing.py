@@ -13,6 +13,7 @@ Invariants:
 """
 
 import errno
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -32,6 +33,7 @@ from clusterfs.store.table import Table
 
 FACT = "scrub"
 _BATCH_PAGES = 16
+_LOOK_AHEAD_PAGES = 4096
 _NOTE_BYTES = 256 << 20
 _TOO_MANY = 1 << 16  # damaged chunks: the medium is dying, to go on helps nobody
 _RETRY_S = 0.2
@@ -72,6 +74,7 @@ class Scrubber:
         self._keep = keep
         self._pass = msgspec.msgpack.decode(stored, type=Pass) if stored else Pass()
         self._noted_bytes = self._pass.checked_bytes
+        self._ahead: deque[int] = deque()  # pages that exist, from where it is on
         self._wake = trio.Event()
         self._stopped = False
         self._last_rate = 0.0
@@ -79,6 +82,7 @@ class Scrubber:
     def start(self, rate_bytes: int) -> None:
         """Start a pass, or let one that runs or was stopped go on, at so many bytes a second."""
         if not self._pass.page:
+            self._ahead.clear()
             self._pass = Pass(passes=self._pass.passes)
             self._noted_bytes = 0
         self._pass.rate_bytes = rate_bytes
@@ -146,13 +150,14 @@ class Scrubber:
 
     async def _batch(self) -> int | None:
         """Verify some pages; return how many bytes were read, None at the end."""
-        numbers = self._chunks.numbers(self._pass.page, _BATCH_PAGES)
+        numbers = self._next_pages()
         if not numbers:
             return None
         wanted: list[Wanted] = []
         for number in numbers:
             page = self._chunks.page(number)
-            assert page is not None
+            if page is None:
+                continue  # all of it died since it was looked up
             for cid, _ in cids_of_page(number, page):
                 location = page.locations[cid % PAGE_CIDS]
                 if self._log.in_memory(location) is None:
@@ -169,6 +174,19 @@ class Scrubber:
         self._pass.page = numbers[-1] + 1
         self._pass.checked_chunks += len(wanted)
         return len(wanted) * BLOCK_BYTES
+
+    def _next_pages(self) -> list[int]:
+        """Return the next pages.
+
+        Which exist is looked up for many at once: that has to look at all that are changed in
+        memory. No page comes into being between others: the numbers of new chunks only grow.
+        """
+        ahead, at = self._ahead, self._pass.page
+        while ahead and ahead[0] < at:
+            ahead.popleft()
+        if not ahead:
+            ahead.extend(self._chunks.numbers(at, _LOOK_AHEAD_PAGES))
+        return [ahead.popleft() for _ in range(min(_BATCH_PAGES, len(ahead)))]
 
     def _judge(self, wanted: list[Wanted], wrong: set[int]) -> None:
         """Note those that are wrong and still where they were read."""

@@ -32,6 +32,8 @@ from clusterfs.store.opening import Opening, Options, Tuning
 from clusterfs.store.reading import Reader
 from clusterfs.store.reclaiming import Reclaiming
 from clusterfs.store.records import LOST, Fact
+from clusterfs.store.remembering import FACT as DAMAGE
+from clusterfs.store.remembering import Memory
 from clusterfs.store.room import Need, Room, Space
 from clusterfs.store.scrubbing import FACT as SCRUB
 from clusterfs.store.scrubbing import Scrubber
@@ -82,6 +84,7 @@ class Store(Transactions):
         trio.lowlevel.spawn_system_task(store._upkeep.run)
         trio.lowlevel.spawn_system_task(store._fill_hints)
         trio.lowlevel.spawn_system_task(store._scrubber.run)
+        trio.lowlevel.spawn_system_task(store._look_again)
         return store
 
     async def _fill_hints(self) -> None:
@@ -91,6 +94,11 @@ class Store(Transactions):
             while more and not self._closed:
                 more = self._hints.fill_more(_HINT_PAGES)
                 await trio.sleep(_HINT_PAUSE_S)
+
+    async def _look_again(self) -> None:
+        """Read what was damaged when the store was closed."""
+        with contextlib.suppress(BrickFailed):
+            await self._memory.look_again()
 
     def __init__(self, disk: Disk, key: bytes, options: Options, opening: Opening) -> None:
         """Put the parts together; `open` is the way in."""
@@ -132,6 +140,15 @@ class Store(Transactions):
         self._cache = ChunkCache(options.cache_bytes)
         self._reader = Reader(disk, chunks, segments, log, self._damage, self._cache)
         self._healer = Healer(contents, log, self._damage, self._ingest.identity)
+        remembered = contents.facts.get(DAMAGE)
+        self._memory = Memory(
+            disk,
+            chunks,
+            segments,
+            self._damage,
+            remembered if isinstance(remembered, bytes) else b"",
+            partial(self.set_fact, DAMAGE),
+        )
         stored = contents.facts.get(SCRUB)
         self._scrubber = Scrubber(
             disk,

@@ -1,5 +1,7 @@
 """Rot on the medium: found by reads and the scrub, never shared, healed with a replica's data."""
 
+from array import array
+
 import pytest
 import trio
 
@@ -9,7 +11,7 @@ from clusterfs.sim.disk import SimulatedDisk
 from clusterfs.store import scrubbing
 from clusterfs.store.checking import check_brick
 from clusterfs.store.location import place_of
-from clusterfs.store.objects import BLOCK_BYTES, ObjectId, Version, Write, stripe_object
+from clusterfs.store.objects import BLOCK_BYTES, Discard, ObjectId, Version, Write, stripe_object
 from clusterfs.store.store import LOST_IDENTITY, Store
 
 pytestmark = pytest.mark.trio
@@ -149,6 +151,39 @@ async def test_the_scrub_goes_on_where_it_was_after_a_restart(
     await store.close()
 
 
+async def test_the_scrub_looks_up_seldom_which_pages_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It did so for every batch, at the cost of looking at all that is changed in memory."""
+    store = await store_with(SimulatedDisk(), 400)
+    monkeypatch.setattr(scrubbing, "_BATCH_PAGES", 1)
+    chunks = store._state.chunks
+    looked: list[int] = []
+    numbers = chunks.numbers
+
+    def counted(first: int = 0, limit: int = 1 << 60) -> "array[int]":
+        looked.append(first)
+        return numbers(first, limit)
+
+    monkeypatch.setattr(chunks, "numbers", counted)
+    assert (await scrubbed(store))["checked_chunks"] == 400
+    assert len(looked) == 2, "once for all of them, and once at the end"
+    monkeypatch.setattr(scrubbing, "_LOOK_AHEAD_PAGES", 2)
+    assert (await scrubbed(store))["checked_chunks"] == 400
+    monkeypatch.setattr(scrubbing, "_LOOK_AHEAD_PAGES", 4096)
+    store.start_scrub(1)  # waits for long after its first batch
+    with trio.fail_after(60):
+        while not store.scrub_progress()["part"]:
+            await trio.sleep(0.001)
+    version = Version(1, store.version(NAME).counter + 1)
+    store.replace(NAME, 1, version, (Discard(100, 200),))  # pages that it knows die
+    await store.checkpoint()
+    store.start_scrub(FAST)
+    with trio.fail_after(60):
+        while store.scrub_progress()["running"]:
+            await trio.sleep(0.001)
+    assert store.damaged() == 0
+    await store.close()
+
+
 async def test_the_scrub_walks_the_checkpoint_too() -> None:
     disk = SimulatedDisk()
     store = await store_with(disk, 8)
@@ -188,3 +223,49 @@ async def test_a_block_whose_chunk_is_gone_is_an_error_and_can_be_written() -> N
     await store.close()
     report = check_brick(disk)
     assert report.counts == {"lost block": 61}
+
+
+async def reopened(store: Store, disk: SimulatedDisk) -> Store:
+    await store.checkpoint()  # replay would find the damage, and refuse the brick
+    await store.sync()
+    await until_written(store)
+    killed = disk.killed()
+    await store.close()
+    return await Store.open(killed, KEY, options=SMALL)
+
+
+async def test_a_damaged_chunk_is_not_shared_after_a_restart_either() -> None:
+    """It was known to one process only: the next one had a backup refer to the damaged chunk."""
+    disk = SimulatedDisk()
+    store = await store_with(disk, 8)
+    cid = rot(disk, store, 5)
+    with pytest.raises(ChunkCorrupted):
+        await store.read(NAME, 5, 1)
+    store = await reopened(store, disk)
+    put(store, NAME, 5, 6)  # what was there
+    assert store._state.cids(NAME, 5, 1)[0] != cid
+    assert await store.read(NAME, 0, 8) == b"".join(map(block, range(1, 9)))
+    assert store.damaged() == 0, "nothing refers to it any more"
+    store = await reopened(store, store._disk)  # type: ignore[arg-type]
+    assert store.fact("damage") is None
+    await store.close()
+
+
+async def test_what_was_damaged_and_reads_well_again_is_forgotten() -> None:
+    disk = SimulatedDisk()
+    store = await store_with(disk, 8)
+    cid, other = rot(disk, store, 5), rot(disk, store, 2)
+    for number in (2, 5):
+        with pytest.raises(ChunkCorrupted):
+            await store.read(NAME, number, 1)
+    rot(disk, store, 5)  # the bit flips back
+    store = await reopened(store, disk)
+    assert store.statistics()["damage_found"] == 0
+    with trio.fail_after(60):
+        while cid in store._damage.cids:
+            await trio.sleep(0.001)
+    assert store._damage.cids == {other}
+    assert await store.read(NAME, 5, 1) == block(6)
+    assert store.heal(NAME, 2, block(3))
+    assert store.fact("damage") is None
+    await store.close()
