@@ -32,7 +32,6 @@ from clusterfs.store.opening import Opening, Options, Tuning
 from clusterfs.store.reading import Reader
 from clusterfs.store.reclaiming import Reclaiming
 from clusterfs.store.records import LOST, Fact
-from clusterfs.store.remembering import FACT as DAMAGE
 from clusterfs.store.remembering import Memory
 from clusterfs.store.room import Need, Room, Space
 from clusterfs.store.scrubbing import FACT as SCRUB
@@ -140,15 +139,7 @@ class Store(Transactions):
         self._cache = ChunkCache(options.cache_bytes)
         self._reader = Reader(disk, chunks, segments, log, self._damage, self._cache)
         self._healer = Healer(contents, log, self._damage, self._ingest.identity)
-        remembered = contents.facts.get(DAMAGE)
-        self._memory = Memory(
-            disk,
-            chunks,
-            segments,
-            self._damage,
-            remembered if isinstance(remembered, bytes) else b"",
-            partial(self.set_fact, DAMAGE),
-        )
+        self._memory = Memory(disk, contents, segments, self._damage, self.set_fact)
         stored = contents.facts.get(SCRUB)
         self._scrubber = Scrubber(
             disk,
