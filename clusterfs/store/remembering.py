@@ -18,14 +18,14 @@ from contextlib import suppress
 import trio
 
 from clusterfs.errors import FilesystemError
-from clusterfs.store.chunks import ChunkTable
+from clusterfs.store.contents import Contents
 from clusterfs.store.damage import Damage
 from clusterfs.store.disk import Disk
 from clusterfs.store.location import segment_of
 from clusterfs.store.reading import wrong_chunks
 from clusterfs.store.segments import Segments
 
-FACT = "damage"
+_FACT = "damage"
 _MOST = 4096
 
 
@@ -35,25 +35,25 @@ class Memory:
     def __init__(
         self,
         disk: Disk,
-        chunks: ChunkTable,
+        contents: Contents,
         segments: Segments,
         damage: Damage,
-        stored: bytes,
-        keep: Callable[[bytes], object],
+        keep: Callable[[str, bytes], object],
     ) -> None:
         self._disk = disk
-        self._chunks = chunks
+        self._chunks = contents.state.chunks
         self._segments = segments
         self._damage = damage
         self._keep = keep
-        self._remembered = array("Q", stored)
+        stored = contents.facts.get(_FACT)
+        self._remembered = array("Q", stored if isinstance(stored, bytes) else b"")
         damage.note(self._remembered)
         damage.found -= len(self._remembered)  # by another process
         damage.on_change = self._write
 
     def _write(self) -> None:
         with suppress(FilesystemError):  # the log is full or failed: the next change writes it
-            self._keep(array("Q", sorted(self._damage.cids)[:_MOST]).tobytes())
+            self._keep(_FACT, array("Q", sorted(self._damage.cids)[:_MOST]).tobytes())
 
     async def look_again(self) -> None:
         """Read what was remembered; forget what is right, or dead, by now. Raises BrickFailed."""
