@@ -44,7 +44,7 @@ soak: setup ## every small store workload cut everywhere, then kill nodes and br
 	python -m dlm.sim --minutes $(MINUTES) --ranges
 	python -m dlm.sim --minutes $(MINUTES) --short
 	CLUSTERFS_SEED=$(SEED) CLUSTERFS_FUZZ_ROUNDS=1000000 CLUSTERFS_FUZZ_S=$$(( $(MINUTES) * 30 )) pytest -q --timeout=0 tests/fuzz tests/mount/test_fuzz.py
-	CLUSTERFS_SEED=$(SEED) CLUSTERFS_FAULT_MINUTES=$(MINUTES) pytest -q -s --timeout=0 tests/faults/test_rounds.py
+	CLUSTERFS_SEED=$(SEED) CLUSTERFS_FAULT_MINUTES=$(MINUTES) pytest -q -s --timeout=0 tests/faults/test_rounds.py tests/faults/test_rounds_of_five.py
 	python -m dlm.sim --minutes $(MINUTES) --storm
 	python -m dlm.sim --minutes $(MINUTES)
 

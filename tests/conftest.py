@@ -20,6 +20,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _START_ATTEMPTS = 1200
 
 
+# These play for minutes and mostly wait: whoever starts last with them ends last.
+_LONGEST = ("test_rounds.py", "test_rounds_of_five.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take the longest begin."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 class EtcdServers:
     """`count` members; `close` ends them all."""
 

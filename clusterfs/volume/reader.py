@@ -56,11 +56,14 @@ class Reader:
         self._mend = mend
         self._log = structlog.get_logger("clusterfs.volume").bind(node=site.node)
         self._lost = False
+        self._waits: set[trio.CancelScope] = set()
         self.local = self.remote = 0
 
     def lose(self) -> None:
-        """Fail every wait."""
+        """Fail every wait: a peer that has removed this node never answers, no view comes."""
         self._lost = True
+        for scope in self._waits:
+            scope.cancel()
 
     def begin(self) -> None:
         """Start anew as another incarnation."""
@@ -204,10 +207,10 @@ class Reader:
         site = self._site
         asked: set[int] = set()
         while not self._lost:
-            await site.current()
+            await self._unless_lost(site.current)
             view = site.view
             if view.stopped[sent.group]:
-                await site.changed()
+                await self._pause()
                 continue
             nodes = [n for n in nodes_of(view.in_sync[sent.group]) if n not in asked]
             if not nodes:
@@ -226,7 +229,7 @@ class Reader:
         self, node: int, sent: Sent, here: Callable[[Sent], Awaitable[bool | None]] | None
     ) -> bool | None:
         if node == self._site.node:
-            return None if here is None else await here(sent)
+            return None if here is None else await self._unless_lost(here, sent)
         try:
             body, _ = await self._call(node, Outcome(self._site.view.epoch, *sent))
         except Refused as refusal:
@@ -287,10 +290,8 @@ class Reader:
 
     async def _source(self, group: int, damaged: int) -> int | None:
         """Return another in-sync replica; None after waiting, when there is none or we are one."""
-        if self._lost:
-            raise LockLost("this node was removed from the cluster")
         site = self._site
-        await site.current()
+        await self._unless_lost(site.current)
         view = site.view
         ours = site.holds(group) and not damaged & site.bit
         nodes = [] if ours or view.stopped[group] else site.others(view.in_sync[group] & ~damaged)
@@ -300,9 +301,20 @@ class Reader:
         return None
 
     async def _call(self, node: int, request: Request) -> tuple[bytes, bytes]:
-        answer = await self._site.call(node, encode(request))
+        answer = await self._unless_lost(self._site.call, node, encode(request))
         self.remote += 1
         return answer
+
+    async def _unless_lost(self, wait: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Wait for something, but no longer than this node is a member. Raises LockLost."""
+        if not self._lost:
+            with trio.CancelScope() as scope:
+                self._waits.add(scope)
+                try:
+                    return await wait(*arguments)
+                finally:
+                    self._waits.discard(scope)
+        raise LockLost("this node was removed from the cluster")
 
     async def _pause(self) -> None:
         """Wait for another view, but not for long."""

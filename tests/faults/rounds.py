@@ -8,7 +8,6 @@ was killed, "no space" only where a brick was filled.
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import random
@@ -18,21 +17,34 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from clusterfs.sim import file_models, histories
 from clusterfs.sim.histories import Record
-from clusterfs.sim.linearizability import Operation, Verdict, check
+from clusterfs.sim.linearizability import Operation, State, Step, Verdict, check
+from tests.faults import evidence
 from tests.faults.client import BLOCKS, FOLDERS, RANGES, block
 from tests.faults.cluster import PATIENCE_S, HostCluster
 from tests.faults.hosts import DIES_WITH_US
 from tests.faults.schedule import ENDING_DAEMONS, Fault, Player, draw
 
+SEED = os.environ.get("CLUSTERFS_SEED", "0")
+MINUTES = float(os.environ.get("CLUSTERFS_FAULT_MINUTES", "10"))
+ONLY = os.environ.get("CLUSTERFS_FAULT_ROUND")
 CLIENTS_PER_NODE = 2
 SLOTS = 4  # of a round: one fault each, or two that overlap
 SEARCHED = 200_000  # configurations; a minute or so
 PACE_S = 0.05  # mean rest of a client between operations
 _CLIENT = Path(__file__).with_name("client.py")
 _DEAD_MOUNT = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV)
+
+
+class Checked(NamedTuple):
+    """A history, and of what."""
+
+    operations: list[Operation]
+    initial: State
+    step: Step
 
 
 class Client:
@@ -129,6 +141,8 @@ class Rounds:
         if wrong:
             wrong += [odd for client in clients for odd in client.oddities()][:20]
             wrong.append("played: " + "; ".join(played))
+            logs = [node.log for node in self.cluster.nodes]
+            wrong.append(f"all of it: {evidence.keep(folder, records, wrong, logs)}")
         return wrong
 
     def _prepare(self, folder: str) -> None:
@@ -201,17 +215,19 @@ class Rounds:
             thing: [record for record in records if record.thing == thing]
             for thing in (*BLOCKS, *RANGES, "log", "tree")
         }
-        search = functools.partial(check, limit=SEARCHED)
-        verdicts = {
-            name: search(histories.of_data(of[name], losses, dark), 0, file_models.register)
+        found = {
+            name: Checked(histories.of_data(of[name], losses, dark), 0, file_models.register)
             for name in BLOCKS
         }
-        verdicts["log"] = search(histories.of_data(of["log"], losses, dark), (), file_models.log)
+        found["log"] = Checked(histories.of_data(of["log"], losses, dark), (), file_models.log)
         for name in RANGES:
-            verdicts[name] = search(
+            found[name] = Checked(
                 histories.of_locks(of[name], losses), file_models.FREE, file_models.mutex
             )
-        names = histories.check_names(histories.of_names(of["tree"], losses, dark), SEARCHED)
+        verdicts = {name: check(*checked, limit=SEARCHED) for name, checked in found.items()}
+        tree = histories.of_names(of["tree"], losses, dark)
+        found["tree"] = Checked(tree, file_models.EMPTY_TREE, file_models.tree)
+        names = histories.check_names(tree, SEARCHED)
         verdicts["tree"] = names.verdict
         self.apart += names.apart
         self.checked += len(verdicts)
@@ -219,11 +235,36 @@ class Rounds:
         self.undecided += len(hard)
         if hard:
             print(f"too hard to check: {hard} of {len(records)} operations")
-        return [
-            _told(thing, verdict, of[thing], losses)
-            for thing, verdict in verdicts.items()
-            if verdict.linearizable is False
-        ]
+        bad = [thing for thing, verdict in verdicts.items() if verdict.linearizable is False]
+        cores = [line for thing in bad for line in _core(thing, found[thing])]
+        return cores + [_told(thing, verdicts[thing], of[thing], losses) for thing in bad]
+
+
+def play_for_minutes(cluster: HostCluster, minutes: float) -> None:
+    """Play round after round; each is to find nothing."""
+    rounds = Rounds(cluster)
+    end_s = time.monotonic() + minutes * 60
+    number = 0
+    while time.monotonic() < end_s:
+        name = ONLY or f"{SEED}-{len(cluster.nodes)}-{number}"
+        wrong = rounds.play(name, again=number if ONLY else 0)
+        assert not wrong, "\n".join([f"round {name}", *wrong])
+        number += 1
+    print(f"{number} rounds, {rounds.operations} operations, faults: {dict(rounds.kinds)}")
+    print(
+        f"{rounds.checked} histories, {rounds.undecided} too hard to check, "
+        f"{rounds.apart} of names checked name by name"
+    )
+    print(f"errors that programs saw: {dict(rounds.errors)}")
+    assert number
+    assert rounds.operations > 100, "hardly anything was done"
+    assert rounds.undecided <= rounds.checked / 4, "too many histories are too hard to check"
+
+
+def _core(thing: str, checked: Checked) -> list[str]:
+    """Say first, and in a few lines, what cannot be: logs are cut."""
+    core = evidence.core(*checked)
+    return evidence.told(thing, core) if core else []
 
 
 def _told(thing: str, verdict: Verdict, records: list[Record], losses: dict[int, list[int]]) -> str:
