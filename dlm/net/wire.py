@@ -1,24 +1,24 @@
 """Messages as bytes: msgspec structs as MessagePack arrays. PURE.
 
-`msgpack` makes and reads the bytes, msgspec checks the types: what `decode` returns has the
-declared fields in their declared ranges. Fields may only be appended, with defaults; unknown ones
-are ignored, so that an older node reads a newer one.
+What `decode` returns has the declared fields in their declared ranges. Fields may only be appended,
+with defaults; unknown ones are ignored, so that an older node reads a newer one.
 """
 
+from functools import cache
 from typing import Any, TypeVar
 
-import msgpack
 import msgspec
 
 from dlm.net.errors import Malformed
 
 _T = TypeVar("_T")
 
+_encoder = msgspec.msgpack.Encoder()
+
 
 def encode(message: Any) -> bytes:
     """Return a Struct, or a tagged one, as MessagePack."""
-    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
-    return packed
+    return _encoder.encode(message)
 
 
 def decode(data: bytes, wanted: type[_T]) -> _T:
@@ -27,11 +27,13 @@ def decode(data: bytes, wanted: type[_T]) -> _T:
     Raises:
         Malformed: not MessagePack, or not of that type.
     """
+    decoder: msgspec.msgpack.Decoder[_T] = _decoder(wanted)
     try:
-        plain = msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise Malformed(f"not MessagePack: {error}") from error
-    try:
-        return msgspec.convert(plain, wanted, builtin_types=(bytes,))
-    except msgspec.ValidationError as error:
+        return decoder.decode(data)
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"not the message expected: {error}") from error
+
+
+@cache
+def _decoder(wanted: Any) -> Any:
+    return msgspec.msgpack.Decoder(wanted)
