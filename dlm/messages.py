@@ -10,6 +10,7 @@ Fields are only ever appended, with defaults: an older node then still reads a n
 """
 
 import enum
+from collections.abc import Callable
 
 import msgspec
 
@@ -297,6 +298,7 @@ class Confirm(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=42):
     at: Count
     home: bool
     behind: bool = False
+    held: State | None = None  # by that one, if hop `at` waits for this, too
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=16):
@@ -353,9 +355,11 @@ Message = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_message = msgspec.msgpack.Decoder(Message).decode
+_message: Callable[[bytes], Message] = msgspec.msgpack.Decoder(Message).decode
 _batch = msgspec.msgpack.Decoder(list[Message]).decode
 _FAILURES = (ValueError, RecursionError)
+_HEADERS = {0xDC: 3, 0xDD: 5}  # bytes of the header of a long array; of a short one, 1
+_ARRAYS = {*range(0x90, 0xA0), *_HEADERS}  # what arrays begin with
 
 
 def encode(message: Message) -> bytes:
@@ -386,5 +390,5 @@ def decode_all(body: bytes) -> list[Message]:
 
 def _holds_arrays(body: bytes) -> bool:
     """Tell a batch from a message, which begins with its tag, by the first byte within."""
-    within = {0xDC: 3, 0xDD: 5}.get(body[0], 1) if body else 0
-    return len(body) > within and (body[within] & 0xF0 == 0x90 or body[within] in (0xDC, 0xDD))
+    within = _HEADERS.get(body[0], 1) if body else 0
+    return len(body) > within and body[within] in _ARRAYS

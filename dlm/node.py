@@ -8,8 +8,7 @@ conversion that was faster stays, see `Lockspace.convert`.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from math import inf
 
@@ -17,7 +16,7 @@ import trio
 
 from dlm.core.dump import Pages, pages, summary
 from dlm.core.lockspace import LockspaceCore
-from dlm.effects import Answered, Complete, Effect, Heard, Send
+from dlm.effects import Answered, Complete, Effect, Heard, Notify, Send
 from dlm.errors import WouldBlock
 from dlm.events import (
     NONE,
@@ -87,7 +86,6 @@ class Lockspace:
         self.ranges = Ranges(self._core.ranges, self._handle)
         self._effects: deque[Effect] = deque()
         self._carrying_out = False
-        self._corked = False
         self._claimed: trio.Event | None = None  # somebody waits for names to be known
         self._armed_s = inf  # when `run` wakes up by itself
         self._alarm = trio.Event()
@@ -105,15 +103,10 @@ class Lockspace:
         """Take a peer's message; raises BadMessage if it is none."""
         messages = decode_all(message)
         self.batches_received += 1
-        before, self._corked = self._corked, True
-        try:
+        with self.outbox:
             for decoded in messages:
                 self._received[type(decoded)] += 1
                 self._handle(Received(sender, decoded))
-        finally:
-            self._corked = before
-        if not before:
-            self.outbox.send()
 
     async def run(self) -> None:
         """Let time pass until this node is removed.
@@ -122,12 +115,15 @@ class Lockspace:
         the directory only when somebody waits for that.
         """
         core = self._core
-        while not core.lost:
-            self._armed_s, self._alarm = core.deadline_s, trio.Event()
-            with trio.move_on_after(max(0.0, self._armed_s - self._now())):
-                await self._alarm.wait()
-            if self._now() >= core.deadline_s:
-                self._handle(Tick())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.outbox.run)
+            while not core.lost:
+                self._armed_s, self._alarm = core.deadline_s, trio.Event()
+                with trio.move_on_after(max(0.0, self._armed_s - self._now())):
+                    await self._alarm.wait()
+                if self._now() >= core.deadline_s:
+                    self._handle(Tick())
+            nursery.cancel_scope.cancel()
 
     def lose(self) -> None:
         """This incarnation was removed: every wait raises LockLost, every lock is void."""
@@ -229,7 +225,7 @@ class Lockspace:
             LockLost: this node was removed.
         """
         asked: list[tuple[Lock, Use]] = []
-        with self._together():
+        with self.outbox:
             for name, callback in zip_longest(names, blocking):
                 use = Use(callback)
                 asked.append((Lock(name, owner, use), use))
@@ -238,7 +234,7 @@ class Lockspace:
         try:
             return [await self._granted(lock, use) for lock, use in asked]
         except BaseException:
-            with self._together():
+            with self.outbox:
                 for lock, use in asked:
                     self._abandon(lock, use)
             raise
@@ -298,7 +294,7 @@ class Lockspace:
         if lock.mode is mode and lvb is None and not flags and lock.requested is None:
             return
         assert lock.mode is None or lock.requested or is_down(lock.mode, mode), (lock, mode)
-        self._change(lock, mode, flags, lvb)
+        self._change(lock, mode, flags, lvb, soon=lock.blocked_for is None)
         self._demoted += 1
 
     def unlock_nowait(
@@ -310,7 +306,8 @@ class Lockspace:
             LockBusy: a conversion is under way.
             LockLost: this node was removed.
         """
-        self._handle(Release(lock, self._checked(flags, lvb), lvb))
+        soon = lock.blocked_for is None
+        self._handle(Release(lock, self._checked(flags, lvb), lvb), soon=soon)
         self._unlocked += 1
 
     def cancel(self, lock: Lock) -> None:
@@ -393,11 +390,13 @@ class Lockspace:
 
     # -- below -----------------------------------------------------------------------------------
 
-    def _change(self, lock: Lock, mode: Mode, flags: Flags, lvb: bytes | None) -> Use:
+    def _change(
+        self, lock: Lock, mode: Mode, flags: Flags, lvb: bytes | None, *, soon: bool = False
+    ) -> Use:
         use = lock.context
         assert isinstance(use, Use)
         bits = self._checked(flags, lvb)
-        self._handle(Change(lock, mode, bits, lvb), use)
+        self._handle(Change(lock, mode, bits, lvb), use, soon=soon)
         return use
 
     def _checked(self, flags: Flags, lvb: bytes | None) -> int:
@@ -421,8 +420,8 @@ class Lockspace:
         elif lock.granted is not None:  # it came after the cancellation, before we ran
             self._handle(Release(lock))
 
-    def _handle(self, event: Event, use: Use | None = None) -> None:
-        """Let the core decide, then do what it asks for."""
+    def _handle(self, event: Event, use: Use | None = None, *, soon: bool = False) -> None:
+        """Let the core decide, then do what it asks for; `soon`: nobody waits for what it says."""
         core, waiting = self._core, self._effects
         effects = core.handle(event, self._now())
         if use is not None:
@@ -439,33 +438,24 @@ class Lockspace:
         self._carrying_out = True
         try:
             while waiting:
-                self._carry_out(waiting.popleft())
+                effect = waiting.popleft()
+                if type(effect) is Send:
+                    self.outbox.put(effect.node, effect.message)
+                else:
+                    self._carry_out(effect)
         finally:
             self._carrying_out = False
-        if not self._corked:
-            self.outbox.send()
-
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Send what is said meanwhile at the end: one batch for each peer."""
-        before, self._corked = self._corked, True
-        try:
-            yield
-        finally:
-            self._corked = before
-            if not before:
-                self.outbox.send()
+        self.outbox.close(soon=soon)
 
     def _carry_out(self, effect: Effect) -> None:
-        if isinstance(effect, Send):
-            self.outbox.put(effect.node, effect.message)
-        elif isinstance(effect, Complete):
+        if isinstance(effect, Complete):
             self._complete(effect)
         elif isinstance(effect, Answered):
             self.ranges.answered(effect.request)
         elif isinstance(effect, Heard):
             self.ranges.heard(effect.hearing)
         else:
+            assert isinstance(effect, Notify)
             use = effect.lock.context
             assert isinstance(use, Use)
             use.notify(effect.lock, effect.mode)
@@ -473,10 +463,8 @@ class Lockspace:
     def _complete(self, effect: Complete) -> None:
         use = effect.lock.context
         assert isinstance(use, Use)
-        use.status = effect.status
         if effect.status is Status.DEADLOCK and self.on_deadlock is not None:
             self.on_deadlock(effect.lock.deadlock)
-        if use.done is not None:
-            use.done.set()
+        use.ended(effect.status)
         if use.abandoned and effect.status is Status.GRANTED and effect.lock.granted is not None:
             self._handle(Release(effect.lock))

@@ -22,26 +22,35 @@ _FAILURES = {
 class Use:
     """One lock's user."""
 
-    __slots__ = ("abandoned", "blocking", "done", "status")
+    __slots__ = ("abandoned", "blocking", "status", "waiting")
 
     def __init__(self, blocking: Blocking | None) -> None:
         self.blocking = blocking
         self.status: Status | None = None  # how the operation under way ended
-        self.done: trio.Event | None = None  # somebody waits for that
+        self.waiting: trio.lowlevel.Task | None = None  # for that
         self.abandoned = False  # nobody wants the lock that was asked for
 
     async def finish(self, lock: Lock) -> None:
         """Wait until the operation under way has ended; raises what it failed with."""
         if self.status is None:
-            self.done = trio.Event()
-            try:
-                await self.done.wait()
-            finally:
-                self.done = None
+            assert self.waiting is None, "one waits for a lock"
+            self.waiting = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
         assert self.status is not None
         failure = _FAILURES.get(self.status)
         if failure is not None:
             raise failure(lock.deadlock or repr(lock))
+
+    def ended(self, status: Status) -> None:
+        """Let whoever waits go on."""
+        self.status = status
+        if self.waiting is not None:
+            task, self.waiting = self.waiting, None
+            trio.lowlevel.reschedule(task)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self.waiting = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def notify(self, lock: Lock, mode: Mode) -> None:
         """Say that the lock keeps somebody from `mode`, if that is so and anybody wants to hear."""

@@ -85,7 +85,8 @@ class Detector:
         self.searches = 0
         self.victims = 0  # waits of this node that gave way
         self.stories: deque[str] = deque(maxlen=STORIES)  # of the last victims
-        self.on_close: Callable[[Wait], None] | None = None  # a second round begins from this wait
+        # A second round begins from this wait.
+        self.on_close: Callable[[Wait, tuple[Hop, ...]], None] | None = None
         self.on_victim: Callable[[Wait, tuple[Hop, ...]], None] | None = None
 
     def register(self, kind: int, source: Source) -> None:
@@ -172,8 +173,7 @@ class Detector:
     def _goes_on(self, message: Chase, wait: Wait) -> bool:
         """Tell whether a search has not been at this wait yet, and has anything to find there."""
         here, first = self._here, message.path[0]
-        rank = _Rank(-wait.owner.priority, wait.owner.number, here.me, wait.key)
-        if rank > _rank(first) or len(message.path) >= LONGEST:
+        if _rank_here(here.me, wait) > _rank(first) or len(message.path) >= LONGEST:
             return False
         search = first.node, message.search
         while self._seen:  # forget old searches
@@ -192,12 +192,13 @@ class Detector:
     def _close(self, message: Chase, blocker: Blocker, stamp: int) -> None:
         """Begin the second round, in the search's home, with what has closed the cycle."""
         first = message.path[0]
+        held = self._held(blocker)
+        closed = replace(first, blocker=blocker, blocker_stamp=stamp, holds=held)
+        cycle = (closed, *message.path[1:])
         wait = self._here.waits.by_key.get((first.kind, first.number))
         if wait is not None and self.on_close is not None:
-            self.on_close(wait)
-        held = self._held(blocker)
-        cycle = (replace(first, blocker=blocker, blocker_stamp=stamp, holds=held),)
-        self._confirm_at_home((*cycle, *message.path[1:]), 0)
+            self.on_close(wait, cycle)
+        self._confirm_at_home(cycle, 0)
 
     def confirm(self, _sender: int, message: Confirm) -> None:
         """Check one hop of a cycle that a search has found."""
@@ -205,7 +206,7 @@ class Detector:
         if message.epoch != self._here.epoch:
             return
         if message.behind:
-            self._confirm_before(cycle, at)
+            self._confirm_before(cycle, at, message.held)
         elif not message.home:
             self._confirm_in_queue(cycle, at)
         elif at:
@@ -223,21 +224,37 @@ class Detector:
         here, following = self._here, (at + 1) % len(cycle)
         home, known = cycle[following].node, cycle[following].blocker
         assert known is not None
-        if not any(node == home and found == known for node, found in self._blockers(cycle[at])):
+        found = list(self._blockers(cycle[at]))
+        if (home, known) not in found:
             return
         if known.place:
-            before = Confirm(here.epoch, cycle, at, home=False, behind=True)
+            held = _held_by((known.behind_node, known.behind_number), found)
+            before = Confirm(here.epoch, cycle, at, home=False, behind=True, held=held)
             here.send(known.behind_node, before)
         else:
             here.send(home, Confirm(here.epoch, cycle, following, home=True))
 
-    def _confirm_before(self, cycle: tuple[Hop, ...], at: int) -> None:
+    def _confirm_before(self, cycle: tuple[Hop, ...], at: int, held: int | None) -> None:
         """Check the wait that keeps hop `at` behind it: its end may not be known in the queue."""
         here, following = self._here, (at + 1) % len(cycle)
         known = cycle[following].blocker
         assert known is not None
-        if self._sources[known.kind].waits(known.behind_number, known.place):
+        if not self._sources[known.kind].waits(known.behind_number, known.place):
+            return
+        if held is None or not self._gives_way_itself(known, held, cycle[0]):
             here.send(cycle[following].node, Confirm(here.epoch, cycle, following, home=True))
+
+    def _gives_way_itself(self, known: Blocker, held: int, first: Hop) -> bool:
+        """Tell whether the wait that goes first is on the same cycle, and to be its victim.
+
+        It is if what it holds is in the way, too, and it ranks below the one that has found the
+        cycle. Then it finds that by its own search.
+        """
+        wait = self._here.waits.by_key.get((known.kind, known.behind_number))
+        if wait is None or _rank_here(self._here.me, wait) < _rank(first):
+            return False
+        holders = self._sources[known.kind].holders(known.behind_number, held)
+        return any(owner is wait.owner for owner, _ in holders)
 
     def _still(self, hop: Hop) -> bool:
         """Tell whether a hop's wait, and its part in the wait before it, are the same as then."""
@@ -263,6 +280,18 @@ class Detector:
         self._here.waits.end(victim.kind, victim.number)
         self.stories.append(tell(cycle))
         self._sources[victim.kind].give_up(victim.number, self.stories[-1])
+
+
+def _held_by(thing: tuple[int, int], found: Iterable[tuple[int, Blocker]]) -> int | None:
+    """Return what is held of a thing that is in the way by itself; None: it is not."""
+    for node, blocker in found:
+        if (node, blocker.number) == thing and not blocker.place:
+            return blocker.state
+    return None
+
+
+def _rank_here(me: int, wait: Wait) -> _Rank:
+    return _Rank(-wait.owner.priority, wait.owner.number, me, wait.key)
 
 
 def _rank(hop: Hop) -> _Rank:

@@ -282,8 +282,10 @@ class Directory:
     def _note(self, root: bytes, seat: Seat) -> None:
         here = self._here
         here.term = max(here.term, seat.term)  # a master may have made it
-        start = (seat.master, seat.incarnation)
-        self.entries[root] = Entry(start, seat.term, here.epoch)
+        before = self.entries.get(root)
+        entry = self.entries[root] = Entry((seat.master, seat.incarnation), seat.term, here.epoch)
+        if before is not None and before.master == entry.master:
+            entry.last_forward = before.last_forward  # it may still be on its way
 
 
 def routed(request: Request, route: Route, epoch: int, term: int) -> Request:

@@ -91,7 +91,7 @@ from dlm.range_messages import (
     Verdict,
 )
 
-_OF_A_TERM = (
+_OF_A_TERM = {
     Granted,
     Queued,
     Denied,
@@ -105,7 +105,8 @@ _OF_A_TERM = (
     Handover,
     Settled,
     Abandon,
-)
+}
+_OF_A_TELLING = {Locks, Reigns}
 
 
 class LockspaceCore:
@@ -361,10 +362,12 @@ class LockspaceCore:
         self.directory.clear()
 
 
-def _epoch(message: Message) -> int:
+def _epoch(message: Any) -> int:
     """Return the lock epoch that the reader must have entered."""
-    if isinstance(message, _OF_A_TERM):
+    kind = type(message)
+    if kind in _OF_A_TERM:
         return epoch_of(message.term)
-    if isinstance(message, Locks | Reigns):
+    if kind in _OF_A_TELLING:
         return message.tag if message.tag < 1 << TERM_BITS else epoch_of(message.tag)
-    return message.epoch
+    epoch: int = message.epoch
+    return epoch

@@ -109,6 +109,7 @@ class Mastery:
             tree = self.trees[root] = Tree(root, request.term)
             tree.directory, tree.told, tree.removing = start, here.epoch, True
         told = request.term == tree.term and start == tree.directory
+        told = told and request.epoch >= tree.told  # else it has been told anew, and counts anew
         if tree.removing and told and here.alive(request.origin, request.incarnation):
             tree.removing = False
         return tree
@@ -346,6 +347,7 @@ class Mastery:
             del self.trees[tree.root]
             return False
         if tree.removing:
+            tree.told = here.epoch
             self.disown(node, tree.root, tree.term)
             return False
         tree.directory, tree.told = start, here.epoch

@@ -153,6 +153,9 @@ class Decoder:
                 break
             taken.append(_parse(window, start, size))
             start += size
+        if start == end:
+            self._start = self._end = 0
+            return taken
         self._start = start
         if len(taken) < most:
             self._make_room()

@@ -1,16 +1,17 @@
 """One live TCP connection after its handshake: batches out, frames in.
 
 A frame that comes alone leaves at once, from within the push: one system call, and nobody is woken
-for it. As soon as a second one follows closely, the link gathers: what is pushed during one pass of
-the scheduler leaves with one system call of the writer, which runs when everybody else had their
-turn, until it finds a single frame again. Replies made while incoming frames are handled leave
-right after the last of them, without the writer.
+for it. As soon as a second one follows closely, with nothing received between, the link gathers:
+what is pushed during one pass of the scheduler leaves with one system call of the writer, which
+runs when everybody else had their turn, until it finds a single frame again. Replies made while
+incoming frames are handled leave right after the last of them, without the writer.
 
 Invariants: after `kill` no frame is handed over any more, although tasks may still be unwinding;
 the outbox is only a queue to the socket: its session keeps whatever has to survive this connection.
 """
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -23,6 +24,7 @@ _VECTOR = 512  # buffers per sendmsg; the kernel takes 1024
 _READS_IN_A_ROW = 4
 _JOIN_BYTES = 16 << 10
 _ALONE_S = 0.0001  # a frame that comes so long after the one before it is alone
+_LONG_AGO = float("-inf")
 
 
 class Link:
@@ -50,7 +52,7 @@ class Link:
         self._delivering = False
         self._pushes = 0  # since the writer last looked
         self._gathering = False
-        self._pushed_s = float("-inf")
+        self._pushed_s = _LONG_AGO
 
     def push(self, buffers: tuple[Buffer, ...] | list[Buffer]) -> None:
         """Send a frame, now or at the end of this pass of the scheduler."""
@@ -59,7 +61,7 @@ class Link:
         if self._writer is None or self._delivering:
             return
         if not self._gathering:
-            now_s = trio.current_time()
+            now_s = perf_counter()
             self._gathering = now_s - self._pushed_s < _ALONE_S
             self._pushed_s = now_s
             if not self._gathering and self.flush_nowait():
@@ -100,7 +102,10 @@ class Link:
             while self._batch or self._outbox:
                 if not self._batch:
                     self._batch, self._outbox = _gather(self._outbox), []
-                sent = self._socket.sendmsg(self._batch[:_VECTOR])
+                if len(self._batch) == 1:
+                    sent = self._socket.send(self._batch[0])
+                else:
+                    sent = self._socket.sendmsg(self._batch[:_VECTOR])
                 self.sent_bytes += sent
                 self.wrote = True
                 _advance(self._batch, sent)
@@ -138,6 +143,7 @@ class Link:
             self.kill("closed by the peer")
             return False
         self.heard = True
+        self._pushed_s = _LONG_AGO  # what is pushed next answers, or comes after an answer
         self.received_bytes += count
         self._decoder.received(count)
         self._hand_over()
@@ -180,6 +186,8 @@ class Link:
 
 def _gather(buffers: list[Buffer]) -> list[Buffer]:
     """Join runs of small buffers; leave the bulky ones where they are."""
+    if len(buffers) == 1:
+        return buffers
     gathered: list[Buffer] = []
     run: list[Buffer] = []
     for buffer in buffers:

@@ -81,7 +81,7 @@ class Remote:
         self._calls: dict[int, Call] = {}
         self._last_call = 0
         self._turn = trio.StrictFIFOLock()
-        self._room = trio.Event()
+        self._room: trio.Event | None = None  # somebody waits for room
 
     def push(  # noqa: PLR0913, PLR0917  the header's fields
         self,
@@ -139,7 +139,7 @@ class Remote:
         while not (self.closed or self.given_up) and (
             self.session.unacked_bytes >= limits.room_bytes or len(self._calls) >= limits.calls
         ):
-            await self._room.wait()
+            await self._wait()
 
     def crowded(self) -> bool:
         """Whether a bulky reply had better wait for acknowledgements."""
@@ -148,13 +148,18 @@ class Remote:
     async def wait_acknowledged(self) -> None:
         """Wait until bulk may be sent, whatever the number of calls; at once when closed."""
         while self.crowded() and not (self.closed or self.given_up):
-            await self._room.wait()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        if self._room is None:
+            self._room = trio.Event()
+        await self._room.wait()
 
     def announce_room(self) -> None:
         """Wake those who wait for room; called after each batch of incoming frames."""
-        if self._room.statistics().tasks_waiting:
+        if self._room is not None:
             self._room.set()
-            self._room = trio.Event()
+            self._room = None
 
     def answered(self, frame: Frame) -> None:
         """Hand a reply to its caller; a caller that was cancelled does not mind."""
@@ -207,7 +212,7 @@ class Remote:
         self._calls.clear()
         for call in calls:
             call.answer(outcome.Error(PeerLost(self.peer.node, reason)))
-        self._room.set()
+        self.announce_room()
 
 
 class Limits:

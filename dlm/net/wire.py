@@ -27,7 +27,7 @@ def decode(data: bytes, wanted: type[_T]) -> _T:
     Raises:
         Malformed: not MessagePack, or not of that type.
     """
-    decoder: msgspec.msgpack.Decoder[_T] = _decoder(wanted)
+    decoder: msgspec.msgpack.Decoder[_T] = _decoder(wanted)  # type: ignore[arg-type]
     try:
         return decoder.decode(data)
     except (ValueError, RecursionError) as error:

@@ -27,6 +27,7 @@ _OTHERS: Final = ((int(Flags.ALTPR), Mode.PR), (int(Flags.ALTCW), Mode.CW))
 
 Graph = dict["Node", frozenset["Node"]]
 Cycle = tuple["Node", ...]
+Found = tuple["Node", tuple[Hop, ...]]
 
 
 class Node(NamedTuple):
@@ -46,14 +47,15 @@ class WaitGraph:
         self.found = 0
         self.longest_s = 0.0
         self.complaints: list[str] = []
-        self._confirmed: set[Node] = set()
+        self._confirmed: set[Found] = set()
         self._broken: set[frozenset[tuple[int, int, int]]] = set()  # had their victim
+        self._stamps: dict[tuple[int, int], int] = {}  # of victims that may not know it yet
         self._disturbed_s = 0.0
 
     def watch(self, machine: "Machine") -> None:
         """Be told what this machine's search does."""
         detector = machine.core.detector
-        detector.on_close = lambda wait: self._closes(machine, wait)
+        detector.on_close = lambda wait, cycle: self._closes(machine, wait, cycle)
         detector.on_victim = lambda wait, cycle: self._gives_way(machine, wait, cycle)
 
     def look(self, now_s: float) -> None:
@@ -78,24 +80,37 @@ class WaitGraph:
             if age_s > FOUND_S:
                 self.complaints.append(f"a deadlock was missed: {cycle} since {since}")
 
-    def _closes(self, machine: "Machine", wait: Wait) -> None:
+    def _closes(self, machine: "Machine", wait: Wait, hops: tuple[Hop, ...]) -> None:
         node, graph = Node(machine.incarnation, wait.key[1], wait.stamp), self._graph()
         if node in graph and _shortest_cycle(node, graph) is not None:
-            self._confirmed.add(node)
+            self._confirmed.add((node, hops))
         else:
-            self._confirmed.discard(node)
+            self._confirmed.discard((node, hops))
 
     def _gives_way(self, machine: "Machine", wait: Wait, hops: tuple[Hop, ...]) -> None:
         node = Node(machine.incarnation, wait.key[1], wait.stamp)
         self.found += 1
-        if node not in self._confirmed:
+        if (node, hops) not in self._confirmed:
             self.complaints.append(f"a false victim: {node} of {wait.owner}")
-        who = frozenset((hop.node, hop.number, hop.stamp) for hop in hops)
+        self._stamps[machine.node, wait.key[1]] = wait.stamp
+        who = frozenset(self._waits_of(hops))
         if who in self._broken:
             self.complaints.append(f"two victims of one deadlock: {who}")
         self._broken.add(who)
         for cycle in [cycle for cycle in self.cycles if node in cycle]:
             del self.cycles[cycle]
+
+    def _waits_of(self, hops: tuple[Hop, ...]) -> Iterator[tuple[int, int, int]]:
+        """Yield the waits of a cycle, also those that others only stand behind."""
+        for hop in hops:
+            yield hop.node, hop.number, hop.stamp
+            if hop.blocker is not None and hop.blocker.place:
+                node, number = hop.blocker.behind_node, hop.blocker.behind_number
+                home = self.machines.get(node)
+                wait = None if home is None else home.core.here.waits.by_key.get((LOCK, number))
+                stamp = self._stamps.get((node, number)) if wait is None else wait.stamp
+                if stamp is not None:
+                    yield node, number, stamp
 
     # -- the graph -------------------------------------------------------------------------------
 
