@@ -64,7 +64,8 @@ from dlm.node import Lockspace
 
 _BEAT_S = 0.1
 _LEAVE_S = 5.0  # to let others master what they use here
-_COLLECTED_AFTER = (20_000, 20, 50)  # new objects, and rounds of each generation
+# New objects, and rounds of each generation: so that no collection holds the loop for long.
+_COLLECTED_AFTER = (5_000, 3, 1_500)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _COMES_BACK_S = 30.0
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen

@@ -23,7 +23,7 @@ from dlm.node import Lock, Lockspace, Mode, Name, Owner
 
 CHANNEL = 1
 PAGE = 500
-_COLLECTED_AFTER = (20_000, 20, 50)  # as the daemon does
+_COLLECTED_AFTER = (5_000, 3, 1_500)  # as the daemon does
 
 
 class Locks:

@@ -12,7 +12,7 @@ from dlm.core.tree import Tree
 from dlm.events import Lock
 from dlm.modes import Mode
 
-PAGE = 100  # trees, locks or names described without a pause
+PAGE = 100  # locks, or things that may have some, looked at without a pause
 
 Description = dict[str, object]
 Pages = Iterator[list[Description]]
@@ -78,7 +78,8 @@ def pages(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> dict
     used, kept = list(user.used.values()), list(keeper.tables.values())
     mastery, owned = core.mastery, core.ownership
     known = core.directory.entries
-    trees, locks = list(mastery.trees.values()), list(owned.locks.values())
+    trees = [tree for tree in mastery.trees.values() if tree.resources]
+    locks = list(owned.locks.values())
     roots = [] if only_busy else list(known)
     return {
         "ranges": (
@@ -97,15 +98,7 @@ def pages(core: LockspaceCore, now_s: float, *, only_busy: bool = False) -> dict
             ]
             for page in _cut(kept)
         ),
-        "resources": (
-            [
-                _resource(tree, resource, now_s)
-                for tree in page
-                for resource in tree.resources.values()
-                if not only_busy or resource.converting or resource.waiting
-            ]
-            for page in _cut(trees)
-        ),
+        "resources": _resources(trees, now_s, only_busy=only_busy),
         "locks": (
             [
                 _lock(core, lock)
@@ -128,6 +121,22 @@ def _targets(trees: Mapping[bytes, int]) -> list[Description]:
 def _cut(things: list[Thing]) -> Iterator[list[Thing]]:
     for first in range(0, len(things), PAGE):
         yield things[first : first + PAGE]
+
+
+def _resources(trees: list[Tree], now_s: float, *, only_busy: bool) -> Pages:
+    """Yield pages of resources; one ends with the resource whose locks fill it."""
+    page: list[Description] = []
+    room = PAGE
+    for tree in trees:
+        for resource in tuple(tree.resources.values()):
+            room -= 1
+            if not only_busy or resource.converting or resource.waiting:
+                page.append(_resource(tree, resource, now_s))
+                room -= len(resource.granted) + len(resource.converting) + len(resource.waiting)
+            if room <= 0:
+                yield page
+                page, room = [], PAGE
+    yield page
 
 
 def _resource(tree: Tree, resource: Resource, now_s: float) -> Description:

@@ -230,13 +230,16 @@ class Recovery:
         confirmed: dict[int, list[Reign]] = {}
         ready: list[Tree] = []
         count = 0
-        for root, orphan in tuple(self._orphans.items()):
+        for root in tuple(self._orphans):
             if self._directory.adopted(root):
                 del self._orphans[root]
                 self._directory.retry(root)
+                yield
                 continue
             if not here.opened(root):
+                yield
                 continue
+            orphan = self._orphans[root]  # freed in the step that deletes it
             tree = Tree(root, 0)
             for leaf, records in orphan.records.items():
                 tree.resources[leaf] = rebuild(Name(root, leaf), 0, records, here.now_s, here.rules)

@@ -69,6 +69,10 @@ class Values:
         """A holder asked for a conversion that writes; a crash may hide whether it was granted."""
         self._allowed.setdefault(name, set()).add(value)
 
+    def may_have_written(self, name: Name) -> None:
+        """What a holder asked to write (see `may_write`) has been written, or it was demoted."""
+        self._lost.discard(name)
+
     def was_granted(self, lock: Lock) -> None:
         """A lock that excludes writers has just read the value block."""
         name = lock.name

@@ -257,7 +257,9 @@ class User:
         if not lock.flags & _VALBLK or now <= Mode.CR:
             return
         transfer = Transfer.READ if before is None else LVB_TRANSFER[before][now]
-        if lock.demoted:
+        if lock.demoted:  # or perhaps not, if the master has changed meanwhile
+            if transfer is Transfer.WRITE:
+                self.world.checker.values.may_have_written(lock.name)
             return
         if transfer is Transfer.READ:
             self.world.checker.values.was_granted(lock)
