@@ -1,8 +1,8 @@
 """Reading blocks: from the chunk cache, the log's RAM buffers, or the disk; all of it verified.
 
-Adjacent blocks become one read. What the page cache has is read at once; the rest on one worker
-thread per call. A block that does not match its checksum is read again past all caches before it is
-called damaged.
+Adjacent blocks become one read. What the page cache has is read at once; the rest on a worker
+thread, or, if it is scattered as after random writes, on a few at a time. A block that does not
+match its checksum is read again past all caches before it is called damaged.
 
 Invariant: nothing is returned that does not have the checksum the chunk table promises.
 """
@@ -27,6 +27,8 @@ from clusterfs.store.packing import chunk_of, unpack
 from clusterfs.store.segments import Segments
 
 _EXTENT_BLOCKS = 1024
+_THREADS = 4  # of one call, for what is scattered
+_EXTENTS_EACH = 8  # for fewer a thread is not worth it
 
 
 class _Extent:
@@ -137,7 +139,7 @@ class Reader:
             for segment in pinned:
                 self._segments.pin(segment)
             try:
-                wrong = await trio.to_thread.run_sync(_read_all, self._disk, missing)
+                wrong = await self._fetch(missing)
             finally:
                 for segment in pinned:
                     self._segments.unpin(segment)
@@ -146,6 +148,22 @@ class Reader:
                 raise ChunkCorrupted(f"chunks {wrong[:5]} do not have their checksums")
         self._keep(parts)
         return _join(parts)
+
+    async def _fetch(self, missing: list[_Extent]) -> list[int]:
+        """Read these; return the cids still wrong. Scattered ones do not wait for each other."""
+        share = max(_EXTENTS_EACH, -(-len(missing) // _THREADS))
+        wrong: list[int] = []
+
+        async def fetch(extents: list[_Extent]) -> None:
+            wrong.extend(await trio.to_thread.run_sync(_read_all, self._disk, extents))
+
+        if len(missing) <= share:
+            await fetch(missing)
+            return wrong
+        async with trio.open_nursery() as nursery:
+            for start in range(0, len(missing), share):
+                nursery.start_soon(fetch, missing[start : start + share])
+        return wrong
 
     def _keep(self, parts: list[bytes | memoryview | _Extent]) -> None:
         """Offer what was read and verified to the cache."""

@@ -1,8 +1,11 @@
 """The store on a real directory."""
 
 import os
+import random
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -406,4 +409,48 @@ async def test_blocks_are_shared_only_with_what_the_transaction_changes(tmp_path
     store.apply(transaction(3, change(STRIPE, ONE, TWO, Share(5, 1, STRIPE, 0))))
     assert await store.read(STRIPE, 4, 2) == bytes(BLOCK_BYTES) + b"x" * BLOCK_BYTES
     store.validate()
+    await store.close()
+
+
+class SlowDisk(DirectoryDisk):
+    """Nothing is in the page cache, and the first reads wait for each other."""
+
+    def __init__(self, path: Path, readers: int) -> None:
+        super().__init__(path, reserve_bytes=0)
+        self.together = threading.Barrier(readers)
+        self.waiting = threading.local()
+        self.reads = 0
+
+    def read_nowait(self, segment: int, offset: int, length: int) -> bytes | None:
+        del segment, offset, length
+        return None
+
+    def read(self, segment: int, offset: int, length: int) -> bytes:
+        self.reads += 1
+        if self.together.parties > 1 and not getattr(self.waiting, "done", False):
+            self.waiting.done = True
+            self.together.wait(60)
+        return super().read(segment, offset, length)
+
+
+@pytest.mark.parametrize(("scattered", "readers"), [(True, 4), (False, 1)])
+async def test_scattered_blocks_are_read_by_several_threads(
+    tmp_path: Path, *, scattered: bool, readers: int
+) -> None:
+    """After random writes a sequential read is many small ones: they do not wait in a row."""
+    disk = SlowDisk(tmp_path / "brick", 1)
+    options = msgspec.structs.replace(SMALL, cache_bytes=0)
+    store = await Store.open(disk, KEY, options=options)
+    numbers = list(range(64))
+    if scattered:
+        random.Random(1).shuffle(numbers)
+    content = {number: os.urandom(BLOCK_BYTES) for number in numbers}
+    writes = [Write(number, 1) for number in numbers]
+    store.apply(transaction(1, change(STRIPE, ABSENT, ONE, *writes)), b"".join(content.values()))
+    await store.close()  # what is in memory is not read from the disk
+    disk = SlowDisk(tmp_path / "brick", 1)
+    store = await Store.open(disk, KEY, options=options)
+    disk.together, disk.reads = threading.Barrier(readers), 0
+    assert await store.read(STRIPE, 0, 64) == b"".join(content[number] for number in range(64))
+    assert disk.reads > 8 * readers if scattered else disk.reads <= 4  # logs that it is in
     await store.close()
