@@ -4,7 +4,7 @@
     aio=native does) and by `qemu-img bench`; on 1, 2 and 3 nodes with as many copies, and on the
     local filesystem below, in turn;
   * file locks a second: cached at one node, and passed between two nodes that both want them;
-  * the time to clone an image;
+  * the time to clone an image, full and sparse; and again, when its map pages are shared already;
   * a boot storm: N clones of one image read at once through O_DIRECT by one node that has nothing
     in RAM, with the size of its chunk cache afterwards; beside N copies on the local filesystem;
   * SQLite, with its journal and without: transactions, fsyncs of the brick and bytes logged.
@@ -33,7 +33,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import fio
+from clusterfs.cli.control import find_socket
 from clusterfs.cli.dev import Cluster, Node
+from clusterfs.control import ask
 
 RESULTS = Path(__file__).with_name("qemu.json")
 JOBS: dict[str, tuple[str, list[str], int]] = {
@@ -83,17 +85,23 @@ def main(words: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clusterfs-bench-")))
         clusters = {n: stack.enter_context(running(folder / f"c{n}", n)) for n in (1, 2, 3)}
+        say("three clusters run")
         places = {f"R = {n}": cluster.nodes[0].mount for n, cluster in clusters.items()}
         found = {
             "image": images(places | {"local": folder}, given.rounds, given.runtime),
             "locks": locks(clusters[3].nodes, given.runtime),
             "sqlite": atomic(clusters[3].nodes[0], given.transactions, given.sqlite),
-            "clone": cloning(clusters[1].nodes[0].mount, given.clone_gib),
+            "clone": cloning({n: c.nodes[0].mount for n, c in clusters.items()}, given.clone_gib),
         }
         found["boot storm"] = storm(clusters[1], folder, given.clones)
     given.json.write_text(json.dumps(found, indent=2) + "\n")
     print("\n\n".join(table(name, rows) for name, rows in found.items()))
     return 0
+
+
+def say(text: str) -> None:
+    """Tell whoever waits where this is."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -118,7 +126,8 @@ def images(places: dict[str, Path], rounds: int, runtime_s: float) -> Rows:
     """Return the medians of rounds that take all places in turn."""
     disks = {column: fio.lay_out(place / "image") for column, place in places.items()}
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for _ in range(rounds):
+    for number in range(rounds):
+        say(f"the image, round {number + 1} of {rounds}")
         for row, (unit, job, depth) in JOBS.items():
             for column, image in disks.items():
                 rates = fio.queued(image, job, depth, runtime_s)
@@ -146,6 +155,7 @@ def qemu_img(image: Path) -> float:
 
 def locks(nodes: list[Node], runtime_s: float) -> Rows:
     """Return locks (each unlocked again) a second, by programs on one node and on two."""
+    say("file locks")
     paths = [node.mount / "locked" for node in nodes]
     paths[0].touch()
     return {
@@ -180,21 +190,45 @@ def lock(path: Path, runtime_s: float) -> float:
 # -- clones -------------------------------------------------------------------------------------
 
 
-def cloning(mount: Path, gib: int) -> Rows:
-    """Return the seconds to clone images of which every block is written."""
+def cloning(mounts: dict[int, Path], gib: int) -> Rows:
+    """Return the seconds to clone images of which every block is written, and sparse ones.
+
+    mounts: by how many nodes their cluster has; the largest image is on the smallest only.
+    """
     found: Rows = {}
-    for size in sorted({1, gib}):
-        image = mount / f"image-{size}"
-        piece = random.Random(size).randbytes(MIB)
-        with image.open("wb", buffering=0) as file:
-            for _ in range(size << 10):  # repeated, or it would fill the disk
-                file.write(piece)
-            os.fsync(file.fileno())
-        seconds = clone(image, mount / f"clone-{size}")
-        found[f"clone of {size} GiB"] = {"s": seconds}
-        for path in (image, mount / f"clone-{size}"):
-            path.unlink()
+    for copies, mount in sorted(mounts.items()):
+        sizes = sorted({1, gib}) if copies == 1 else [1]
+        for size in sizes:
+            say(f"clone of {size} GiB, R = {copies}")
+            found[f"clone of {size} GiB, written, R = {copies}"] = cloned(mount, size, size)
+        found[f"clone of 1,000 GiB with 1 MiB in it, R = {copies}"] = cloned(mount, 1000, 0)
     return found
+
+
+def cloned(mount: Path, span_gib: int, written_gib: int) -> dict[str, float]:
+    """Return the seconds that `clusterfs clone` has an image of this kind held, twice in a row."""
+    image = mount / "image"
+    piece = random.Random(written_gib).randbytes(MIB)
+    with image.open("wb", buffering=0) as file:
+        for _ in range(max(1, written_gib << 10)):  # repeated, or it would fill the disk
+            file.write(piece)
+        file.truncate(span_gib << 30)
+        os.fsync(file.fileno())
+    targets = [mount / "clone-1", mount / "clone-2"]
+    seconds = [asked(image, target) for target in targets]
+    for path in (image, *targets):
+        path.unlink()
+    return {"first, s": seconds[0], "second, s": seconds[1]}
+
+
+def asked(image: Path, target: Path) -> float:
+    """Let the daemon clone a file, as `clusterfs clone` does; return the seconds."""
+    with target.open("xb") as file:
+        start_s = time.perf_counter()
+        numbers = {"source": image.stat().st_ino, "target": os.fstat(file.fileno()).st_ino}
+        ask(find_socket(str(image.parent)), "clone", timeout_s=600, **numbers)
+        os.fsync(file.fileno())
+        return time.perf_counter() - start_s
 
 
 def clone(image: Path, target: Path) -> float:
@@ -210,6 +244,7 @@ def clone(image: Path, target: Path) -> float:
 
 def storm(cluster: Cluster, local: Path, numbers: list[int]) -> Rows:
     """Return speed and memory of N clones that are read at once, from nothing."""
+    say("boot storm")
     place = cluster.nodes[0].mount / "storm"
     place.mkdir()
     content = random.Random(1).randbytes(STORM_MIB * MIB)
@@ -255,6 +290,7 @@ def read_all(folder: Path, number: int) -> float:
 
 def atomic(node: Node, transactions: int, library: Path | None) -> Rows:
     """Return what a transaction of SQLite costs in each way of making it atomic."""
+    say("SQLite")
     found = {name: in_one_way(node, name, way, transactions) for name, way in WAYS.items()}
     if library:  # it takes the place of the one that Python would load
         command = [sys.executable, "-m", "bench.qemu", "--batch", str(node.folder)]

@@ -113,3 +113,42 @@ def test_who_dies_in_any_phase_leaves_the_old_or_the_new_state(
         left = [state(folder / name) for folder in folders]
         assert set(left) <= ({"new"} if found == "new" else expected), (phase, left)
         assert state(folders[0] / name) == left[-1], "it is settled after the descriptor is closed"
+
+
+def test_sqlites_batch_atomic_calls_on_three_nodes_lose_and_tear_nothing(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    """SQLite's own system calls, in its order; programs are killed anywhere and others go on.
+
+    No package of Debian has an SQLite that was built to make these calls.
+    """
+    pages, each, victims = 24, 10, 3
+    program = tmp_path / "batch_atomic"
+    source = Path(__file__).parent / "support" / "batch_atomic.c"
+    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", program, source], check=True)
+    (folders[0] / "data").write_bytes(bytes(pages * BLOCK))
+
+    def started(node: int, transactions: int) -> "subprocess.Popen[str]":
+        command = [program, folders[node] / "data", str(pages), str(transactions)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    running = [started(node, each) for node in range(3)]
+    done: list[int] = []
+    for victim in range(victims):
+        doomed = started(victim % 3, 1 << 20)
+        assert doomed.stdout is not None
+        done += [int(doomed.stdout.readline()) for _ in range(1 + victim)]
+        doomed.kill()
+        done += map(int, doomed.communicate()[0].split())
+    for other in running:
+        done += map(int, other.communicate()[0].split())
+        assert other.returncode == 0
+    (last,) = {
+        int.from_bytes(word, "little")
+        for folder in folders
+        for content in [(folder / "data").read_bytes()]
+        for word in [content[at : at + 8] for at in range(0, len(content), 8)]
+    }
+    assert len(done) == len(set(done)), "a transaction was lost, and its number came again"
+    assert set(done) <= set(range(1, last + 1))
+    assert last - len(done) <= victims, "only who was killed may not have told of its last one"
