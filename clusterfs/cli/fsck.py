@@ -45,7 +45,7 @@ def fsck(
             return
         with _progress(shown=not as_json) as progress:
             report = check_brick(
-                DirectoryDisk(folder),
+                DirectoryDisk(folder, read_only=not repair),
                 repair=repair,
                 data=not quick,
                 progress=progress,

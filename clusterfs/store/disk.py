@@ -90,9 +90,13 @@ class Disk(Protocol):
 class DirectoryDisk:
     """A brick in a directory of an ordinary filesystem (ext4, XFS)."""
 
-    def __init__(self, path: Path, *, reserve_bytes: int = _RESERVE_BYTES) -> None:
+    def __init__(
+        self, path: Path, *, reserve_bytes: int = _RESERVE_BYTES, read_only: bool = False
+    ) -> None:
+        """read_only: nothing is written, not even to open it; the filesystem may be read-only."""
         self.path = path
         self._reserve_bytes = reserve_bytes
+        self._read_only = read_only
         self._segments = path / "segments"
         self._direct: dict[int, int] = {}
         self._buffered: dict[int, int] = {}
@@ -101,10 +105,16 @@ class DirectoryDisk:
     def lock(self) -> None:
         """Create the directories and take the brick's flock."""
         try:
-            self._segments.mkdir(parents=True, exist_ok=True)
-            self._lock_fd = os.open(
-                self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
+            if self._read_only:
+                self._lock_fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                self._segments.mkdir(parents=True, exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                self._lock_fd = os.open(self.path / "lock", flags, 0o600)
+        except FileNotFoundError:
+            if not self._read_only or not self._segments.exists():
+                raise SetupError(f"brick {self.path}: there is none") from None
+            return  # a copy without it; nobody else can have it open
         except OSError as error:
             raise SetupError(
                 f"brick {self.path}: {error.strerror}; give a directory this user can write to"
@@ -164,14 +174,15 @@ class DirectoryDisk:
 
     def open_table(self) -> Table:
         """Open LMDB under checkpoint/."""
-        return LmdbTable(self.path / "checkpoint")
+        return LmdbTable(self.path / "checkpoint", read_only=self._read_only)
 
     def segments(self) -> list[int]:
         """List segments/; a segment that was not completed is removed."""
         numbers = []
         for entry in self._segments.iterdir():
             if entry.suffix == ".new":
-                entry.unlink()
+                if not self._read_only:
+                    entry.unlink()
             else:
                 numbers.append(int(entry.name))
         return sorted(numbers)

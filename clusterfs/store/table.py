@@ -138,11 +138,21 @@ def damage_in(
 class LmdbTable:
     """A Table in LMDB."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """read_only: nothing is written, if there is something to read; the brick is locked."""
         self._path = path
-        path.mkdir(exist_ok=True)
+        read_only = read_only and (path / "data.mdb").exists()
+        self._lock = "none" if read_only else "lock"
+        if not read_only:
+            path.mkdir(exist_ok=True)
         try:
-            self._environment = lmdb.open(str(path), map_size=_MAP_BYTES, readahead=False)
+            self._environment = lmdb.open(
+                str(path),
+                map_size=_MAP_BYTES,
+                readahead=False,
+                readonly=read_only,
+                lock=not read_only,
+            )
         except lmdb.Error as error:
             if _is_damage(error):
                 raise BrickDamaged(f"checkpoint {path} is damaged ({error})") from error
@@ -206,7 +216,7 @@ class LmdbTable:
     def damage(self) -> str | None:
         """Walk the file in another process."""
         checker = subprocess.run(  # noqa: S603 - our own code, with our own file
-            [sys.executable, "-I", "-c", _CHECK, str(self._path), *sys.path],
+            [sys.executable, "-I", "-c", _CHECK, str(self._path), self._lock, *sys.path],
             capture_output=True,
             text=True,
             check=False,
@@ -234,17 +244,22 @@ class LmdbTable:
 
 _CHECK = """
 import sys
-sys.path[:] = sys.argv[2:]
+sys.path[:] = sys.argv[3:]
 from clusterfs.store.table import check_file
-check_file(sys.argv[1])
+check_file(sys.argv[1], lock=sys.argv[2] == "lock")
 """
 
 
-def check_file(path: str) -> None:
-    """Print what is wrong with an LMDB table; the other process of `LmdbTable.damage`."""
+def check_file(path: str, *, lock: bool) -> None:
+    """Print what is wrong with an LMDB table; the other process of `LmdbTable.damage`.
+
+    lock: somebody may commit meanwhile.
+    """
     try:
         with (
-            lmdb.open(path, map_size=_MAP_BYTES, readonly=True, readahead=True) as environment,
+            lmdb.open(
+                path, map_size=_MAP_BYTES, readonly=True, readahead=True, lock=lock
+            ) as environment,
             environment.begin() as transaction,
         ):
             found = damage_in(transaction.cursor(), transaction.get)

@@ -60,7 +60,7 @@ def rot(disk: SimulatedDisk, store: Store, number: int) -> int:
 async def scrubbed(store: Store) -> dict[str, int | float | bool | None]:
     passes = store.scrub_progress()["passes"]
     store.start_scrub(FAST)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while store.scrub_progress()["passes"] == passes:
             await trio.sleep(0.001)
     return store.scrub_progress()

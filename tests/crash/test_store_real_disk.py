@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from clusterfs.errors import SetupError
 from clusterfs.store.checking import check_brick
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.format import parse_header
@@ -176,6 +177,11 @@ async def test_a_killed_store_whose_device_lost_what_was_not_synced(
         assert report.exit_code == 0, report.problems
         await check(brick, step)
         assert check_brick(DirectoryDisk(brick, reserve_bytes=0)).exit_code == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        with pytest.raises(SetupError, match="Read-only"):
+            await Store.open(DirectoryDisk(brick, reserve_bytes=0), KEY, options=OPTIONS)
+        report = check_brick(DirectoryDisk(brick, read_only=True))
+        assert report.exit_code == 0, report.problems
 
 
 if __name__ == "__main__":

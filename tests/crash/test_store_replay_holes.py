@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh32_intdigest
 
 from clusterfs.errors import BrickDamaged, BrickFailed, SetupError
 from clusterfs.sim.bricks import KEY, SMALL, Trial, open_trial
@@ -219,4 +219,46 @@ async def test_a_flipped_bit_in_the_first_header_of_a_segment_is_no_torn_tail() 
         brick.rot(last.segment, offset)
         with pytest.raises(BrickDamaged, match="was durable"):
             await Store.open(brick, KEY, options=SMALL)
+    await trial.store.close()
+
+
+FORGED = {  # field -> offset and bytes
+    "store": (16, 16),
+    "epoch": (32, 8),
+    "id": (40, 8),
+    "previous": (48, 8),
+    "segment": (64, 4),
+    "block": (68, 4),
+}
+
+
+@pytest.mark.parametrize("field", ["nothing", *FORGED])
+async def test_each_of_what_makes_a_log_the_next_one_is_asked_for(field: str) -> None:
+    """The holes above are closed more than once; here each reason has to do alone.
+
+    The last log, which no sync covered, gets one wrong field, and right checksums.
+    """
+    trial = await trial_with_logs(3)
+    trial.store.set_fact("epoch", 1)
+    await trial.store.sync()
+    trial.store.set_fact("epoch", 2)
+    trial.store._log.seal()
+    await until_written(trial)
+
+    def forged(write: Written, _: bytes) -> bytes:
+        content = bytearray(write.content)
+        if field in FORGED:
+            offset, length = FORGED[field]
+            value = int.from_bytes(content[offset : offset + length], "little")
+            value += -1 if field == "epoch" else 1
+            content[offset : offset + length] = value.to_bytes(length, "little")
+        content[84:88] = xxh32_intdigest(content[:84]).to_bytes(4, "little")
+        content[88:96] = bytes(8)
+        content[88:96] = xxh3_64_intdigest(content).to_bytes(8, "little")
+        return bytes(content)
+
+    brick = trial.disk.crash(len(trial.disk.journal), forged)
+    again = await Store.open(brick, KEY, options=SMALL)
+    assert again.fact("epoch") == (2 if field == "nothing" else 1)
+    await again.close()
     await trial.store.close()

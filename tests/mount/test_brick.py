@@ -84,7 +84,7 @@ def test_a_failed_brick_leaves_the_sets_and_says_so_and_its_node_serves_on(
     node = cluster.nodes[1]
     resource.prlimit(status(cluster, 1)["pid"], resource.RLIMIT_FSIZE, (8 * MIB, 8 * MIB))
     make_image("while-it-fails", 24)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not (reply := status(cluster, 1))["health"] or groups_in_sync(reply, "n2"):
         assert time.monotonic() < end, reply
         time.sleep(0.1)

@@ -52,6 +52,20 @@ def test_the_command_says_what_it_found(tmp_path: Path) -> None:
     assert "2 left" in fsck(brick).stdout
 
 
+def contents(brick: Path) -> dict[Path, tuple[int, bytes]]:
+    files = [path for path in brick.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_without_repair_nothing_is_written(tmp_path: Path) -> None:
+    brick = tmp_path / "brick"
+    trio.run(make_brick, brick)
+    (brick / "segments" / "00000099.new").write_bytes(b"of a segment that was never finished")
+    before = contents(brick)
+    assert fsck(brick).returncode == 0
+    assert contents(brick) == before
+
+
 def test_a_brick_is_put_away_and_a_new_one_can_be_made(tmp_path: Path) -> None:
     brick = tmp_path / "brick"
     trio.run(make_brick, brick)

@@ -87,7 +87,7 @@ class Rig:
 
 async def until(condition: object) -> None:
     assert callable(condition)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():
             await trio.sleep(0.001)
 
