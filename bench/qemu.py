@@ -73,6 +73,7 @@ def main(words: list[str]) -> int:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(prog="bench qemu", description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=8, help="rather fewer rounds than longer")
     parser.add_argument("--runtime", type=float, default=2, help="seconds of each job")
     parser.add_argument("--clone-gib", type=int, default=10)
     parser.add_argument("--clones", type=int, nargs="+", default=[1, 4, 16])
@@ -88,7 +89,7 @@ def main(words: list[str]) -> int:
         say("three clusters run")
         places = {f"R = {n}": cluster.nodes[0].mount for n, cluster in clusters.items()}
         found = {
-            "image": images(places | {"local": folder}, given.rounds, given.runtime),
+            "image": images(places | {"local": folder}, given),
             "locks": locks(clusters[3].nodes, given.runtime),
             "sqlite": atomic(clusters[3].nodes[0], given.transactions, given.sqlite),
             "clone": cloning({n: c.nodes[0].mount for n, c in clusters.items()}, given.clone_gib),
@@ -122,12 +123,17 @@ def running(folder: Path, nodes: int) -> Iterator[Cluster]:
 # -- data ---------------------------------------------------------------------------------------
 
 
-def images(places: dict[str, Path], rounds: int, runtime_s: float) -> Rows:
-    """Return the medians of rounds that take all places in turn."""
+def images(places: dict[str, Path], given: argparse.Namespace) -> Rows:
+    """Return the medians of rounds that take all places in turn, in about half of the time."""
+    begun_s, runtime_s = time.monotonic(), given.runtime
     disks = {column: fio.lay_out(place / "image") for column, place in places.items()}
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for number in range(rounds):
-        say(f"the image, round {number + 1} of {rounds}")
+    for number in range(given.rounds):
+        spent_s = time.monotonic() - begun_s
+        if number and spent_s * (number + 1) / number > given.minutes * 30:
+            say(f"the image: no time for more than {number} rounds")
+            break
+        say(f"the image, round {number + 1} of {given.rounds}")
         for row, (unit, job, depth) in JOBS.items():
             for column, image in disks.items():
                 rates = fio.queued(image, job, depth, runtime_s)

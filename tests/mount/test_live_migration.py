@@ -1,4 +1,7 @@
-"""A guest with a real kernel moves between the mounts of three nodes, and writes all the time."""
+"""A guest with a real kernel moves between the mounts of three nodes, and writes all the time.
+
+A clone of its disk, taken meanwhile by a node that it does not run on, has all that was durable.
+"""
 
 import contextlib
 import threading
@@ -11,7 +14,7 @@ import pytest
 from clusterfs.cli.dev import Cluster
 from clusterfs.errors import NotAnswering
 from tests.mount.support.guest import DISK, Guest, Run, check_disk
-from tests.mount.support.qemu import img
+from tests.mount.support.qemu import clusterfs, img
 
 
 @contextlib.contextmanager
@@ -65,18 +68,22 @@ def test_a_guest_goes_from_node_to_node_and_back(
         stack.callback(guest.memory.unlink)
         run = stack.enter_context(guest.on(images[0]))
         run = hop(stack, guest, run, images[1])
+        cloned = run.said("durable")[-1]
+        clusterfs("clone", images[2], folders[2] / "clone")
         before = moved(cluster)
         with wandering(cluster, images[0]):
             run = hop(stack, guest, run, images[2])
             run = hop(stack, guest, run, images[0])
         assert moved(cluster) >= before + 3
         durable = run.said("durable")[-1]
-    content = images[1]
     if form != "raw":
         img("check", "-f", form, images[1])
-        content = tmp_path / "content"
-        img("convert", "-f", form, "-O", "raw", images[1], content)
-    check_disk(content, durable)
+    for disk, least in ((images[1], durable), (folders[0] / "clone", cloned)):
+        content = disk
+        if form != "raw":
+            content = tmp_path / "content"
+            img("convert", "-f", form, "-O", "raw", disk, content)
+        check_disk(content, least)
 
 
 def test_the_node_that_a_guest_has_left_is_lost_at_once(

@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tests.mount.support.qemu import eventually
+
 MIB = 1 << 20
 
 
@@ -120,3 +122,23 @@ def test_snapshots_are_restored_and_removed_and_cost_what_changed(folders: list[
     assert json.loads(clusterfs("snapshot", "list", top, "--json")) == []
     assert (top / "disk").read_bytes() == data
     assert sorted(path.name for path in folders[1].iterdir()) == ["top"]
+
+
+def test_a_snapshot_that_is_removed_gives_back_what_only_it_had(folders: list[Path]) -> None:
+    top = folders[0] / "top"
+    top.mkdir()
+    contents = [random.Random(seed).randbytes(8 * MIB) for seed in range(3)]
+    write_synced(top / "disk", contents[0])
+    before = live_bytes(top.parent)
+    for number in (1, 2):
+        clusterfs("snapshot", "create", folders[number] / "top", f"s{number}")
+        with (folders[number] / "top" / "disk").open("r+b") as file:
+            file.write(contents[number])
+            os.fsync(file.fileno())
+    full = live_bytes(top.parent)
+    assert full - before > 15 * MIB
+    for number in (1, 2):
+        clusterfs("snapshot", "remove", top, f"s{number}")
+        most = full - number * 7 * MIB
+        eventually(lambda most=most: live_bytes(top.parent) < most, "nothing is freed")  # type: ignore[misc]
+    assert (folders[0] / "top" / "disk").read_bytes() == contents[2]
