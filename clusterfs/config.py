@@ -76,7 +76,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lease_s: Annotated[float, msgspec.Meta(ge=1, le=300)] = 5.0
     after_crash: Literal["restart", "unmount"] = "restart"  # of the daemon: what its mount does
     on_lost: Literal["stall", "eio"] = "stall"
-    mmap: Literal["strict", "relaxed"] = "strict"
+    access_times: Literal["relatime", "noatime"] = "relatime"
+    access_time_delay_s: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 30.0
     segment_mib: Annotated[int, msgspec.Meta(ge=4, le=1024)] = 64
     flush_executors: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     chunk_cache_mib: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 64
@@ -114,6 +115,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def squashes_root(self) -> bool:
         """Whether root is nobody special on this node's mount."""
         return self.name in self.exports.root_squash
+
+    @property
+    def access_times_kept_s(self) -> float | None:
+        """Return how long access times stay in memory; None: reads change none."""
+        return self.access_time_delay_s if self.access_times == "relatime" else None
 
     @property
     def public_address(self) -> str:

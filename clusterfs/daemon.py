@@ -249,6 +249,7 @@ class Daemon:
                 dirty_bytes=self.config.cache_mib << 20,
                 fail_when_lost=self.config.on_lost == "eio",
                 read_only=self.config.is_read_only,
+                access_time_delay_s=self.config.access_times_kept_s,
             ),
             journal=None if self._mount is None else self.handover.journal,
         )

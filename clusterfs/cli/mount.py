@@ -28,7 +28,8 @@ from clusterfs.fuse.unmounting import clear_dead
 
 FUSE_DEVICE = Path("/dev/fuse")
 
-_CONFIG_KEYS = {"on_lost", "mmap", "log_level"}
+_CONFIG_KEYS = {"on_lost", "log_level"}
+_ACCESS_TIMES = {"noatime", "relatime"}  # for the kernel, and for the daemon
 _OWN_KEYS = {"log", "pidfile"}
 _MODULE = "clusterfs.cli.mount"
 _PLAIN_WORDS = {"defaults", "rw", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users"}
@@ -61,6 +62,8 @@ def parse_options(words: Sequence[str]) -> Options:
             own[key] = value
         elif word in _KERNEL_WORDS:
             kernel.append(word)
+            if word in _ACCESS_TIMES:
+                settings["access_times"] = word
         elif word and word not in _PLAIN_WORDS and not key.startswith(("x-", "comment")):
             raise SetupError(f"-o {word}: no such mount option")
     return Options(

@@ -88,6 +88,7 @@ class Cloning:
         self._transactions = parts.transactions
         self._writeback = parts.writeback
         self._coherence = parts.coherence
+        self._access_times = parts.access_times
         self._now_ns = parts.now_ns
         self.shared_blocks = self.copied_bytes = 0
 
@@ -145,6 +146,7 @@ class Cloning:
             if job.length:
                 stripes = await self._stripes(source, job.length)
                 done = await self._copy_held(job._replace(stripes=stripes))
+            self._access_times.note(source)
             self._files.changed_by(target, lambda: caller)
             return done
 

@@ -63,6 +63,7 @@ class Files:
         self._transactions = parts.transactions
         self._writeback = parts.writeback
         self._coherence = parts.coherence
+        self._access_times = parts.access_times
         self._now_ns = parts.now_ns
 
     # -- open, release
@@ -141,6 +142,8 @@ class Files:
                 raise WouldBlock
             data = self._read_nowait(inode, inode.record, offset, size)
             inode.pages_possible |= page_io
+            if opened.noted:
+                self._access_times.note(inode)
         finally:
             lock.release()
         self.fast_reads += 1
@@ -154,7 +157,7 @@ class Files:
         opened = self.handles.file(handle)
         inode = opened.inode
         self.slow_reads += 1
-        operation = partial(self._read, inode, offset, size, cached=page_io)
+        operation = partial(self._read, opened, offset, size, cached=page_io)
         if not page_io:
             data = await self._gate.run(operation, rerun=True)
             staged = opened.staged
@@ -163,7 +166,8 @@ class Files:
         with inode.parking(offset, size):
             return await self._gate.run(operation, rerun=True)
 
-    async def _read(self, inode: Inode, offset: int, size: int, *, cached: bool) -> bytes:
+    async def _read(self, opened: OpenFile, offset: int, size: int, *, cached: bool) -> bytes:
+        inode = opened.inode
         lock = inode.lock
         while True:
             level = EX if cached and inode.writers else PR
@@ -178,6 +182,8 @@ class Files:
                 if lock.stamp != stamp:
                     raise LockLost
                 inode.pages_possible |= cached
+                if opened.noted:
+                    self._access_times.note(inode)
                 return data
             finally:
                 lock.leave_use(asker)
@@ -221,13 +227,16 @@ class Files:
         *,
         page_io: bool = False,
         by_root: bool = True,
+        append: bool | None = None,
     ) -> int:
         """Write if that needs no waiting. Raises WouldBlock, with nothing done.
 
-        `by_root`: a setuid file stays one.
+        `by_root`: a setuid file stays one. `append`: whether the handle has O_APPEND now.
         """
         opened = self.handles.file(handle)
         opened.require_alive()
+        if append is not None and not page_io:
+            opened.append = append
         inode = opened.inode
         if opened.staged is not None and not page_io:
             return opened.staged.write(inode, offset, data)

@@ -23,6 +23,7 @@ from clusterfs.errors import (
     ReadOnly,
 )
 from clusterfs.fs import keys, lock_uses
+from clusterfs.fs.access_times import AccessTimes
 from clusterfs.fs.allocation import Allocation
 from clusterfs.fs.attributes import fresh
 from clusterfs.fs.cloning import Cloning
@@ -59,6 +60,7 @@ from clusterfs.store.objects import BLOCK_BYTES
 
 log = structlog.get_logger()
 
+_LAST_ACCESS_TIMES_S = 2.0  # for what is no data, when the mount ends
 _O_EXCL = 0o200
 _O_ACCMODE = 0o3
 _O_TRUNC = 0o1000
@@ -77,6 +79,7 @@ class Settings(msgspec.Struct, frozen=True):
     dirty_bytes: int = 128 << 20  # then writers wait for writeback
     fail_when_lost: bool = False  # errors instead of stalling while out of the cluster
     read_only: bool = False  # this node may not change anything
+    access_time_delay_s: float | None = 30.0  # until others see that a file was read; None: never
 
 
 class Filesystem:
@@ -111,6 +114,10 @@ class Filesystem:
         self._coherence = Coherence(kernel, self._writeback, self._endangered, settings.cache_s)
         self._inodes = Inodes(volume, self._locks, self._coherence.give_up, settings.inodes)
         self._quotas.use(self._inodes, self._transactions)
+        delay_s = None if settings.read_only else settings.access_time_delay_s
+        self._access_times = AccessTimes(
+            self._gate, self._locks, self._transactions, now_ns, delay_s
+        )
         parts = Parts(
             volume,
             self._gate,
@@ -122,6 +129,7 @@ class Filesystem:
             self._endangered,
             self._quotas,
             self.events,
+            self._access_times,
             now_ns,
         )
         self._directories = Directories(volume, self._transactions)
@@ -167,6 +175,7 @@ class Filesystem:
             self._readmission.use(nursery)
             await self._gate.run(self._make_root, internal=True)
             nursery.start_soon(self._writeback.run)
+            nursery.start_soon(self._access_times.run)
             task_status.started()
 
     async def _make_root(self) -> None:
@@ -187,6 +196,8 @@ class Filesystem:
                 await self._gate.run(partial(self._files.write_back, inode), internal=True)
             except FilesystemError as failure:  # the others are to be written nevertheless
                 log.warning("not written back", inode=inode.number, reason=repr(failure))
+        with trio.move_on_after(_LAST_ACCESS_TIMES_S):
+            await self._access_times.send_all()
         await self._gate.run(self._quotas.give_back, internal=True)
         await self._gate.run(self._volume.sync, internal=True)
 
@@ -350,11 +361,13 @@ class Filesystem:
         """Return every quota of the volume."""
         return await self._gate.run(self._quota_settings.everything)
 
-    async def statfs(self) -> Statfs:
-        """Return how much room there is."""
+    async def statfs(self, inode: int = ROOT) -> Statfs:
+        """Return how much room there is: below a quota's directory, within the quota."""
         space = await self._gate.run(self._volume.statfs)
         blocks, free = space.total // BLOCK_BYTES, space.free // BLOCK_BYTES
-        return Statfs(BLOCK_BYTES, blocks, free, _EMPTY_FILES, _EMPTY_FILES, keys.NAME_BYTES)
+        volume = Statfs(BLOCK_BYTES, blocks, free, _EMPTY_FILES, _EMPTY_FILES, keys.NAME_BYTES)
+        within = partial(self._quota_settings.within, inode, volume)
+        return await self._gate.run(within, rerun=True)
 
     # -- files
 
@@ -517,6 +530,8 @@ class Filesystem:
             "page_drops": coherence.counters.pages,
             "attribute_drops": coherence.counters.attributes,
             "dentry_drops": coherence.counters.dentries,
+            "access_times_waiting": len(self._access_times),
+            "access_times_sent": self._access_times.sent,
             "orphans": len(self._orphans),
             "orphans_reclaimed": self._orphans.reclaimed,
             "stalled": self._gate.stalled,

@@ -37,6 +37,7 @@ class OpenFile:
         "direct_io",
         "handle",
         "inode",
+        "noted",
         "privileged",
         "staged",
         "writable",
@@ -48,6 +49,7 @@ class OpenFile:
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.append = bool(flags & os.O_APPEND)
         self.direct_io = self.writable
+        self.noted = not flags & os.O_NOATIME  # its reads change the access time
         self.privileged = privileged  # its writes keep setuid and setgid bits
         self.staged: Staged | None = None  # the atomic transaction that it is in
         self.dead = False  # this node was lost, and the file changed elsewhere meanwhile

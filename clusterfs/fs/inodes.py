@@ -61,6 +61,7 @@ class Inode:
         "__weakref__",
         "_locks",
         "_volume",
+        "accessed_ns",
         "attempted",
         "attributes_until_s",
         "committed_size",
@@ -120,6 +121,7 @@ class Inode:
         self.stripes: dict[int, Stripe] = {}
         # what is newer here than in the store
         self.record_dirty = False
+        self.accessed_ns = 0  # a read that changed the record; not stored yet (access_times.py)
         self.dirty: dict[int, bytes | bytearray | memoryview] = {}
         self.flushing: dict[int, bytes | bytearray | memoryview] = {}
         self.joined: set[int] = set()  # block i and i - 1 were written by one write; may be stale
@@ -189,6 +191,16 @@ class Inode:
             value = unpack(block)
             self.record, self.version, self.mark = value.record, value.version, value.mark
             self.committed_size = value.record.size
+            self.recall_access()
+
+    def recall_access(self) -> None:
+        """Apply a read that is not stored to a new record, unless that is of a later change."""
+        record, accessed_ns = self.record, self.accessed_ns
+        assert record is not None
+        if accessed_ns and max(record.ctime_ns, record.atime_ns) < accessed_ns:
+            record.atime_ns = accessed_ns
+        else:
+            self.accessed_ns = 0
 
     def void(self) -> None:
         """Forget what the lock allowed to cache; what is dirty stays."""

@@ -17,6 +17,7 @@ from clusterfs.fs.directories import Directories
 from clusterfs.fs.handles import OpenDirectory
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import Entry as Name
+from clusterfs.fs.locks import PR
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.results import Entry, Listed
 from dlm.errors import LockLost
@@ -36,11 +37,14 @@ class Listing:
         self._transactions = parts.transactions
         self._coherence = parts.coherence
         self._directories = directories
+        self._access_times = parts.access_times
 
     async def page(self, opened: OpenDirectory, cookie: int, count: int) -> list[Listed]:
         """Return up to `count` entries after a cookie, 0 at first; [] at the end."""
         page = partial(self._directories.page, opened, cookie, count)
         names = await self._gate.run(page, rerun=True)
+        if opened.inode.lock.level >= PR:
+            self._access_times.note(opened.inode)
         await self._gate.run(partial(self._look_ahead, names), rerun=True)
         return [
             Listed(name, found.inode, found.kind, after, self._at_hand(opened.inode, name, found))

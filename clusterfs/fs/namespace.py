@@ -71,6 +71,7 @@ class Namespace:
         self._transactions = parts.transactions
         self._directories = directories
         self._coherence = parts.coherence
+        self._access_times = parts.access_times
         self._events = parts.events
         self._writeback = parts.writeback
         self._locks = parts.locks
@@ -140,6 +141,7 @@ class Namespace:
                 raise InvalidArgument
             if inode.target is None:
                 _, (inode.target,) = await self._transactions.fetch(inode, (TARGET,))
+            self._access_times.note(inode)
             return inode.target or b""
 
     # -- making

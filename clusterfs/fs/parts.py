@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from clusterfs.fs.access_times import AccessTimes
 from clusterfs.fs.coherence import Coherence
 from clusterfs.fs.endangered import Endangered
 from clusterfs.fs.events import Events
@@ -29,4 +30,5 @@ class Parts(msgspec.Struct, frozen=True):
     endangered: Endangered
     quotas: Quotas
     events: Events
+    access_times: AccessTimes
     now_ns: Callable[[], int]

@@ -15,6 +15,7 @@ on belongs to the quota, also if its limits are lifted later. A quota in a quota
 from contextlib import AsyncExitStack
 
 import msgspec
+from msgspec.structs import replace
 
 from clusterfs.errors import (
     InvalidArgument,
@@ -30,7 +31,7 @@ from clusterfs.fs.keys import ROOT
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.quota_ledger import NOTHING, Ledger
 from clusterfs.fs.quotas import Quota
-from clusterfs.fs.results import Caller
+from clusterfs.fs.results import Caller, Statfs
 from clusterfs.fs.transactions import Edit
 from clusterfs.store.objects import Delete, split_object_id
 
@@ -119,6 +120,26 @@ class QuotaSettings:
         """Tell whether nothing belongs to the quota."""
         rows = await self._directories.everything(inode)
         return not rows and ledger.used == NOTHING
+
+    async def within(self, number: int, volume: Statfs) -> Statfs:
+        """Return what statfs shows of an inode: of its quota, if it has one, as XFS shows it."""
+        inode = self._inodes.get(number)
+        async with inode.lock.sharing():
+            quota = (await self._transactions.load(inode)).quota
+        if not quota:
+            return volume
+        try:
+            ledger = await self._settled(self._quotas.get(quota))
+        except NoSuchAttribute:  # it was lifted meanwhile
+            return volume
+        limits, left = ledger.limits, ledger.limits.minus(ledger.used)
+        if limits.nbytes:
+            blocks = -(-limits.nbytes // volume.block_bytes)
+            free = max(0, left.nbytes // volume.block_bytes)
+            volume = replace(volume, blocks=blocks, free=min(free, volume.free))
+        if limits.files:
+            volume = replace(volume, files=limits.files, files_free=max(0, left.files))
+        return volume
 
     async def _settled(self, quota: Quota) -> Ledger:
         """Return the ledger once every node has said what it used. Raises NoSuchAttribute."""

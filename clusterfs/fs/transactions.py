@@ -52,7 +52,17 @@ Changing = Callable[[], Awaitable[Sequence[Change]]]
 class Edit:
     """What one transaction does to one inode object."""
 
-    __slots__ = ("beyond", "creates", "deletes", "inode", "mark", "operations", "record", "size")
+    __slots__ = (
+        "accessed_ns",
+        "beyond",
+        "creates",
+        "deletes",
+        "inode",
+        "mark",
+        "operations",
+        "record",
+        "size",
+    )
 
     def __init__(self, inode: Inode, record: Record | None = None, *operations: Operation) -> None:
         self.inode = inode
@@ -61,6 +71,7 @@ class Edit:
         self.mark = inode.mark
         self.size: int | None = None  # the committed size from now on; None: as it was
         self.beyond = ABSENT  # a version that the inode object must pass
+        self.accessed_ns = 0  # what is stored with the record
         self.creates = False
         self.deletes = False
 
@@ -70,6 +81,7 @@ class Edit:
         expected = ABSENT if self.creates else inode.version
         operations = list(self.operations)
         if self.record is not None:
+            self.accessed_ns = inode.accessed_ns
             operations.append(Put(RECORD, encode(self.record, self.committed_size())))
         if self.mark != inode.mark:
             operations.append(Remove(MARK) if self.mark is None else Put(MARK, self.mark))
@@ -133,6 +145,7 @@ class Transactions:
         inode.committed_size = inode.record.size
         inode.version = version
         inode.mark = mark
+        inode.recall_access()
         return inode.record
 
     async def peek(self, inode: Inode) -> Record:
@@ -257,6 +270,10 @@ class Transactions:
         if edit.record is not None:
             inode.committed_size = size
             inode.record = edit.record
+            if edit.accessed_ns == inode.accessed_ns:
+                inode.accessed_ns = 0  # stored, unless the edit knows better
+            else:
+                inode.recall_access()
             inode.record_dirty |= inode.committed_size != edit.record.size
 
     def _distrust(self, inode: Inode) -> None:

@@ -12,7 +12,7 @@ The value block has 128 bytes, big-endian, zeros at the end:
 
 It is written by whoever gives up EX, when the store has everything; if that is not so, or nothing
 is known, the block is made doubtful instead. A holder that dies in EX leaves it doubtful, too. So a
-block that may be trusted equals what the store has.
+block that may be trusted equals what the store has, but for an access time, which may be later.
 """
 
 import struct

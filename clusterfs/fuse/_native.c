@@ -38,6 +38,7 @@
 #define MAX_READAHEAD (1u << 20)
 #define MINOR_DIRECT_IO_ALLOW_MMAP 39           /* kernel 6.6 */
 #define OPCODE_TMPFILE 51                       /* kernel 6.1; not in libfuse 3.14 */
+#define OPCODE_STATX 52                         /* kernel 6.6; not in libfuse 3.14 */
 #define FLAGS2_DIRECT_IO_ALLOW_MMAP (1u << 4)   /* bit 36 of the 64 flags; not in libfuse 3.14's headers */
 
 typedef struct fuse_session *session_new_function(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
@@ -61,9 +62,11 @@ static bool init_completed;     /* the INIT reply went through our writev */
 static bool allow_mmap;         /* ... and asked for DIRECT_IO_ALLOW_MMAP */
 static unsigned protocol_minor; /* the kernel's */
 static bool page_io;            /* the request being handled is the page cache's own */
+static bool appends;            /* the WRITE being handled is to the end: fcntl may change O_APPEND */
 static uint64_t unique;         /* the kernel's number of the request that was received last */
 static pid_t pid;               /* whose request it is */
 static uint32_t uid, gid;
+static uint64_t inode;          /* what it is about */
 static PyObject *at_end;        /* called when the session is over: there will be no more requests */
 static PyObject *on_interrupt;  /* called with the number of a request whose program got a signal */
 static bool opening_direct;     /* the next reply opens a direct_io handle */
@@ -122,6 +125,8 @@ static void tell_end(void)
  *
  * O_TMPFILE looks like CREATE of the name "/", which no file can have; libfuse 3.14 knows only the latter.
  *
+ * STATX takes the place of BMAP, which the kernel asks of block devices only; _requests.c answers it.
+ *
  * The kernel sends FUSE_INTERRUPT after the request that it names, and expects no answer. libfuse gets it too, and only takes a
  * note. */
 static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
@@ -142,11 +147,14 @@ static ssize_t plain_read(int fd, void *buffer, size_t size, void *userdata)
         remember_init(buffer, (size_t)length);
     if (header->opcode == OPCODE_TMPFILE)
         header->opcode = FUSE_CREATE;
+    if (header->opcode == OPCODE_STATX)
+        header->opcode = FUSE_BMAP;
     if (header->opcode != FUSE_INTERRUPT) {
         unique = header->unique;
         pid = header->pid;
         uid = header->uid;
         gid = header->gid;
+        inode = header->nodeid;
     } else if (length >= (ssize_t)(sizeof *header + sizeof(struct fuse_interrupt_in))) {
         tell_interrupt(((const struct fuse_interrupt_in *)(header + 1))->unique);
     }
@@ -196,6 +204,8 @@ static void tuned_init(void *userdata, struct fuse_conn_info *connection)
     connection->want &= ~FUSE_CAP_WRITEBACK_CACHE;
     if (connection->capable & FUSE_CAP_POSIX_ACL) /* a default ACL takes the place of the umask, so we apply that */
         connection->want |= FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK;
+    if (connection->capable & FUSE_CAP_IOCTL_DIR) /* lsattr asks for directories, too */
+        connection->want |= FUSE_CAP_IOCTL_DIR;
     if (connection->capable & FUSE_CAP_AUTO_INVAL_DATA)
         connection->want |= FUSE_CAP_AUTO_INVAL_DATA;
 }
@@ -210,6 +220,7 @@ static void flagged_write(fuse_req_t request, fuse_ino_t inode, const char *data
                           struct fuse_file_info *file)
 {
     page_io = file->writepage;
+    appends = file->flags & O_APPEND;
     inner.write(request, inode, data, size, offset, file);
 }
 
@@ -217,6 +228,7 @@ static void flagged_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_
                               struct fuse_file_info *file)
 {
     page_io = file->writepage;
+    appends = file->flags & O_APPEND;
     inner.write_buf(request, inode, data, offset, file);
 }
 
@@ -271,6 +283,12 @@ static PyObject *current_is_page_io(PyObject *module, PyObject *unused)
     return PyBool_FromLong(page_io);
 }
 
+static PyObject *current_appends(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyBool_FromLong(appends);
+}
+
 static PyObject *current_request(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
@@ -301,6 +319,12 @@ static PyObject *current_uid(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
     return PyLong_FromUnsignedLong(uid);
+}
+
+static PyObject *current_inode(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(inode);
 }
 
 static PyObject *current_gid(PyObject *module, PyObject *unused)
@@ -337,11 +361,13 @@ static PyObject *negotiated(PyObject *module, PyObject *unused)
 static PyMethodDef functions[] = {
     {"current_is_page_io", current_is_page_io, METH_NOARGS,
      "Tell whether the READ or WRITE being handled is the page cache's own; ask before the first await."},
+    {"current_appends", current_appends, METH_NOARGS, "Tell whether the WRITE is O_APPEND's; ask before the first await."},
     {"current_pid", current_pid, METH_NOARGS,
      "Return the thread whose request is being handled, 0: not known; ask before the first await."},
     {"current_request", current_request, METH_NOARGS,
      "Return the kernel's number of the request being handled; ask before the first await."},
     {"current_uid", current_uid, METH_NOARGS, "Return the user whose request is being handled; ask before the first await."},
+    {"current_inode", current_inode, METH_NOARGS, "Return the inode that the request is about; ask before the first await."},
     {"current_gid", current_gid, METH_NOARGS, "Return the group whose request is being handled; ask before the first await."},
     {"call_on_interrupt", call_on_interrupt, METH_O, "Call this with the number of each request that the kernel interrupts."},
     {"call_at_end", call_at_end, METH_O, "Call this when the session is over."},

@@ -103,6 +103,19 @@ static PyObject *request_ioctl(Request *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+static PyObject *request_data(Request *self, PyObject *argument)
+{
+    char *data;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(argument, &data, &size) < 0)
+        return NULL;
+    fuse_req_t request = take(self);
+    if (!request)
+        return NULL;
+    fuse_reply_buf(request, data, (size_t)size);
+    Py_RETURN_NONE;
+}
+
 static PyObject *request_context(Request *self, PyObject *unused)
 {
     (void)unused;
@@ -128,6 +141,7 @@ static PyMethodDef request_methods[] = {
     {"offset", (PyCFunction)request_offset, METH_O, "Answer LSEEK."},
     {"lock", (PyCFunction)request_lock, METH_VARARGS, "Answer GETLK: kind, start, length, pid."},
     {"ioctl", (PyCFunction)request_ioctl, METH_VARARGS, "Answer IOCTL: result, data."},
+    {"data", (PyCFunction)request_data, METH_O, "Answer with these bytes, whatever the kernel expects."},
     {"context", (PyCFunction)request_context, METH_NOARGS, "Return (uid, gid, pid, umask) of who asks."},
     {NULL, NULL, 0, NULL},
 };
@@ -199,6 +213,14 @@ static void on_copy_file_range(fuse_req_t request, fuse_ino_t source_inode, off_
               (unsigned long long)target->fh, (long long)target_offset, (unsigned long long)length);
 }
 
+/* STATX, under another number: see plain_read in _native.c. */
+static void on_statx(fuse_req_t request, fuse_ino_t inode, size_t size, uint64_t index)
+{
+    (void)size;
+    (void)index;
+    HAND_OVER(request, "K", "statx", Py_None, (unsigned long long)inode);
+}
+
 static void on_setxattr(fuse_req_t request, fuse_ino_t inode, const char *name, const char *value, size_t size, int flags)
 {
     HAND_OVER(request, "Kyy#i", "setxattr", Py_None, (unsigned long long)inode, name, value, (Py_ssize_t)size, flags);
@@ -264,6 +286,7 @@ void complete_operations(struct fuse_lowlevel_ops *operations)
     operations->lseek = on_lseek;
     operations->ioctl = on_ioctl;
     operations->setxattr = on_setxattr;
+    operations->bmap = on_statx;
     operations->getlk = on_getlk;
     operations->setlk = on_setlk;
     operations->flock = on_flock;

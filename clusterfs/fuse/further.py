@@ -16,6 +16,7 @@ from clusterfs import atomic
 from clusterfs.fs import acl
 from clusterfs.fs.file_locks import EXCLUSIVE, NOTHING, SHARED
 from clusterfs.fs.results import Caller
+from clusterfs.fuse import flags, statx
 from clusterfs.fuse.binding import native
 from clusterfs.fuse.callers import with_groups
 from clusterfs.fuse.replies import answering
@@ -53,6 +54,7 @@ class Further:
             "setlk": self._setlk,
             "setlkw": self._setlkw,
             "setxattr": self._setxattr,
+            "statx": self._statx,
         }
         self._told: dict[str, Callable[..., None]] = {
             "flush": filesystem.file_locks.closed,
@@ -163,6 +165,9 @@ class Further:
         await self._fs.setxattr(inode, name, value, flags, caller)
         request.error(0)
 
+    async def _statx(self, request: native.Request, inode: int) -> None:
+        request.data(statx.encode(await self._fs.getattr(inode)))
+
     # ---- ioctl ----
 
     async def _ioctl(
@@ -176,12 +181,14 @@ class Further:
         data: bytes,
         room: int,
     ) -> None:
+        if (answer := flags.answer(command, data)) is not None:
+            request.ioctl(0, answer[:room])
+            return
         serve = self._ioctls.get(command)
         if serve is None or not handle:
             request.error(errno.ENOTTY)
             return
-        answer = await serve(handle, data)
-        request.ioctl(0, answer[:room])
+        request.ioctl(0, (await serve(handle, data))[:room])
 
     async def _begin(self, handle: int, _data: bytes) -> bytes:
         await trio.lowlevel.checkpoint()

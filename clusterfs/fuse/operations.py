@@ -156,7 +156,7 @@ class Operations(pyfuse3.Operations):
 
     @replying
     async def statfs(self, _ctx: Any) -> Any:
-        status = await self._fs.statfs()
+        status = await self._fs.statfs(native.current_inode())
         reply = pyfuse3.StatvfsData()
         reply.f_bsize = reply.f_frsize = status.block_bytes
         reply.f_blocks = status.blocks
@@ -204,7 +204,10 @@ class Operations(pyfuse3.Operations):
         page_io = self._is_page_io()
         try:
             by_root = self._trusts_root and not native.current_uid()
-            return self._fs.write_nowait(handle, offset, data, page_io=page_io, by_root=by_root)
+            append = native.current_appends()
+            return self._fs.write_nowait(
+                handle, offset, data, page_io=page_io, by_root=by_root, append=append
+            )
         except WouldBlock:
             who = partial(with_groups, self._writer())
             with requests.under_way("write"):

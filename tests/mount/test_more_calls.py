@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import random
@@ -249,3 +250,16 @@ def test_a_temporary_file_made_exclusively_never_gets_a_name(folders: list[Path]
     with pytest.raises(FileNotFoundError):
         link_descriptor(descriptor, folders[0] / "named")
     os.close(descriptor)
+
+
+def test_o_append_can_be_taken_away_and_given_by_fcntl(folders: list[Path]) -> None:
+    (folders[0] / "file").write_bytes(b"content")
+    fd = os.open(folders[0] / "file", os.O_WRONLY | os.O_APPEND)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)
+    os.pwrite(fd, b"C", 0)
+    (folders[1] / "file").write_bytes(b"longer content")
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_APPEND)
+    os.pwrite(fd, b"!", 0)
+    os.close(fd)
+    assert (folders[2] / "file").read_bytes() == b"longer content!"

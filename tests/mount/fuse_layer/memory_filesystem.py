@@ -166,7 +166,7 @@ class MemoryFilesystem:
     async def removexattr(self, number: int, name: bytes, _caller: Caller) -> None:
         del self.nodes[number].xattrs[name]
 
-    async def statfs(self) -> Statfs:
+    async def statfs(self, _inode: int) -> Statfs:
         return Statfs(4096, 1000, 500, 100, 50, 255)
 
     async def open(self, number: int, flags: int, _caller: Caller) -> Opened:
@@ -193,12 +193,16 @@ class MemoryFilesystem:
             await self._pass(f"page {at}", quietly=True)
         return self.read_nowait(handle, offset, size, page_io=page_io)
 
-    def write_nowait(self, handle: int, offset: int, data: bytes, *, page_io: bool) -> int:
+    def write_nowait(
+        self, handle: int, offset: int, data: bytes, *, page_io: bool, **_: object
+    ) -> int:
         if len(data) == 1:  # as if something had to be waited for
             raise WouldBlock
         return self._write(handle, offset, data, page_io=page_io)
 
-    async def write(self, handle: int, offset: int, data: bytes, *, page_io: bool) -> int:
+    async def write(
+        self, handle: int, offset: int, data: bytes, *, page_io: bool, **_: object
+    ) -> int:
         await trio.lowlevel.checkpoint()
         return self._write(handle, offset, data, page_io=page_io)
 

@@ -61,10 +61,10 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
 
 
 def test_mount_options_win_and_are_checked(tmp_path: Path) -> None:
-    path = written(tmp_path, 'name = "n1"\nbrick = "b"\nmmap = "strict"\n')
-    assert config.load(path, {"mmap": "relaxed"}).mmap == "relaxed"
-    with pytest.raises(SetupError, match="mmap"):
-        config.load(path, {"mmap": "sometimes"})
+    path = written(tmp_path, 'name = "n1"\nbrick = "b"\non_lost = "stall"\n')
+    assert config.load(path, {"on_lost": "eio"}).on_lost == "eio"
+    with pytest.raises(SetupError, match="on_lost"):
+        config.load(path, {"on_lost": "sometimes"})
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:1", "[::1]:1", "localhost:1", "127.9.9.9:1"])

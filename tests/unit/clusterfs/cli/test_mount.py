@@ -8,8 +8,8 @@ from clusterfs.errors import SetupError
 
 
 def test_options_are_sorted_by_whom_they_are_for() -> None:
-    options = parse_options(["rw,_netdev,noatime", "mmap=relaxed,log=/l,pidfile=/p,x-systemd.a=b"])
-    assert options.settings == {"mmap": "relaxed"}
+    options = parse_options(["rw,_netdev,noatime", "on_lost=eio,log=/l,pidfile=/p,x-systemd.a=b"])
+    assert options.settings == {"access_times": "noatime", "on_lost": "eio"}
     assert options.kernel == ("noatime",)
     assert options.log == Path("/l")
     assert options.pidfile == Path("/p")
