@@ -145,11 +145,15 @@ class Filesystem:
         self._allocation = Allocation(parts, self._files)
         self._cloning = Cloning(parts, self._files)
         self.trees = Trees(parts, self._directories, self._namespace, self._files, self._cloning)
+        self._outlive(parts)
+        self._hand_through()
+
+    def _outlive(self, parts: Parts) -> None:
+        """Make what goes on with things that their makers left: other clients, this node, names."""
         self._unnamed: set[int] = set()  # made without a name, and open here
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts, self.file_locks)
         self._succession = Succession(parts, self._files, self.file_locks, self._readmission)
-        self._hand_through()
 
     def _hand_through(self) -> None:
         """Offer what passes the gate by itself."""
