@@ -81,6 +81,11 @@ class Settings(msgspec.Struct, frozen=True):
     read_only: bool = False  # this node may not change anything
     access_time_delay_s: float | None = 30.0  # until others see that a file was read; None: never
 
+    @property
+    def keeps_reads_s(self) -> float | None:
+        """Return how long access times stay in memory; None: reads change none."""
+        return None if self.read_only else self.access_time_delay_s
+
 
 class Filesystem:
     """One mount of the volume."""
@@ -114,9 +119,8 @@ class Filesystem:
         self._coherence = Coherence(kernel, self._writeback, self._endangered, settings.cache_s)
         self._inodes = Inodes(volume, self._locks, self._coherence.give_up, settings.inodes)
         self._quotas.use(self._inodes, self._transactions)
-        delay_s = None if settings.read_only else settings.access_time_delay_s
         self._access_times = AccessTimes(
-            self._gate, self._locks, self._transactions, now_ns, delay_s
+            self._gate, self._locks, self._transactions, now_ns, settings.keeps_reads_s
         )
         parts = Parts(
             volume,
