@@ -137,6 +137,12 @@ class Filesystem:
             now_ns,
         )
         self._directories = Directories(volume, self._transactions)
+        self._operate(parts)
+        self._outlive(parts)
+        self._hand_through()
+
+    def _operate(self, parts: Parts) -> None:
+        """Make what serves the operations."""
         self._listing = Listing(parts, self._directories)
         self._quota_settings = QuotaSettings(parts, self._directories)
         self._xattrs = Xattrs(parts, self._quota_settings)
@@ -149,8 +155,6 @@ class Filesystem:
         self._allocation = Allocation(parts, self._files)
         self._cloning = Cloning(parts, self._files)
         self.trees = Trees(parts, self._directories, self._namespace, self._files, self._cloning)
-        self._outlive(parts)
-        self._hand_through()
 
     def _outlive(self, parts: Parts) -> None:
         """Make what goes on with things that their makers left: other clients, this node, names."""
