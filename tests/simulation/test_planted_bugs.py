@@ -23,6 +23,7 @@ from dlm.core.succession import Succession
 from dlm.effects import Complete
 from dlm.events import Wait
 from dlm.messages import Chase, Denied, Hop, Record, Remove, Removed, Seats
+from dlm.modes import Mode
 from dlm.moving import Frozen, Handover
 from dlm.sim.faults import Faults
 from dlm.sim.run import short_life, simulate
@@ -272,6 +273,31 @@ def lose_the_values_in_migration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Migration, "handover", careless)
 
 
+def forget_that_a_lock_converts_in_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Migration.handover
+
+    def careless(self: Migration, sender: int, message: Handover) -> None:
+        copies = tuple(
+            copy if copy.granted is None else replace(copy, requested=None, sequence=0)
+            for copy in message.copies
+        )
+        take(self, sender, replace(message, copies=copies))
+
+    monkeypatch.setattr(Migration, "handover", careless)
+
+
+def believe_that_all_holders_were_told_in_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who begins to wait after the move keeps waiting: nobody tells those in the way."""
+    take = Migration.handover
+
+    def careless(self: Migration, sender: int, message: Handover) -> None:
+        copies = tuple(replace(copy, told=Mode.EX) for copy in message.copies)
+        take(self, sender, replace(message, copies=copies))
+
+    monkeypatch.setattr(Migration, "handover", careless)
+    monkeypatch.setattr(Resource, "validate", lambda *_arguments, **_words: None)
+
+
 def grant_after_the_handover(monkeypatch: pytest.MonkeyPatch) -> None:
     """The old master goes on as if the tree were still there."""
     let_go = Migration._let_go
@@ -341,6 +367,8 @@ def _master_is_gone(recovery: Recovery, known: Root) -> bool:
 
 MIGRATION_PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (forget_a_waiter_in_migration, "never answered"),
+    (forget_that_a_lock_converts_in_migration, "never answered"),
+    (believe_that_all_holders_were_told_in_migration, "never answered"),
     (lose_the_values_in_migration, "stale LVB"),
     (grant_after_the_handover, ""),
     (grant_while_frozen, ""),

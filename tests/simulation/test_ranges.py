@@ -2,13 +2,17 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from dlm.core import range_user, recovery
+from dlm.core.range_keeper import Keeper
 from dlm.core.range_past import Past
+from dlm.core.range_user import _Page
+from dlm.core.range_witness import Witnesses
 from dlm.events import Hearing
+from dlm.range_messages import RangeTell
 from dlm.sim.faults import Faults
 from dlm.sim.ranges import simulate_ranges
 
@@ -49,13 +53,71 @@ def forget_who_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hearing, "stands", lambda self, party: party.number not in self.clashing)
 
 
-@pytest.mark.parametrize("plant", [forget_grants, forget_who_is_gone])
+def believe_it_without_a_witness(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(self: Witnesses, hearing: Hearing) -> None:
+        self._end(hearing)
+
+    monkeypatch.setattr(Witnesses, "_conclude", hasty)
+
+
+@pytest.mark.parametrize("plant", [forget_grants, forget_who_is_gone, believe_it_without_a_witness])
 def test_a_witness_that_forgets_is_found(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
     outcomes = (simulate_ranges(seed) for seed in range(60))
     assert any("somebody had it" in (outcome.violation or "") for outcome in outcomes)
+
+
+def tell_nothing_of_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Page, "messages", _without("wanted"))
+
+
+def tell_nothing_of_what_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Page, "messages", _without("borrowed"))
+
+
+def tell_nothing_of_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Page, "messages", _without("held"))
+
+
+def _without(what: str) -> Callable[..., Iterator[RangeTell]]:
+    messages = _Page.messages
+
+    def fewer(self: _Page, epoch: int, *, last: bool) -> Iterator[RangeTell]:
+        setattr(self, what, [])
+        return messages(self, epoch, last=last)
+
+    return fewer
+
+
+def decide_before_all_have_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = Keeper.tell
+
+    def hasty(self: Keeper, sender: int, message: RangeTell) -> None:
+        if message.last and message.epoch == self._here.epoch:
+            self.missing = {sender}
+        tell(self, sender, message)
+
+    monkeypatch.setattr(Keeper, "tell", hasty)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        tell_nothing_of_what_waits,
+        tell_nothing_of_what_is_lent,
+        tell_nothing_of_what_is_held,
+        decide_before_all_have_told,
+    ],
+)
+def test_a_bug_in_telling_anew_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "SLICE", 2)
+    monkeypatch.setattr(range_user, "NAMES", 1)
+    plant(monkeypatch)
+    assert any(simulate_ranges(seed).violation for seed in range(60))
 
 
 def test_everything_that_can_happen_to_a_request_happens() -> None:
