@@ -109,8 +109,8 @@ class WaitGraph:
                 home = self.machines.get(node)
                 wait = None if home is None else home.core.here.waits.by_key.get((LOCK, number))
                 stamp = self._stamps.get((node, number)) if wait is None else wait.stamp
-                if stamp is not None:
-                    yield node, number, stamp
+                # One that takes no part has none, but another way round it is another cycle.
+                yield node, number, -hop.blocker.place if stamp is None else stamp
 
     # -- the graph -------------------------------------------------------------------------------
 
