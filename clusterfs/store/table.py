@@ -250,7 +250,7 @@ check_file(sys.argv[1], lock=sys.argv[2] == "lock")
 """
 
 
-def check_file(path: str, *, lock: bool) -> None:
+def check_file(path: str, *, lock: bool = True) -> None:
     """Print what is wrong with an LMDB table; the other process of `LmdbTable.damage`.
 
     lock: somebody may commit meanwhile.

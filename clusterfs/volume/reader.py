@@ -73,15 +73,20 @@ class Reader:
         self, object_id: ObjectId, group: int, keys: Sequence[bytes]
     ) -> tuple[Version, list[bytes | None]]:
         """Return version and values from this node's store; raises WouldBlock."""
-        store = self._local(group, object_id)
         try:
-            version = store.version(object_id)
-            self.local += 1
-            if version == ABSENT:
-                return ABSENT, [None] * len(keys)
-            return version, [store.get(object_id, key) for key in keys]
+            return self._fetch_here(object_id, group, keys)
         except BrickFailed as error:
             raise self._elsewhere(group, error) from error
+
+    def _fetch_here(
+        self, object_id: ObjectId, group: int, keys: Sequence[bytes]
+    ) -> tuple[Version, list[bytes | None]]:
+        store = self._local(group, object_id)
+        version = store.version(object_id)
+        self.local += 1
+        if version == ABSENT:
+            return ABSENT, [None] * len(keys)
+        return version, [store.get(object_id, key) for key in keys]
 
     def read_nowait(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
         """Return blocks from this node's memory; raises WouldBlock."""
@@ -103,7 +108,7 @@ class Reader:
         """Return version and values."""
 
         def nowait() -> tuple[Version, list[bytes | None]]:
-            return self.fetch_nowait(object_id, group, keys)
+            return self._fetch_here(object_id, group, keys)
 
         def remote(body: bytes, _: bytes) -> tuple[Version, list[bytes | None]]:
             fetched = decode(body, Fetched)
@@ -156,11 +161,12 @@ class Reader:
             try:
                 if not damaged & self._site.bit:
                     return await self._read_local(object_id, group, first, count)
-            except ChunkCorrupted:
+            except (BrickFailed, ChunkCorrupted) as error:
+                self._elsewhere(group, error)
                 damaged |= self._site.bit
                 self._log.error("damaged block", object=object_id.hex(), first=first, count=count)
-            except (BrickFailed, WouldBlock) as error:
-                self._elsewhere(group, error)
+            except WouldBlock:
+                pass
             if damaged and not self._site.view.in_sync[group] & ~damaged:
                 if count > 1:  # each copy may be damaged in another place
                     half = count // 2
@@ -276,12 +282,16 @@ class Reader:
         remote: Callable[[bytes, bytes], T],
     ) -> T:
         """Answer from here, else from another replica, however often the world changes."""
+        unfit = 0
         while True:
             try:
                 return nowait()
-            except (BrickFailed, WouldBlock) as error:
+            except BrickFailed as error:
                 self._elsewhere(group, error)
-            node = await self._source(group, 0)
+                unfit = self._site.bit
+            except WouldBlock:
+                pass
+            node = await self._source(group, unfit)
             if node is not None:
                 try:
                     return remote(*await self._call(node, request(self._site.view.epoch)))
@@ -337,7 +347,8 @@ class Reader:
                 node = self._site.node
             except (BrickFailed, WouldBlock) as error:
                 self._elsewhere(group, error)
-                source = await self._source(group, 0)
+                unfit = self._site.bit if isinstance(error, BrickFailed) else 0
+                source = await self._source(group, unfit)
                 if source is None:
                     continue
                 node = source

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from clusterfs.errors import ChunkCorrupted
+from clusterfs.errors import ChunkCorrupted, WouldBlock
 from clusterfs.sim.volume_world import Node, World
 from clusterfs.store import upkeep
 from clusterfs.store.disk import DirectoryDisk
@@ -227,3 +227,32 @@ async def test_a_replica_that_lost_its_last_log_gets_it_back(
         for number in (1, 2, 3):
             assert await world.nodes[number].volume.read(stripe, 1, 0, 2) == block(1) + block(3)
         assert world.image(3) == world.image(1) == world.image(2)
+
+
+async def test_what_a_brick_cannot_read_any_more_is_read_from_the_others(tmp_path: Path) -> None:
+    """The checkpoint of node 1 rots while it is used; no view has said so yet."""
+    async with bricks(tmp_path) as world:
+        volume = world.nodes[1].volume
+        stripe, inode = stripe_object(7, 0), inode_object(7)
+        first = ABSENT.after(volume.epoch)
+        data = b"".join(block(n) for n in range(1, 101))
+        await volume.commit([Change(stripe, 1, ABSENT, first, (Write(0, 100),))], data)
+        await volume.commit([Change(inode, 1, ABSENT, first, (Put(b"k", b"v"),))])
+        await world.stop(1)
+        await world.start_on_brick(1)
+        await world.settled()
+        store = cast("Store", world.stores[1])
+        with (tmp_path / "1" / "checkpoint" / "data.mdb").open("r+b") as pages:
+            for at in range(2 * 4096, pages.seek(0, 2), 4096):
+                pages.seek(at)
+                pages.write(bytes(16))
+        store._state.chunks._clean.clear()
+        volume = world.nodes[1].volume
+        with trio.fail_after(60):
+            assert await volume.read(stripe, 1, 0, 100) == data
+            assert (await volume.fetch(inode, 1, [b"k"]))[1] == [b"v"]
+            assert await volume.scan(inode, 1, b"", b"", 9) == [(b"k", b"v")]
+            with pytest.raises(WouldBlock):
+                volume.fetch_nowait(inode, 1, [b"k"])
+        assert store.failed is not None
+        await world.stop(1)
