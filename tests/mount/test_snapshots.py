@@ -9,6 +9,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from clusterfs.cli import snapshot
 from tests.mount.support.qemu import eventually
 
 MIB = 1 << 20
@@ -49,6 +52,29 @@ def test_a_clone_of_a_file_takes_no_room(folders: list[Path]) -> None:
     refusal = clusterfs("clone", folders[1] / "disk", clone)
     assert f"{clone} exists" in refusal
     assert sorted(path.name for path in folders[0].iterdir()) == ["clone", "disk"]
+
+
+def test_users_who_may_not_ask_the_daemon_clone_by_ranges(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(5).randbytes(3 * MIB + 5)
+    write_synced(folders[0] / "disk", data)
+    before = live_bytes(folders[0])
+    monkeypatch.setattr(snapshot, "_socket", lambda _target: None)
+    snapshot.clone(folders[1] / "disk", folders[1] / "clone")
+    assert (folders[2] / "clone").read_bytes() == data
+    assert live_bytes(folders[0]) - before < MIB
+
+
+def test_a_clone_beyond_a_quota_is_refused_and_leaves_nothing(folders: list[Path]) -> None:
+    write_synced(folders[0] / "disk", random.Random(6).randbytes(3 * MIB))
+    limited = folders[0] / "limited"
+    limited.mkdir()
+    clusterfs("quota", "set", limited, "--bytes", str(4 * MIB))
+    clusterfs("clone", folders[1] / "disk", folders[1] / "limited" / "one")
+    assert "uota" in clusterfs("clone", folders[2] / "disk", folders[2] / "limited" / "two")
+    assert os.listdir(limited) == ["one"]
+    assert (limited / "one").stat().st_size == 3 * MIB
 
 
 def test_a_clone_of_a_tree_goes_its_own_way(folders: list[Path]) -> None:
