@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from clusterfs.cli import snapshot
+from clusterfs.cli.dev import Cluster
 from tests.mount.support.qemu import eventually
 
 MIB = 1 << 20
@@ -168,3 +169,45 @@ def test_a_snapshot_that_is_removed_gives_back_what_only_it_had(folders: list[Pa
         most = full - number * 7 * MIB
         eventually(lambda most=most: live_bytes(top.parent) < most, "nothing is freed")  # type: ignore[misc]
     assert (folders[0] / "top" / "disk").read_bytes() == contents[2]
+
+
+def replicas_differ(cluster: Cluster) -> int:
+    """Compare all replicas; return how many objects differ."""
+    node = cluster.nodes[0]
+    passes = node.ask("compare")["passes"]
+    node.ask("compare", action="start")
+    eventually(lambda: node.ask("compare")["passes"] > passes, "the comparison does not end")
+    return int(node.ask("compare")["diverged"])
+
+
+def test_clones_are_equal_on_replicas_that_were_away_or_died_meanwhile(
+    folders: list[Path], cluster: Cluster
+) -> None:
+    expected = {"disk": bytearray(random.Random(7).randbytes(6 * MIB))}
+    write_synced(folders[0] / "disk", expected["disk"])
+
+    def grow(numbers: range) -> None:
+        """Clone the last one, and change a block of either."""
+        for number in numbers:
+            source, clone = list(expected)[-1], f"clone-{number}"
+            snapshot.clone(folders[0] / source, folders[0] / clone)
+            expected[clone] = expected[source][:]
+            for name, at in ((source, number), (clone, 2 * number + 1)):
+                block = bytes([number + 1]) * 4096
+                with (folders[0] / name).open("r+b") as file:
+                    file.seek(at * MIB // 4)
+                    file.write(block)
+                expected[name][at * MIB // 4 : at * MIB // 4 + 4096] = block
+
+    cluster.kill("n3")
+    grow(range(4))
+    cluster.start("n3")
+    dying = threading.Thread(target=cluster.kill, args=("n2",))
+    dying.start()
+    grow(range(4, 10))
+    dying.join()
+    cluster.start("n2")
+    for folder in folders:
+        for name, content in expected.items():
+            assert (folder / name).read_bytes() == content, (folder, name)
+    assert replicas_differ(cluster) == 0
