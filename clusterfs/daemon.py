@@ -278,6 +278,7 @@ class Daemon:
         handlers = administration.handlers() | {
             "hand_over": self.handover.begin,
             "watch": watching.begin,
+            "watch_change": watching.change,
             "watch_next": watching.next,
             "watch_end": watching.end,
         }

@@ -50,10 +50,10 @@ Body = Interest | Told
 
 
 class Watch:
-    """One watcher of one directory, at this node."""
+    """One watcher of some directories, at this node."""
 
     def __init__(self, directory: int) -> None:
-        self.directory = directory
+        self.directories = {directory}
         self.events: list[Event] = []
         self.overflow = ""
         self.news = trio.Event()
@@ -61,7 +61,7 @@ class Watch:
 
     def hear(self, event: Event) -> None:
         """Keep an event for the watcher."""
-        if event.directory not in (0, self.directory):
+        if event.directory and event.directory not in self.directories:
             return
         if len(self.events) < _MOST:
             self.events.append(event)
@@ -126,10 +126,12 @@ class Watching:
 
     def _note(self) -> None:
         """Let the filesystem know which directories are watched."""
-        watched = {watch.directory for watch in self._watches.values()}
-        self._events.watched = frozenset(watched).union(
+        self._events.watched = self._wanted().union(
             *(interest.directories for interest in self._interests.values())
         )
+
+    def _wanted(self) -> frozenset[int]:
+        return frozenset().union(*(watch.directories for watch in self._watches.values()))
 
     # -- being told
 
@@ -170,11 +172,12 @@ class Watching:
             if self._watches or self._knowing:
                 await self._refresh()
 
-    async def _refresh(self) -> None:
-        """Tell every member what this node wants to hear of."""
+    async def _refresh(self) -> set[int]:
+        """Tell every member what this node wants to hear of; returns who does not answer."""
+        silent: set[int] = set()
         async with self._refreshing:
             self._note()
-            wanted = frozenset(watch.directory for watch in self._watches.values())
+            wanted = self._wanted()
             interest = Interest(self._token, wanted)
             others = {n: name for n, name in self._members().items() if n != self._me()}
             for node in self._knowing - set(others):
@@ -182,16 +185,20 @@ class Watching:
                 self._miss(f"node {node} left the cluster")
             async with trio.open_nursery() as nursery:
                 for node, name in others.items():
-                    nursery.start_soon(self._refresh_node, node, name, interest)
+                    nursery.start_soon(self._refresh_node, node, name, interest, silent)
             if not wanted:
                 self._knowing.clear()
+        return silent
 
-    async def _refresh_node(self, node: int, name: str, interest: Interest) -> None:
+    async def _refresh_node(
+        self, node: int, name: str, interest: Interest, silent: set[int]
+    ) -> None:
         try:
             with trio.fail_after(ANSWER_S):
                 _, known = await self._mesh.call(node, CHANNEL, _encode(interest))
         except _FAILURES:
-            return  # as long as it does not answer, nobody knows whether it tells us
+            silent.add(node)  # as long as it does not answer, nobody knows whether it tells us
+            return
         if known != b"1":
             self._miss(f"{name} may have changed something without telling")
         self._knowing.add(node)
@@ -218,6 +225,21 @@ class Watching:
         silent = set(self._members()) - self._knowing - {self._me()}
         watch.overflow = "" if not silent else "not all nodes answer"
         return {"watch": number}
+
+    def change(self, request: Mapping[str, Any]) -> Awaitable[dict[str, Any]]:
+        """Answer "watch_change": {watch, add: inodes, remove: inodes}, once all nodes know."""
+        return self._change(request)
+
+    async def _change(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        watch = self._known(request)
+        add, remove = (request.get(word, []) for word in ("add", "remove"))
+        if watch is None or not _are_inodes(add) or not _are_inodes(remove):
+            return {"ok": False, "error": "no such watch, or no lists of inode numbers"}
+        watch.directories |= set(add)
+        watch.directories -= set(remove)
+        if await self._refresh():
+            watch.miss("not all nodes answer")
+        return {}
 
     def next(self, request: Mapping[str, Any]) -> Awaitable[dict[str, Any]]:
         """Answer "watch_next": {watch}; waits a moment for events."""
@@ -249,6 +271,12 @@ class Watching:
     def _known(self, request: Mapping[str, Any]) -> Watch | None:
         number = request.get("watch")
         return self._watches.get(number) if isinstance(number, int) else None
+
+
+def _are_inodes(numbers: object) -> bool:
+    return isinstance(numbers, list) and all(
+        isinstance(number, int) and 0 < number < _NUMBERS for number in numbers
+    )
 
 
 def _encode(body: Body) -> bytes:

@@ -53,8 +53,8 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def watching(path: Path) -> Iterator[Watcher]:
-    command = [sys.executable, "-m", "clusterfs.cli.main", "watch", "--json", str(path)]
+def watching(path: Path, *options: str) -> Iterator[Watcher]:
+    command = [sys.executable, "-m", "clusterfs.cli.main", "watch", "--json", *options, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         watcher = Watcher(process)
         try:
@@ -145,6 +145,28 @@ def test_a_watcher_is_told_that_it_may_have_missed_something(
         assert watcher.wait_for("overflow")["why"]
         (folders[2] / "back").touch()
         assert watcher.wait_for("create")["name"] == "back"
+
+
+def test_a_whole_tree_is_watched(folders: list[Path]) -> None:
+    one, two, three = folders
+    (one / "old" / "deep").mkdir(parents=True)
+    with watching(three, "--recursive") as watcher:
+
+        def told(count: int) -> list[tuple[str, str]]:
+            events = [watcher.next() for _ in range(count)]
+            return [(one["event"], f"{one['directory']}/{one['name']}") for one in events]
+
+        (two / "old" / "deep" / "file").write_bytes(b"x")
+        assert told(2) == [("create", "old/deep/file"), ("close_write", "old/deep/file")]
+        (one / "new").mkdir()
+        assert told(1) == [("create", "/new")]
+        os.mknod(two / "new" / "inner")  # told, whether it comes before or after it is watched
+        assert told(1) == [("create", "new/inner")]
+        (two / "old" / "deep").rename(two / "new" / "deep")
+        assert told(2) == [("moved_from", "old/deep"), ("moved_to", "new/deep")]
+        (one / "new" / "deep" / "file").unlink()
+        (one / "new" / "deep").rmdir()
+        assert told(2) == [("delete", "new/deep/file"), ("delete", "new/deep")]
 
 
 def test_only_directories_are_watched(folders: list[Path]) -> None:
