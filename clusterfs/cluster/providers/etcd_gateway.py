@@ -15,7 +15,8 @@ Invariants:
 import base64
 import json
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -65,6 +66,14 @@ class Compacted(Exception):
     """The history that a watch asked for is gone: read anew."""
 
 
+class _Pool:
+    """A pool of connections, and how many calls use it."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self.users = 0
+
+
 class Gateway:
     """One process's access to an etcd cluster."""
 
@@ -74,16 +83,41 @@ class Gateway:
         self._preferred = 0  # index of the endpoint to ask first: none that failed last
         self._watching: tuple[int, trio.CancelScope] | None = None  # the endpoint that is watched
         self._token = ""
-        self._client = httpx.AsyncClient(
-            verify=_trust(login),
-            timeout=httpx.Timeout(attempt_s),
+        self._verify = _trust(login)
+        self._pool = _Pool(self._new_client())
+
+    def _new_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            verify=self._verify,
+            timeout=httpx.Timeout(self._attempt_s),
             limits=httpx.Limits(max_connections=8, max_keepalive_connections=8),
             trust_env=False,  # a proxy of the environment's is not the way to the cluster's store
         )
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._pool.client.aclose()
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Return a context in which calls can be made; after a timeout, others get new connections.
+
+        A call that is cancelled while httpcore's pool (1.0.9) gives it a connection leaves that one
+        in the pool, to be used by nobody; with a few of them no call gets any, for ever.
+        """
+        pool = self._pool
+        pool.users += 1
+        try:
+            yield pool.client
+        except (httpx.TimeoutException, trio.TooSlowError, trio.Cancelled):
+            if self._pool is pool:
+                self._pool = _Pool(self._new_client())
+            raise
+        finally:
+            pool.users -= 1
+            if pool is not self._pool and not pool.users:
+                with trio.move_on_after(self._attempt_s, shield=True):
+                    await pool.client.aclose()
 
     async def range(self, key: bytes, *, prefix: bool = False) -> Found:
         """Return the key, or all keys that begin with it. Raises ProviderAway."""
@@ -123,13 +157,16 @@ class Gateway:
         try:
             with trio.CancelScope() as scope:
                 self._watching = index, scope
-                async with self._client.stream(
-                    "POST",
-                    url,
-                    content=json.dumps({"create_request": request}),
-                    headers=self._headers(),
-                    timeout=httpx.Timeout(self._attempt_s, read=silence_s),
-                ) as response:
+                async with (
+                    self._connected() as client,
+                    client.stream(
+                        "POST",
+                        url,
+                        content=json.dumps({"create_request": request}),
+                        headers=self._headers(),
+                        timeout=httpx.Timeout(self._attempt_s, read=silence_s),
+                    ) as response,
+                ):
                     await _tell_revisions(response, told)
         except (httpx.HTTPError, ssl.SSLError, ValueError) as failure:
             self._avoid(index)
@@ -182,10 +219,11 @@ class Gateway:
     async def _post(self, endpoint: str, path: str, body: str) -> tuple[Mapping[str, Any], int]:
         """Return the answer and gRPC's status, 0 for success."""
         try:
-            with trio.fail_after(self._attempt_s):
-                response = await self._client.post(
-                    endpoint + path, content=body, headers=self._headers()
-                )
+            async with self._connected() as client:
+                with trio.fail_after(self._attempt_s):
+                    response = await client.post(
+                        endpoint + path, content=body, headers=self._headers()
+                    )
             answer = response.json()
         except (httpx.HTTPError, ssl.SSLError, trio.TooSlowError, ValueError) as failure:
             raise ProviderAway(f"etcd at {endpoint}: {_describe(failure)}") from failure

@@ -68,3 +68,40 @@ async def test_a_watch_ends_when_calls_find_its_endpoint_dead() -> None:
             await standing.wait()
             assert (await asked.range(b"k")).revision == 7
             await failed.wait()
+
+
+# httpx leaves generators of requests that were cancelled to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_calls_that_nobody_answered_leave_connections_for_those_that_come_later() -> None:
+    """Many at once are cancelled while a connection becomes free, and is given to them."""
+    answering = False
+
+    async def moody(stream: trio.SocketStream) -> None:
+        if answering:
+            await good(stream)
+        await trio.sleep_forever()
+
+    async def call_in_vain() -> None:
+        with suppress(ProviderAway):
+            await asked.range(b"k")
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, moody, listeners)
+        address = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        asked = Gateway(Login((address,)), 0.1)
+        for _ in range(10):
+            async with trio.open_nursery() as calls:
+                for _ in range(30):
+                    calls.start_soon(call_in_vain)
+                    await trio.sleep(0.001)
+        answering = True
+        found = None
+        with trio.fail_after(60):
+            while found is None:
+                with suppress(ProviderAway):
+                    found = await asked.range(b"k")
+        assert found.revision == 7
+        await asked.close()
+        nursery.cancel_scope.cancel()
