@@ -92,7 +92,7 @@ def main(words: list[str]) -> int:
             "image": images(places | {"local": folder}, given),
             "locks": locks(clusters[3].nodes, given.runtime),
             "sqlite": atomic(clusters[3].nodes[0], given.transactions, given.sqlite),
-            "clone": cloning({n: c.nodes[0].mount for n, c in clusters.items()}, given.clone_gib),
+            "clone": cloning({n: c.nodes[0].mount for n, c in clusters.items()}, given),
         }
         found["boot storm"] = storm(clusters[1], folder, given.clones)
     given.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -131,7 +131,7 @@ def images(places: dict[str, Path], given: argparse.Namespace) -> Rows:
     for number in range(given.rounds):
         spent_s = time.monotonic() - begun_s
         if number and spent_s * (number + 1) / number > given.minutes * 30:
-            say(f"the image: no time for more than {number} rounds")
+            say(f"no time for round {number + 1}")
             break
         say(f"the image, round {number + 1} of {given.rounds}")
         for row, (unit, job, depth) in JOBS.items():
@@ -196,15 +196,19 @@ def lock(path: Path, runtime_s: float) -> float:
 # -- clones -------------------------------------------------------------------------------------
 
 
-def cloning(mounts: dict[int, Path], gib: int) -> Rows:
+def cloning(mounts: dict[int, Path], given: argparse.Namespace) -> Rows:
     """Return the seconds to clone images of which every block is written, and sparse ones.
 
-    mounts: by how many nodes their cluster has; the largest image is on the smallest only.
+    mounts: by how many nodes their cluster has; the largest image is on the smallest only, and
+    left out if writing it would take more than a third of the time there is.
     """
     found: Rows = {}
     for copies, mount in sorted(mounts.items()):
-        sizes = sorted({1, gib}) if copies == 1 else [1]
-        for size in sizes:
+        begun_s = time.monotonic()
+        for size in sorted({1, given.clone_gib}) if copies == 1 else [1]:
+            if (time.monotonic() - begun_s) * size > given.minutes * 20:
+                say(f"no time to write {size} GiB")
+                break
             say(f"clone of {size} GiB, R = {copies}")
             found[f"clone of {size} GiB, written, R = {copies}"] = cloned(mount, size, size)
         found[f"clone of 1,000 GiB with 1 MiB in it, R = {copies}"] = cloned(mount, 1000, 0)
