@@ -73,12 +73,14 @@ class LockReports:
         short, long = self._describe(only_busy)
         report = dict(short)
         for key, pages in long.items():
-            encoded = []
+            encoded = bytearray(b"[")  # grows where it is: no page is copied twice
             for page in pages:
                 if page:
-                    encoded.append(msgspec.json.encode(page)[1:-1])
+                    encoded += b"," if len(encoded) > 1 else b""
+                    encoded += msgspec.json.encode(page)[1:-1]
                 await trio.lowlevel.checkpoint()
-            report[key] = msgspec.Raw(b"[" + b",".join(encoded) + b"]")
+            encoded += b"]"
+            report[key] = msgspec.Raw(encoded)
         return report
 
     async def own(self, request: Mapping[str, Any]) -> Mapping[str, Any]:

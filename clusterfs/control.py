@@ -36,6 +36,7 @@ REQUEST_BYTES = 64 << 10
 _REPLY_BYTES = 64 << 20
 _CHUNK_BYTES = 64 << 10
 _PATH_BYTES = 107
+_encoder = msgspec.json.Encoder()
 _CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 _SO_PEERGROUPS = 59  # linux/socket.h; not in the module socket
 _GROUPS_BYTES = 1024  # the most that getsockopt takes
@@ -76,7 +77,7 @@ class Server:
                     pending = rest
                     for line in lines:
                         reply = await self.answer(bytes(line))
-                        await stream.send_all(msgspec.json.encode(reply) + b"\n")
+                        await stream.send_all(_encoded(reply))
                     if len(pending) > REQUEST_BYTES:
                         return
         except trio.BrokenResourceError:
@@ -195,3 +196,11 @@ def short(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
+
+
+def _encoded(reply: Mapping[str, Any]) -> bytearray:
+    """Return a line; a very long one is not copied once more for its end."""
+    line = bytearray()
+    _encoder.encode_into(reply, line)
+    line += b"\n"
+    return line

@@ -24,6 +24,7 @@ from dlm.node import Lock, Lockspace, Mode, Name, Owner
 CHANNEL = 1
 PAGE = 500
 _COLLECTED_AFTER = (5_000, 3, 1_500)  # as the daemon does
+_ONE_AT_A_TIME = trio.CapacityLimiter(1)
 
 
 class Locks:
@@ -322,7 +323,9 @@ async def main(me: int, kind: type[Worker] = Worker) -> None:
 
 async def _carry_out(worker: Worker, name: str, arguments: dict[str, Any]) -> None:
     result = await worker.commands[name](**arguments)
-    print(json.dumps([name, result]), flush=True)
+    line = json.dumps([name, result])
+    # In a thread: the reader may have other nodes to hear first, which need this one meanwhile.
+    await trio.to_thread.run_sync(lambda: print(line, flush=True), limiter=_ONE_AT_A_TIME)
 
 
 async def _line() -> str:
