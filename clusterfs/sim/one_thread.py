@@ -7,6 +7,7 @@ thread is done at once. So a run depends on its seed alone, and virtual time wai
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ import trio
 from clusterfs.store.flush import Flusher, Sealed
 
 _WRITE_S = 0.002  # of a log, or a sync, at most
+_NOBODY: SimpleQueue[None] = SimpleQueue()  # waits, for there is always a job
 
 
 @contextmanager
@@ -28,10 +30,12 @@ def one_thread(rng: random.Random) -> Iterator[None]:
             """Need none."""
             self.executors = count
 
-        def write(self, log: Sealed) -> None:
-            """Hand over a sealed log."""
+        def write(self, log: Sealed, *, sync: bool = False) -> None:
+            """Hand over a sealed log. The sync is a step of its own: power fails between, too."""
             super().write(log)
             trio.lowlevel.spawn_system_task(self._later)
+            if sync:
+                self.sync()
 
         def sync(self) -> None:
             """Ask that everything handed over so far becomes durable."""
@@ -40,13 +44,13 @@ def one_thread(rng: random.Random) -> Iterator[None]:
 
         async def stop(self) -> None:
             """Finish what there is."""
-            while not self._jobs.empty():
-                self._serve()
+            while self._jobs:
+                self._serve(_NOBODY)
 
         async def _later(self) -> None:
             await trio.sleep(rng.random() * _WRITE_S)
-            if not self._jobs.empty():
-                self._serve()
+            if self._jobs:
+                self._serve(_NOBODY)
 
     with (
         mock.patch("clusterfs.store.store.Flusher", SteppedFlusher),

@@ -1,11 +1,13 @@
 """The flush executors: 1 to 64 threads that write sealed logs at the same time, and sync for all.
 
-The trio thread hands over sealed logs through one queue. The executor whose turn it is takes the
-next log, completes its header (the chain: the checksum of the log before, the highest durable id)
-and lets the next executor have its turn while it writes. So the order of the logs is fixed before
-any is written, and writing overlaps. Reports to the trio thread are in that order nevertheless: a
-log counts as written once it and all before it are. Whoever completes the row up to a requested
-sync syncs, once for all who wait.
+The trio thread hands over sealed logs through one queue, and wakes an executor that is idle, the
+one that was busy last. The executor whose turn it is takes the next log, completes its header (the
+chain: the checksum of the log before, the highest durable id) and lets the next executor have its
+turn while it writes. So the order of the logs is fixed before any is written, and writing overlaps.
+Reports to the trio thread are in that order nevertheless: a log counts as written once it and all
+before it are. Whoever completes the row up to a requested sync syncs, once for all who wait; what
+it wrote just before is reported with the sync, unless another executor has something to report
+meanwhile: each report wakes the trio thread.
 
 Invariants:
   * logs are reported written, and become durable, in the order of their ids;
@@ -16,6 +18,7 @@ Invariants:
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -46,6 +49,7 @@ class Sealed:
         "records",
         "segment",
         "stream",
+        "synced",
     )
 
     def __init__(self, log_id: int, segment: int, block: int, memory: memoryview) -> None:
@@ -61,6 +65,7 @@ class Sealed:
         self.checksum = 0
         self.durable = 0  # what its header tells
         self.stream = USER
+        self.synced = False  # a sync follows it
 
 
 class Flusher:
@@ -72,10 +77,13 @@ class Flusher:
         self._disk = disk
         self._store_id = store_id
         self._epoch = epoch
-        self._jobs: SimpleQueue[Sealed | str] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._token: trio.lowlevel.TrioToken | None = None
         self.executors = EXECUTORS
+        # Under _hands, held for a moment only: what is to be done, and who has nothing to do.
+        self._hands = threading.Lock()
+        self._jobs: deque[Sealed | str] = deque()
+        self._idle: list[SimpleQueue[None]] = []
         # Under _turn: the end of the chain.
         self._turn = threading.Lock()
         self._previous = previous
@@ -83,6 +91,7 @@ class Flusher:
         # Under _books: what is on the disk.
         self._books = threading.Lock()
         self._early: dict[int, Sealed] = {}  # written before one of their predecessors
+        self._unreported: list[Sealed] = []
         self._written = durable
         self._durable = durable
         self._unsynced: set[int] = set()
@@ -114,24 +123,32 @@ class Flusher:
             return  # `start` will
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         for _ in range(running - count):
-            self._jobs.put("stop")
+            self._hand_over("stop")
         for _ in range(count - running):
             thread = threading.Thread(target=self._run, name="clusterfs-flush", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def write(self, log: Sealed) -> None:
-        """Hand over a sealed log."""
-        self._jobs.put(log)
+    def write(self, log: Sealed, *, sync: bool = False) -> None:
+        """Hand over a sealed log; sync: as `sync` after it would do."""
+        log.synced = sync
+        self._hand_over(log)
 
     def sync(self) -> None:
         """Ask that everything handed over so far becomes durable."""
-        self._jobs.put("sync")
+        self._hand_over("sync")
+
+    def _hand_over(self, job: Sealed | str) -> None:
+        with self._hands:
+            self._jobs.append(job)
+            idle = self._idle.pop() if self._idle else None
+        if idle is not None:
+            idle.put(None)
 
     async def stop(self) -> None:
         """Let them finish what they have, then end the threads."""
         for _ in range(self.executors):
-            self._jobs.put("stop")
+            self._hand_over("stop")
         await trio.to_thread.run_sync(self._join)
 
     def _join(self) -> None:
@@ -141,28 +158,40 @@ class Flusher:
     # -- on an executor
 
     def _run(self) -> None:
-        while self._serve():
+        woken: SimpleQueue[None] = SimpleQueue()
+        while self._serve(woken):
             pass
 
-    def _serve(self) -> bool:
-        """Do the next job; False: it was the last."""
-        with self._turn:
-            job = self._jobs.get()
-            if isinstance(job, Sealed) and not self._failed:
-                self._chain(job)
-            upto = self._chained
+    def _serve(self, woken: "SimpleQueue[None]") -> bool:
+        """Do the next job, or wait for one; False: it was the last."""
+        job = self._take(woken)
+        if job is None:
+            woken.get()
+            return True
         if job == "stop":
             return False
         try:
             if isinstance(job, Sealed):
                 self._write(job)
-            else:
-                with self._books:
-                    self._sync_upto = max(self._sync_upto, upto)
             self._sync_if_due()
         except OSError as error:
             self._fail(error)
         return True
+
+    def _take(self, woken: "SimpleQueue[None]") -> Sealed | str | None:
+        """Return the next job, its place in the chain settled; None: there will be a wakeup."""
+        with self._turn:
+            with self._hands:
+                if not self._jobs:
+                    self._idle.append(woken)
+                    return None
+                job = self._jobs.popleft()
+            if isinstance(job, Sealed) and not self._failed:
+                self._chain(job)
+            if job == "sync" or (isinstance(job, Sealed) and job.synced):
+                with self._books:
+                    self._sync_upto = max(self._sync_upto, self._chained)
+            return job
 
     def _chain(self, log: Sealed) -> None:
         """Complete the header; under _turn, so in the order of the ids."""
@@ -193,23 +222,19 @@ class Flusher:
         content = log.memory[: log.blocks * BLOCK_BYTES]
         self._disk.write(log.segment, log.block * BLOCK_BYTES, content)
         with self._books:
-            if self._over:
-                return
             self._unsynced.add(log.segment)
             self._early[log.id] = log
-            row = []
             while (following := self._early.pop(self._written + 1, None)) is not None:
-                row.append(following)
+                self._unreported.append(following)
                 self._written = following.id
                 self.marked = following.durable
-            if row:
-                self._post(self._report_written, row)
 
     def _sync_if_due(self) -> None:
         while True:
             with self._books:
                 due = self._durable < self._sync_upto <= self._written
                 if self._failed or self._syncing or not due:
+                    self._report()
                     return
                 self._syncing = True
                 upto, segments = self._written, sorted(self._unsynced)
@@ -221,7 +246,7 @@ class Flusher:
                     return
                 self._durable = upto
                 self.syncs += 1
-                self._post(self._report_durable, upto)
+                self._report(upto)
 
     @property
     def _over(self) -> bool:
@@ -230,12 +255,26 @@ class Flusher:
     def _fail(self, error: OSError) -> None:
         with self._books:
             if not self._failed:
+                self._report()
                 self._failed = True
                 self._post(self._report_failed, error)
 
-    def _post(self, report: Callable[..., None], argument: object) -> None:
+    def _report(self, durable: int = 0) -> None:
+        """Under _books: report what is written, and up to what it is durable, if that is news."""
+        row, self._unreported = self._unreported, []
+        if not self._failed and (row or durable):
+            self._post(self._reported, row, durable)
+
+    def _reported(self, row: list[Sealed], durable: int) -> None:
+        """On the trio thread."""
+        if row:
+            self._report_written(row)
+        if durable:
+            self._report_durable(durable)
+
+    def _post(self, report: Callable[..., None], *arguments: object) -> None:
         assert self._token is not None
         try:
-            self._token.run_sync_soon(report, argument)
+            self._token.run_sync_soon(report, *arguments)
         except trio.RunFinishedError:
             self._failed = True

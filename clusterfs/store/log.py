@@ -296,8 +296,11 @@ class Log:
         log.stream = stream
         return log, min(self._log_blocks, segments.size_blocks - place.block)
 
-    def seal(self, *, mark: bool = False) -> None:
-        """Hand the user's open log to the executors. mark: if none is open, write an empty one."""
+    def seal(self, *, mark: bool = False, sync: bool = False) -> None:
+        """Hand the user's open log to the executors. mark: if none is open, write an empty one.
+
+        sync: if one is handed over, it is synced with all before it.
+        """
         if self._open is None:
             if not mark:
                 return
@@ -305,7 +308,7 @@ class Log:
         log = self._open
         assert log is not None
         self._open = None
-        self.user_bytes_written += self._hand_over(log)
+        self.user_bytes_written += self._hand_over(log, sync=sync)
 
     def seal_cold(self) -> None:
         """Hand the cleaner's open log to the executors."""
@@ -320,7 +323,7 @@ class Log:
         self.seal_cold()
         self.seal()
 
-    def _hand_over(self, log: Sealed) -> int:
+    def _hand_over(self, log: Sealed, *, sync: bool = False) -> int:
         log.kind = layout.KIND_DATA if log.fragments else layout.KIND_MARK
         log.blocks = layout.blocks_needed(len(log.records), log.payload_blocks)
         self._tail.places[log.stream].advance(log.id, log.blocks)
@@ -329,7 +332,7 @@ class Log:
         self._flushing.append(log)
         self.bytes_written += log.blocks * BLOCK_BYTES
         self.logs_written += 1
-        self.flusher.write(log)
+        self.flusher.write(log, sync=sync)
         return log.blocks * BLOCK_BYTES
 
     def _is_untold(self) -> bool:
@@ -382,8 +385,9 @@ class Log:
         if self.failed is not None:
             return
         if self._open is not None and self._open.id <= self._wanted:
-            self.seal()
-        self.flusher.sync()
+            self.seal(sync=True)
+        else:
+            self.flusher.sync()
 
     def _when_written(self, logs: list[Sealed]) -> None:
         for log in logs:
