@@ -49,6 +49,7 @@ SMALL = Options(
     size_limit_bytes=3 << 20,
     checkpoint_bytes=512 << 10,
     hints=4096,
+    cache_bytes=0,  # what is read comes from the disk
 )
 TIGHT = msgspec.structs.replace(SMALL, size_limit_bytes=10 * SMALL.segment_bytes)
 _CLIENTS = 3

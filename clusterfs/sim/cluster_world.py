@@ -9,6 +9,7 @@ import random
 from collections.abc import Awaitable, Callable
 from itertools import combinations
 
+import msgspec
 import trio
 import trio.testing
 
@@ -33,6 +34,7 @@ from dlm.node import Lock, Lockspace, Name
 from dlm.sim.checkers import Violation
 
 GROUPS = 4
+_OPTIONS = msgspec.structs.replace(SMALL, cache_bytes=64 << 20)
 _LOOK_S = 0.01
 _STORY_S = 600  # by the world's clock; whoever waits longer waits for ever
 
@@ -72,7 +74,7 @@ class Node:
                 raise
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
-        self.store = await Store.open(self.disk, KEY, options=SMALL)
+        self.store = await Store.open(self.disk, KEY, options=_OPTIONS)
         incarnation = self.world.agreement.join(self.number)
         self.views = LeasedViews(self.world.agreement, self.number, incarnation)
         async with trio.open_nursery() as nursery:

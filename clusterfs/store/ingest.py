@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from blake3 import blake3
 from xxhash import xxh3_64_intdigest
 
+from clusterfs.store.cache import ChunkCache
 from clusterfs.store.format import ZERO_BLOCK
 from clusterfs.store.hints import Hints
 from clusterfs.store.maps import MAP_BLOCKS, OWN
@@ -58,8 +59,9 @@ def _is_zero(payload: memoryview, at: int, end: int) -> bool:
 class Ingest:
     """Resolves transactions."""
 
-    def __init__(self, hints: Hints, key: bytes, state: State) -> None:
+    def __init__(self, hints: Hints, key: bytes, state: State, cache: ChunkCache) -> None:
         self._hints = hints
+        self._cache = cache
         self._key = key
         self._state = state
         self.zero_identity = self.identity(ZERO_BLOCK)
@@ -171,9 +173,14 @@ class Ingest:
             yield Placed(start, cids, b"") if any(cids) else Discard(start, stop - start)
             start = stop
 
-    def learn(self, result: Ingested) -> None:
-        """The new chunks are in the table: later blocks may share them."""
+    def learn(self, result: Ingested, payload: memoryview) -> None:
+        """The new chunks are in the table: later blocks may share them, and reads find them."""
         self.fresh += len(result.fresh)
         add = self._hints.add
         for identity, cid in result.fresh.items():
             add(identity, cid)
+        wrote, cid = self._cache.wrote, result.first_cid
+        for first, end in result.ranges:
+            for at in range(first, end, BLOCK_BYTES):
+                wrote(cid, payload[at : at + BLOCK_BYTES])
+                cid += 1

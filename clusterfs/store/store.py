@@ -127,16 +127,16 @@ class Store(Transactions):
             size_limit_bytes=options.size_limit_bytes,
             checkpoint_bytes=options.checkpoint_bytes,
         )
+        self._cache = ChunkCache(options.cache_bytes)
         super().__init__(
             contents,
             log,
             hints,
-            Ingest(hints, key, contents.state),
+            Ingest(hints, key, contents.state, self._cache),
             Room(segments, contents.state, log),
             upkeep,
         )
         self._damage = opening.damage
-        self._cache = ChunkCache(options.cache_bytes)
         self._reader = Reader(disk, chunks, segments, log, self._damage, self._cache)
         self._healer = Healer(contents, log, self._damage, self._ingest.identity)
         self._memory = Memory(disk, contents, segments, self._damage, self.set_fact)

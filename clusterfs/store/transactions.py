@@ -223,9 +223,11 @@ class Transactions:
 
     def _append_ingested(self, record: Changes, ingested: Ingested, payload: Buffer) -> int:
         first_cid = ingested.first_cid if ingested.fresh else 0
-        runs = self._log.append(encode(record), memoryview(payload), ingested.ranges, first_cid)
+        data = memoryview(payload)
+        runs = self._log.append(encode(record), data, ingested.ranges, first_cid)
         self._contents.enact(record, runs, ingested.checksums, first_cid)
-        self._ingest.learn(ingested)
+        if ingested.fresh:
+            self._ingest.learn(ingested, data)
         self._upkeep.poke_if_due()
         return self._log.position
 

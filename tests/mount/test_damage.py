@@ -20,7 +20,7 @@ CLUSTERFS = Path(sys.executable).parent / "clusterfs"
 
 @pytest.fixture
 def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
-    return make_cluster()
+    return make_cluster(settings={"chunk_cache_mib": "0"})  # reads are of the medium
 
 
 def clusterfs(*words: object, code: int | None = 0) -> str:

@@ -1,5 +1,6 @@
 """The chunk cache: bounded, fair to what is used again, deaf to scans; and the store reads it."""
 
+import msgspec
 import pytest
 
 from clusterfs.errors import WouldBlock
@@ -9,6 +10,7 @@ from clusterfs.store.cache import _COST_BYTES, ChunkCache
 from clusterfs.store.objects import BLOCK_BYTES, Version, Write, stripe_object
 from clusterfs.store.store import Store
 
+CACHING = msgspec.structs.replace(SMALL, cache_bytes=64 << 20)
 pytestmark = pytest.mark.trio
 
 
@@ -48,16 +50,46 @@ async def test_a_scan_displaces_nothing() -> None:
     assert all(read(cache, cid) for cid in range(50))
 
 
+async def test_what_was_written_is_kept_for_a_while_and_displaces_little() -> None:
+    cache = ChunkCache(40 * _COST_BYTES)
+    for cid in range(20):
+        cache.wrote(cid, memoryview(block(cid)))
+    for cid in range(20, 40):
+        read(cache, cid)
+    assert all(read(cache, cid) for cid in range(40))
+    for cid in range(1000, 2000):
+        cache.wrote(cid, memoryview(block(cid)))
+        assert read(cache, cid)
+        assert len(cache) <= 40
+        assert cache.nbytes <= 40 * _COST_BYTES
+    assert [cid for cid in range(40) if cache.get(cid)] == list(range(10, 40))
+    assert [cid for cid in range(1000, 2000) if cache.get(cid)] == list(range(1990, 2000))
+
+
 async def test_none_is_a_size_too() -> None:
     cache = ChunkCache(0)
     assert not read(cache, 1)
     assert not read(cache, 1)
+    cache.wrote(2, memoryview(block(2)))
     assert (len(cache), cache.nbytes, cache.misses) == (0, 0, 2)
+
+
+async def test_the_store_reads_what_it_wrote_without_the_disk() -> None:
+    disk = SimulatedDisk()
+    store = await Store.open(disk, KEY, options=CACHING)
+    await store.admit(4 * BLOCK_BYTES)
+    data = block(7) + bytes(BLOCK_BYTES) + block(8) + block(7)
+    store.replace(stripe_object(1, 0), 1, Version(1, 1), (Write(0, 4),), data)
+    await store.sync()
+    disk.cached = False
+    assert store.read_nowait(stripe_object(1, 0), 0, 4) == data
+    assert (store.statistics()["cache_hits"], store.statistics()["reads_that_waited"]) == (3, 0)
+    await store.close()
 
 
 async def test_similar_images_occupy_it_once() -> None:
     disk = SimulatedDisk()
-    store = await Store.open(disk, KEY, options=SMALL)
+    store = await Store.open(disk, KEY, options=CACHING)
     shared = b"".join(block(n) for n in range(1, 31))
     for image in range(10):
         await store.admit(len(shared) + BLOCK_BYTES)
@@ -69,7 +101,7 @@ async def test_similar_images_occupy_it_once() -> None:
             shared + block(1000 + image),
         )
     await store.close()
-    store = await Store.open(disk, KEY, options=SMALL)
+    store = await Store.open(disk, KEY, options=CACHING)
     for image in range(10):
         assert await store.read(stripe_object(image, 0), 0, 31) == shared + block(1000 + image)
     found = store.statistics()
@@ -79,7 +111,7 @@ async def test_similar_images_occupy_it_once() -> None:
     disk.cached = False
     assert store.read_nowait(stripe_object(5, 0), 3, 28) == shared[3 * 4096 :] + block(1005)
     await store.close()
-    store = await Store.open(disk, KEY, options=SMALL)
+    store = await Store.open(disk, KEY, options=CACHING)
     with pytest.raises(WouldBlock):
         store.read_nowait(stripe_object(5, 0), 3, 1)
     await store.close()

@@ -30,7 +30,9 @@ from clusterfs.store.opening import Options
 from clusterfs.store.store import Store
 
 KEY = bytes(32)
-OPTIONS = Options(segment_bytes=1 << 20, log_bytes=1 << 17, size_limit_bytes=64 << 20)
+OPTIONS = Options(
+    segment_bytes=1 << 20, log_bytes=1 << 17, size_limit_bytes=64 << 20, cache_bytes=0
+)
 
 
 async def open_store(path: Path) -> Store:
