@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 
 #include "_requests.h"
 
@@ -198,6 +199,10 @@ static void on_lseek(fuse_req_t request, fuse_ino_t inode, off_t offset, int whe
 static void on_ioctl(fuse_req_t request, fuse_ino_t inode, unsigned int command, void *argument, struct fuse_file_info *file,
                      unsigned flags, const void *data, size_t size, size_t room)
 {
+    if (_IOC_TYPE(command) == 'T') { /* isatty: some programs ask that of each file that they open */
+        fuse_reply_err(request, ENOTTY);
+        return;
+    }
     HAND_OVER(request, "KKIKIy#n", "ioctl", Py_None, (unsigned long long)inode,
               flags & FUSE_IOCTL_DIR ? 0ULL : (unsigned long long)file->fh, command, (unsigned long long)(uintptr_t)argument, flags,
               data ? (const char *)data : "", (Py_ssize_t)(data ? size : 0), (Py_ssize_t)room);
@@ -228,11 +233,14 @@ static void on_setxattr(fuse_req_t request, fuse_ino_t inode, const char *name, 
 
 /* ---- file locks ---- */
 
+static bool locks_were_asked_for; /* if not, closing a file unlocks nothing, and need not be told */
+
 static void (*inner_flush)(fuse_req_t, fuse_ino_t, struct fuse_file_info *);
 static void (*inner_release)(fuse_req_t, fuse_ino_t, struct fuse_file_info *);
 
 static void hand_over_lock(fuse_req_t request, const char *kind, const struct fuse_file_info *file, const struct flock *lock)
 {
+    locks_were_asked_for = true;
     HAND_OVER(request, "KKiLLi", kind, Py_None, (unsigned long long)file->fh, (unsigned long long)file->lock_owner,
               (int)lock->l_type, (long long)lock->l_start, (long long)lock->l_len, (int)lock->l_pid);
 }
@@ -252,6 +260,7 @@ static void on_setlk(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info
 static void on_flock(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *file, int operation)
 {
     (void)inode;
+    locks_were_asked_for = true;
     HAND_OVER(request, "KKi", operation & LOCK_NB ? "flock" : "flockw", Py_None, (unsigned long long)file->fh,
               (unsigned long long)file->lock_owner, operation);
 }
@@ -268,6 +277,10 @@ static void tell(PyObject *arguments)
 
 static void told_flush(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *file)
 {
+    if (!locks_were_asked_for) {
+        fuse_reply_err(request, 0);
+        return;
+    }
     tell(Py_BuildValue("(sOKK)", "flush", Py_None, (unsigned long long)file->fh, (unsigned long long)file->lock_owner));
     inner_flush(request, inode, file);
 }
