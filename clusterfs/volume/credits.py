@@ -17,6 +17,8 @@ from clusterfs.volume.ports import SpaceLike
 # What one client may hold at most, and what is kept for metadata and deletions.
 MAX_SHARE_BYTES = 256 << 20
 RESERVE_FRACTION = 20
+_PLENTY_BYTES = 16 << 20  # whoever has so much left need not be told with each answer
+_NEWS_BYTES = 1 << 20
 
 
 class Ledger:
@@ -27,11 +29,19 @@ class Ledger:
         self._granted: dict[int, int] = {}
         self._used: dict[int, int] = {}
         self._returned: dict[int, int] = {}
+        self._told: dict[int, int] = {}  # what was used when a client was told last
+
+    def is_due(self, client: int) -> bool:
+        """Tell whether a client should hear of its promises now; each second it does anyway."""
+        if client not in self._told or self.outstanding(client) < _PLENTY_BYTES:
+            return True
+        return self._used.get(client, 0) - self._told[client] >= _NEWS_BYTES
 
     def grant(self, client: int) -> Grant:
         """Promise a client as much as its fair share allows, and tell the sum so far."""
         space = self._space()
         self._granted.setdefault(client, 0)
+        self._told[client] = self._used.get(client, 0)
         room = max(0, space.free - space.total // RESERVE_FRACTION)
         share = min(MAX_SHARE_BYTES, room // (len(self._granted) + 1))
         unpromised = room - sum(map(self.outstanding, self._granted))
@@ -55,7 +65,7 @@ class Ledger:
 
     def keep(self, clients: Collection[int]) -> None:
         """Forget the promises to everybody else: they are out."""
-        for book in (self._granted, self._used, self._returned):
+        for book in (self._granted, self._used, self._returned, self._told):
             for client in [client for client in book if client not in clients]:
                 del book[client]
 

@@ -381,7 +381,9 @@ class Replica:
 
     def _reply(self, arrival: Arrival, transaction: Transaction, stage: Stage, code: Code) -> None:
         self.refused += code is not Code.OK
-        grant = self.ledger.grant(arrival.incarnation) if arrival.payload else None
+        client = arrival.incarnation
+        due = arrival.payload and self.ledger.is_due(client)
+        grant = self.ledger.grant(client) if due else None
         answer = Answered(
             transaction.sequence, transaction.epoch, stage, code, self._site.view.epoch, grant
         )

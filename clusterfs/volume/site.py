@@ -30,7 +30,10 @@ class Site:
         self.mesh = mesh
         self.views = views
         self.view = views.view
-        self.replicas = replica_nodes(self.view)  # mask: who has a part of any running group
+        self.replicas = 0  # mask: who has a part of any running group
+        self.incarnations: dict[int, int] = {}  # of every member, by node
+        self.replica_incarnations: list[int] = []
+        self._look_at(self.view)
         self.node = views.node
         self.incarnation = views.incarnation
         self.heard = self.view.epoch
@@ -49,10 +52,16 @@ class Site:
     def enter(self, view: View) -> None:
         """Put a view in force."""
         self.view = view
-        self.replicas = replica_nodes(view)
+        self._look_at(view)
         self.heard = max(self.heard, view.epoch)
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+
+    def _look_at(self, view: View) -> None:
+        """Work out what each write wants to know of a view."""
+        self.replicas = replica_nodes(view)
+        self.incarnations = known = {m.node: m.incarnation for m in view.members}
+        self.replica_incarnations = [known[n] for n in nodes_of(self.replicas) if n in known]
 
     def begin(self) -> None:
         """Take over the incarnation and the view that a rejoin gave."""

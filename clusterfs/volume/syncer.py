@@ -20,7 +20,6 @@ import trio
 from clusterfs.cluster.views import mask_of, nodes_of
 from clusterfs.errors import BrickFailed
 from clusterfs.volume.messages import Code, Message, Sync, Synced
-from clusterfs.volume.placement import replica_nodes
 from clusterfs.volume.site import Site, Spawn
 from dlm.errors import LockLost
 from dlm.net.wire import encode
@@ -129,7 +128,7 @@ class Syncer:
         """Return the mask of the replicas of the view that heard the question."""
         view = self._site.view
         gone = mask_of(n for n, incarnation in asked.asked.items() if not view.has(n, incarnation))
-        return replica_nodes(view) & ~gone
+        return self._site.replicas & ~gone
 
     def lose(self) -> None:
         """Fail every wait."""
@@ -152,7 +151,7 @@ class Syncer:
         self._token += 1
         new.token = self._token
         site = self._site
-        mask = replica_nodes(site.view)
+        mask = site.replicas
         new.begun_s = trio.current_time()
         new.waiting = mask
         new.asked = {m.node: m.incarnation for m in site.view.members if mask >> m.node & 1}

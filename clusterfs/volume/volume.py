@@ -290,7 +290,7 @@ class Volume:
 
     def reserve_nowait(self, nbytes: int) -> bool:
         """Take space credits; False if there are none right now."""
-        if self._purse.available(self._replica_incarnations()) < nbytes:
+        if self._purse.available(self._site.replica_incarnations) < nbytes:
             return False
         self._purse.reserved += nbytes
         return True
@@ -307,7 +307,7 @@ class Volume:
         rounds = 0
         while not self.reserve_nowait(nbytes):
             if rounds >= _CREDIT_ROUNDS:
-                if not self._purse.due(self._replica_incarnations(), nbytes):
+                if not self._purse.due(self._site.replica_incarnations, nbytes):
                     raise OutOfSpace(f"no replica promises {nbytes} bytes")
                 await trio.sleep(_TICK_S)
             await self._ask_for_credit()
@@ -320,10 +320,10 @@ class Volume:
 
     async def statfs(self) -> Space:
         """Return the room of the volume: what one more byte on each copy's replicas allows."""
-        incarnations = self._replica_incarnations()
+        incarnations = self._site.replica_incarnations
         while not incarnations or any(self._purse.room(i) is None for i in incarnations):
             await self._ask_for_credit()
-            incarnations = self._replica_incarnations()
+            incarnations = self._site.replica_incarnations
         rooms = [room for i in incarnations if (room := self._purse.room(i)) is not None]
         copies = min(self._site.view.replicas, len(rooms))
         if copies == len(rooms):
@@ -550,13 +550,8 @@ class Volume:
     def _groups(self) -> int:
         return len(self._site.view.in_sync)
 
-    def _replica_incarnations(self) -> list[int]:
-        members = {m.node: m.incarnation for m in self._site.view.members}
-        mask = placement.replica_nodes(self._site.view)
-        return [members[node] for node in nodes_of(mask) if node in members]
-
     def _charge(self, mask: int, nbytes: int) -> None:
-        members = {m.node: m.incarnation for m in self._site.view.members}
+        members = self._site.incarnations
         self._purse.spend([members[n] for n in nodes_of(mask) if n in members], nbytes)
 
     async def _ask_for_credit(self) -> None:
@@ -566,7 +561,7 @@ class Volume:
             self._send_watermarks()
             with trio.move_on_after(_CREDIT_WAIT_S):
                 while not self._lost:
-                    replicas = self._replica_incarnations()
+                    replicas = self._site.replica_incarnations
                     if replicas and all(self._purse.answers[i] > before[i] for i in replicas):
                         return
                     await self._credited.wait()
@@ -575,7 +570,7 @@ class Volume:
     def _send_watermarks(self) -> None:
         site = self._site
         for member in site.view.members:
-            if not placement.replica_nodes(site.view) >> member.node & 1:
+            if not site.replicas >> member.node & 1:
                 continue
             message = Watermark(self._writer.stable, self._purse.give_back(member.incarnation))
             if member.node == site.node:
