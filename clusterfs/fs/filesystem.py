@@ -24,6 +24,7 @@ from clusterfs.errors import (
 )
 from clusterfs.fs import keys, lock_uses
 from clusterfs.fs.access_times import AccessTimes
+from clusterfs.fs.aging import Aging
 from clusterfs.fs.allocation import Allocation
 from clusterfs.fs.attributes import fresh
 from clusterfs.fs.cloning import Cloning
@@ -116,6 +117,7 @@ class Filesystem:
         self._writeback = Writeback(
             volume, self._transactions, self._endangered, self._quotas, settings.dirty_bytes
         )
+        self._aging = Aging(self._writeback, self._transactions)
         self._coherence = Coherence(kernel, self._writeback, self._endangered, settings.cache_s)
         self._inodes = Inodes(volume, self._locks, self._coherence.give_up, settings.inodes)
         self._quotas.use(self._inodes, self._transactions)
@@ -186,7 +188,7 @@ class Filesystem:
             self._orphans.use(nursery)
             self._readmission.use(nursery)
             await self._gate.run(self._make_root, internal=True)
-            nursery.start_soon(self._writeback.run)
+            nursery.start_soon(self._aging.run)
             nursery.start_soon(self._access_times.run)
             task_status.started()
 

@@ -1,13 +1,18 @@
-"""Attributes changed on request: setattr, access."""
+"""Attributes changed on request: setattr, access.
+
+A change of times, or any change while the store lacks something of the file anyway, is like a
+write: it goes to the replicas with what is dirty, at fsync, when the lock is given up, or soon. So
+what a file that was just made gets (its contents, owner, mode and times) costs one transaction.
+"""
 
 from clusterfs.errors import InvalidArgument, IsADirectory
-from clusterfs.fs import acl
+from clusterfs.fs import acl, asking
 from clusterfs.fs.attributes import ACCESS_ACL, Record
 from clusterfs.fs.files import Files
 from clusterfs.fs.gate import Attempt
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import XATTR
-from clusterfs.fs.locks import PR
+from clusterfs.fs.locks import EX, PR
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import (
     allowed_mode,
@@ -22,6 +27,7 @@ from clusterfs.fs.xattrs import Xattrs
 from clusterfs.store.objects import Put
 
 _TYPE = 0o170000
+_TIMES = {"atime_ns", "mtime_ns", "ctime_ns"}
 
 
 class Metadata:
@@ -32,6 +38,7 @@ class Metadata:
         self._inodes = parts.inodes
         self._files = files
         self._transactions = parts.transactions
+        self._writeback = parts.writeback
         self._coherence = parts.coherence
         self._now_ns = parts.now_ns
 
@@ -48,13 +55,33 @@ class Metadata:
             fields = _fields(record, changes, caller, self._now_ns())
             if changes.size is not None:
                 await self._resize(attempt, inode, changes.size, fields)
-            else:
+            elif not self._take_later(inode, record, changes, fields):
                 edit = Edit(inode, record.changed(**fields))
                 if changes.mode is not None and record.flags & ACCESS_ACL:
                     edit.operations.append(await self._acl_with(inode, changes.mode))
                 await self._transactions.commit(edit, attempt=attempt)
             inode.lock.require(PR)
             return self._coherence.status(inode)
+
+    def _take_later(
+        self, inode: Inode, record: Record, changes: Changes, fields: dict[str, int]
+    ) -> bool:
+        """Change the attributes in memory only, if they may be written back like data."""
+        may = record.is_regular and not record.atomic_fsync and not self._transactions.read_only
+        if changes.mode is not None and record.flags & ACCESS_ACL:
+            return False
+        if not may or not (inode.needs_flush or fields.keys() <= _TIMES):
+            return False
+        if self._writeback.crowded:
+            return False
+        inode.lock.require(EX)
+        asking.changing()
+        for name, value in fields.items():
+            setattr(record, name, value)  # a flush that is under way has this very record
+        if "atime_ns" in fields:
+            inode.accessed_ns = 0
+        self._writeback.mark_dirty(inode)
+        return True
 
     async def access(self, number: int, mask: int, caller: Caller) -> None:
         """Raise PermissionDenied unless the caller may."""

@@ -145,8 +145,8 @@ class Readmission:
             self._kill(inode, everybody=False)
         elif inode.needs_flush:
             record.size = max(record.size, kept.record.size)
-            record.mtime_ns, record.ctime_ns = kept.record.mtime_ns, kept.record.ctime_ns
-            record.mode = kept.record.mode
+            for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns", "ctime_ns"):
+                setattr(record, name, getattr(kept.record, name))
             record.blocks = max(record.blocks, kept.record.blocks)
             self._writeback.mark_dirty(inode)
         inode.attempted = set()

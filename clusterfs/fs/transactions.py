@@ -112,7 +112,7 @@ class Transactions:
         self, volume: Volume, endangered: Endangered, quotas: Claims, *, read_only: bool = False
     ) -> None:
         self._volume = volume
-        self._read_only = read_only
+        self.read_only = read_only
         self._quotas = quotas
         self._endangered = endangered
         self.commits = 0
@@ -245,7 +245,7 @@ class Transactions:
             self._follow(edit, change.version, size)
 
     async def _may_commit(self, edits: Sequence[Edit]) -> None:
-        if self._read_only:
+        if self.read_only:
             raise ReadOnly("this node may not change the volume")
         await _wait_known(edits)
 

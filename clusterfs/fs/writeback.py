@@ -11,8 +11,8 @@ A transaction that makes the file longer, or whose stripe is in the inode's grou
 record too, so no committed size ever covers data that is not committed, and bytes beyond the
 committed size are zeros. The record's size follows the data batch by batch.
 
-Flushes run at fsync, when the lock is given up, when too much is dirty, and after MAXIMUM_AGE_S.
-They pin the lock and run beside its users.
+Flushes run at fsync, when the lock is given up, when too much is dirty, and after a while (see
+aging.py). They pin the lock and run beside its users.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,8 +43,7 @@ from dlm.errors import LockLost
 BATCH_BLOCKS = 512
 CHAIN_BLOCKS = 4096  # writes that overlap each other's edges are one commit, up to about this
 ATOMIC_BLOCKS = 8192  # of an atomic_fsync file between two fsyncs
-MAXIMUM_AGE_S = 1.0
-_ROUND_S = 0.25
+MANY_INODES = 4096  # so many dirty ones should not become more for the sake of attributes
 
 
 class Writeback:
@@ -142,6 +141,11 @@ class Writeback:
     def pressed(self) -> bool:
         """Whether so much is dirty that writers must wait."""
         return self.dirty_blocks > self._limit_blocks
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many inodes are dirty that attributes had better not wait for writeback."""
+        return len(self.dirty) >= MANY_INODES
 
     def _fresh(self, dirty: dict[int, Block], first: int, last: int) -> int:
         if not dirty:
@@ -284,27 +288,12 @@ class Writeback:
         except FilesystemError as failure:
             inode.write_error = failure
 
-    async def run(self) -> None:
-        """Flush what is old, for ever."""
-        while True:
-            await trio.sleep(_ROUND_S)
-            await self.flush_old(trio.current_time() - MAXIMUM_AGE_S)
-
-    async def flush_old(self, until_s: float) -> None:
-        """Flush what is dirty since `until_s` or longer."""
-        for inode in list(self.dirty):
-            if inode.record is not None and inode.record.atomic_fsync:
-                continue  # fsync, another node or the last close will do it
-            if inode.dirty_since_s <= until_s and inode.kept is None and inode.lock.pin_nowait():
-                try:
-                    self.dirty.pop(inode, None)
-                    await self.flush_quietly(inode)
-                except (LockLost, Unavailable):
-                    return
-                finally:
-                    if inode.needs_flush:
-                        self.mark_dirty(inode)
-                    inode.lock.unpin()
+    def settle(self, inode: Inode) -> None:
+        """What was on its way is in the replicas' memory."""
+        moved, inode.flushing = inode.flushing, {}
+        inode.joined.difference_update(n for n in moved if n not in inode.dirty)
+        self.flushed_blocks += len(moved)
+        self._give_back(len(moved))
 
     def _batch(self, inode: Inode, waiting: Sequence[int], position: int) -> list[int]:
         """Return which blocks to commit together; some may be before `position`, or gone."""
@@ -344,15 +333,12 @@ class Writeback:
         try:
             synced = await self._commit_blocks(inode, stripes, moved, durable=durable)
         except BaseException:
-            self._put_back(inode)
+            self.put_back(inode)
             raise
-        inode.flushing = {}
-        inode.joined.difference_update(n for n in moved if n not in inode.dirty)
-        self.flushed_blocks += len(moved)
-        self._give_back(len(moved))
+        self.settle(inode)
         return synced
 
-    def _put_back(self, inode: Inode) -> None:
+    def put_back(self, inode: Inode) -> None:
         """A commit failed: its blocks are dirty again, where nothing newer is."""
         flushing, inode.flushing = inode.flushing, {}
         twice = 0

@@ -233,7 +233,7 @@ static void on_setxattr(fuse_req_t request, fuse_ino_t inode, const char *name, 
 
 /* ---- file locks ---- */
 
-static bool locks_were_asked_for; /* if not, closing a file unlocks nothing, and need not be told */
+bool locks_were_asked_for;
 
 static void (*inner_flush)(fuse_req_t, fuse_ino_t, struct fuse_file_info *);
 static void (*inner_release)(fuse_req_t, fuse_ino_t, struct fuse_file_info *);

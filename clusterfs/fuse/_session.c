@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "_requests.h"
 #include "_session.h"
 
 #define INIT_BYTES 256 /* of the request or the reply: 104 and 80 today */
@@ -106,6 +107,7 @@ PyObject *take_over(PyObject *module, PyObject *arguments)
     keep(&request, asked, (size_t)asked_size);
     keep(&former_reply, answered, (size_t)answered_size);
     snprintf(place, sizeof place, "/dev/fd/%d", descriptor);
+    locks_were_asked_for = true; /* perhaps, of the former process */
     Py_RETURN_NONE;
 }
 

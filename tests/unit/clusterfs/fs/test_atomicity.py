@@ -9,10 +9,11 @@ import trio
 import trio.testing
 
 from clusterfs.errors import FileTooLarge, InvalidArgument, OutOfSpace, StaleHandle
+from clusterfs.fs.aging import MAXIMUM_AGE_S
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fs.keys import ROOT
 from clusterfs.fs.results import Caller, Changes
-from clusterfs.fs.writeback import ATOMIC_BLOCKS, BATCH_BLOCKS, MAXIMUM_AGE_S
+from clusterfs.fs.writeback import ATOMIC_BLOCKS, BATCH_BLOCKS
 from clusterfs.sim.mounts import World
 from clusterfs.store.objects import (
     BLOCK_BYTES,
