@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,13 +26,27 @@ from tests.mount.support.lockers import lockers
 PATIENCE_S = 90.0
 
 
+MOST_CRASHES = 3  # if daemons die more often in a minute, the supervisor gives the mount up
+crashes: Counter[Path] = Counter()  # by the cluster's folder
+
+
 @pytest.fixture(scope="module")
-def pair(make_cluster: Callable[..., Cluster]) -> Iterator[Cluster]:
+def pairs(make_cluster: Callable[..., Cluster]) -> Iterator[list[Cluster]]:
+    """Return the clusters of these tests, to be unmounted before `make_cluster` ends them."""
+    del make_cluster
+    made: list[Cluster] = []
+    yield made
+    for cluster in made:
+        with suppress(SetupError):
+            cluster.down()
+
+
+@pytest.fixture
+def pair(pairs: list[Cluster], make_cluster: Callable[..., Cluster]) -> Cluster:
     """Two nodes whose daemons are replaced after a crash; so they are unmounted, not killed."""
-    cluster = make_cluster(2, 2, settings={"after_crash": '"restart"'})
-    yield cluster
-    with suppress(SetupError):
-        cluster.down()
+    if not pairs or crashes[pairs[-1].folder] == MOST_CRASHES:
+        pairs.append(make_cluster(2, 2, settings={"after_crash": '"restart"'}))
+    return pairs[-1]
 
 
 @pytest.fixture
@@ -56,6 +71,7 @@ def crash(node: Node) -> None:
     """Kill the daemon alone, and wait until another one serves."""
     process = node.process
     assert process is not None
+    crashes[node.folder] += 1
     assert processes.send(process, signal.SIGKILL)
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
@@ -187,6 +203,7 @@ def test_a_handle_whose_file_another_node_took_over_meanwhile_is_dead(
         assert process is not None
         assert processes.send(supervisor, signal.SIGSTOP)  # the next daemon comes late
         try:
+            crashes[node.folder] += 1
             assert processes.send(process, signal.SIGKILL)
             with (pair.nodes[1].mount / "image").open("rb+", buffering=0) as other:
                 other.write(b"theirs")  # waits until this node is out
