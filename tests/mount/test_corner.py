@@ -33,7 +33,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @pytest.fixture(scope="module")
 def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
     """Three nodes that tell others of reads soon."""
-    return make_cluster(settings={"access_time_delay_s": str(ACCESS_TIME_DELAY_S)})
+    settings = {"access_time_delay_s": str(ACCESS_TIME_DELAY_S), "lease_s": "60"}
+    return make_cluster(settings=settings)
 
 
 def accessed(path: Path) -> int:

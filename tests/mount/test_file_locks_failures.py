@@ -86,9 +86,14 @@ def test_five_hundred_waiters_stop_nothing_else(
 
 
 def test_programs_storm_overlapping_ranges_and_nobody_gets_what_another_has(
-    folders: list[Path], cluster: Cluster
+    make_cluster: Callable[..., Cluster],
 ) -> None:
-    """Each byte's owners are written down in a file outside; see support/lock_storm.py."""
+    """Each byte's owners are written down in a file outside; see support/lock_storm.py.
+
+    The lease is long: who was out of the cluster for a while may have lost its locks, and is told.
+    """
+    cluster = make_cluster(settings={"lease_s": "60"})
+    folders = [node.mount for node in cluster.nodes]
     path, board = "storm", cluster.folder / "board"
     board.write_bytes(bytes(1 << 16))
     (folders[0] / path).touch()

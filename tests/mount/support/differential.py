@@ -96,6 +96,11 @@ class Side:
                 seen[f"slot {slot}"] = _status(lambda slot=slot: os.fstat(self._files[slot]))
         return seen
 
+    def gone(self) -> list[int]:
+        """Return slots of what has no name and is no file: elsewhere nothing is left of it."""
+        status = {slot: os.fstat(fd) for slot, fd in self._files.items()}
+        return [n for n, s in status.items() if not s.st_nlink and not stat.S_ISREG(s.st_mode)]
+
     # ---- open files
 
     def open(self, slot: int, path: str, flags: int, mode: int) -> None:
@@ -359,6 +364,9 @@ def run(program: Sequence[Step], local: Side, mounts: Side) -> None:
             outcomes = [_outcome(side, step) for side in (local, mounts)]
             if outcomes[0] != outcomes[1]:
                 raise Difference(_told(number, step, *outcomes))
+            for slot in local.gone():
+                local.close(slot)
+                mounts.close(slot)
     finally:
         os.umask(old)
         local.close_all()
