@@ -31,6 +31,7 @@ from clusterfs.cluster.joining import Applicant, weight_of
 from clusterfs.cluster.node import Membership, insist
 from clusterfs.cluster.providers import Identity, Provider, Registration
 from clusterfs.cluster.providers.opening import open_provider, report_caches_dropped
+from clusterfs.cluster.reach import Comeback
 from clusterfs.cluster.revocation import Revoked
 from clusterfs.cluster.views import State, View
 from clusterfs.config import Config
@@ -59,7 +60,7 @@ from clusterfs.volume.placement import incarnation_of_inode
 from clusterfs.volume.volume import Volume
 from clusterfs.watching import Watching
 from dlm.errors import LockLost
-from dlm.net import Mesh, Peer
+from dlm.net import Mesh, Peer, Timing, answers
 from dlm.node import Lockspace
 
 _BEAT_S = 0.1
@@ -68,6 +69,7 @@ _LEAVE_S = 5.0  # to let others master what they use here
 _COLLECTED_AFTER = (5_000, 3, 1_500)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _COMES_BACK_S = 30.0
+_UNREACHABLE_S = 10.0  # or two leases
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
 
@@ -133,6 +135,7 @@ class Daemon:
         self._reclaim = trio.Event()
         self._incarnation = 0  # the one that locks and volume are set up for
         self._poked_epoch = 0
+        self._said_so = mount is not None and mount.is_inherited  # that it serves
         self._manager = ServiceManager()
         self._closing = ExitStack()
         self.handover = Handover(self, mount, beat)
@@ -177,6 +180,8 @@ class Daemon:
             weight=self.config.weight or weight_of(shutil.disk_usage(self.config.brick).total),
         )
         self._identity = identity
+        address = self.config.public_address
+        self._comeback = Comeback(provider, self.config.lease_s, answers, address)
         self._revoked = Revoked(provider)
         joined = Membership.joined(provider, applicant, self._announce, lease_s=self.config.lease_s)
         async with joined as self.membership:
@@ -205,6 +210,7 @@ class Daemon:
             self._heard_epoch,
             structlog.get_logger(package="net"),
             on_lost=self._accuse,
+            timing=Timing(unreachable_s=max(_UNREACHABLE_S, 2 * self._identity.lease_s)),
             tls=mesh_tls(self.config, self._name_of, self._revoked.refusal),
         )
         self.mesh.register(LOCKS, self._lock_channel)
@@ -391,6 +397,8 @@ class Daemon:
             await self.filesystem.wait_dropped()
             await self.membership.caches_dropped()
             self._lock_channel.clear()
+            strangers = [peer.node for peer in self.mesh.never_met()]
+            await self._comeback.wait(self.membership.node, strangers, serving=self._said_so)
             await self.membership.rejoin()
             self._beat.identify(self.membership.node, self.membership.incarnation)
             self._connect(self.membership.view)
@@ -450,6 +458,7 @@ class Daemon:
         self._say_so()
 
     def _say_so(self) -> None:
+        self._said_so = True
         self._ready.ready()
         self._manager.ready(f"{self.config.name} serves {self.mountpoint or 'its brick'}")
 

@@ -3,6 +3,7 @@
 from dlm.net.connections import Timing
 from dlm.net.errors import Malformed, NetError, Refused
 from dlm.net.framing import Buffer
+from dlm.net.greeting import answers
 from dlm.net.handshake import Peer
 from dlm.net.peers import Answer, Handler, Mesh
 from dlm.net.remote import Call, Limits
@@ -20,6 +21,7 @@ __all__ = [
     "Peer",
     "Refused",
     "Timing",
+    "answers",
     "decode",
     "encode",
 ]

@@ -7,12 +7,15 @@ stranger can cause is a few bytes, a timeout and a log line now and then.
 
 A broken link alone says nothing about the peer. But when a link to it was there, and now nobody
 listens at its address, its process is gone: that is worth an accusation. The side that does not
-dial probes the address after a loss to learn the same.
+dial probes the address after a loss to learn the same. And when there is no link for long
+(`Timing.unreachable_s`), whatever the reason, one of the two must go: it is accused by a node that
+was connected with it, or that is older. A newcomer that reaches nobody accuses nobody.
 
 Invariants: no link to anybody but a listed peer in exactly the listed incarnation; at most one link
 to each, the one of its dialer's latest attempt.
 """
 
+import math
 import secrets
 import socket
 from collections.abc import Callable, Iterable
@@ -46,6 +49,7 @@ class Timing:
         silent_s: float = 2.0,
         handshake_s: float = 2.0,
         unlisted_s: float = 1.0,
+        unreachable_s: float = math.inf,
     ) -> None:
         assert ping_s < silent_s
         assert unlisted_s < handshake_s
@@ -53,6 +57,9 @@ class Timing:
         self.silent_s = silent_s  # after so long without a byte in, the connection is dropped
         self.handshake_s = handshake_s
         self.unlisted_s = unlisted_s  # a genuine peer not listed yet may wait so long for it
+        # Who cannot be reached for so long is accused; later, the more there are: if it is us who
+        # are cut off, the others are to be faster.
+        self.unreachable_s = unreachable_s
 
 
 class Connections:
@@ -348,10 +355,22 @@ class Connections:
             await trio.sleep(tick_s)
             for remote in list(self.remotes.values()):
                 if remote.link is not None:
+                    remote.unlinked_ticks = 0
                     self._tick(remote, remote.link, silent_ticks)
+                    continue
+                remote.unlinked_ticks += 1
+                if remote.unlinked_ticks * tick_s >= self._patience_s(remote):
+                    self.complain("peer unreachable", remote, why="no connection for long")
+                    self._accuse(remote)
                 elif remote.given_up:
                     self.complain("peer given up", remote, why=remote.given_up)
                     self._accuse(remote)
+
+    def _patience_s(self, remote: Remote) -> float:
+        if not remote.connects and remote.peer.incarnation < self.me.incarnation:
+            return math.inf  # it may be us who cannot be reached
+        unlinked = sum(other.link is None for other in self.remotes.values())
+        return self._timing.unreachable_s * (1 + unlinked) / 2
 
     def _tick(self, remote: Remote, link: Link, silent_ticks: int) -> None:
         link.age_ticks += 1

@@ -162,3 +162,15 @@ async def _connect(sock: socket.socket, target: Any) -> None:
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
         raise OSError(code, errno.errorcode.get(code, "connect"))
+
+
+async def answers(address: str, within_s: float = 2.0) -> bool:
+    """Tell whether the host at an address answers, be it that nobody listens there."""
+    try:
+        with trio.fail_after(within_s):
+            (await connect(address)).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError, trio.TooSlowError):
+        return False
+    return True

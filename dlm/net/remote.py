@@ -74,6 +74,7 @@ class Remote:
         self.dialling = trio.CancelScope()  # of the task that dials, or probes
         self.probing = False
         self.connects = 0
+        self.unlinked_ticks = 0  # since there was a link, or since it was listed
         self.drops = 0
         self.refused = 0
         self.last_drop = ""

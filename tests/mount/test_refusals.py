@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from clusterfs import config
+from clusterfs.cli import dev
 from clusterfs.cli.dev import Cluster
+from clusterfs.errors import SetupError
 
 COMMANDS = Path(sys.executable).parent
 
@@ -171,3 +173,24 @@ def test_no_fuse_device(stopped: Cluster) -> None:
     hidden = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev && exec "$@"', "sh")
     assert "/dev/fuse is missing" in refused(node.config, node.mount, prefix=hidden)
     assert contents(stopped.folder) == before
+
+
+@pytest.mark.timeout(900)
+def test_a_node_that_the_others_cannot_reach(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must neither be a member nor keep the members waiting for what it would master."""
+    monkeypatch.setattr(dev, "START_TIMEOUT_S", 300.0)
+    cluster = make_cluster(nodes=2, replicas=2)
+    cluster.configure(3, 2)
+    one, two, three = cluster.nodes
+    three.config.write_text('advertise = "127.0.0.1:9"\n' + three.config.read_text())
+    with pytest.raises(
+        SetupError, match=r"no connection between .* n1, n2 .* reach 127\.0\.0\.1:9"
+    ):
+        cluster.start("n3")
+    for number in range(100):
+        (one.mount / f"file{number}").write_text("content")
+    for number in range(100):
+        assert (two.mount / f"file{number}").read_text() == "content"
+    assert {member["name"] for member in one.ask("status")["members"]} == {"n1", "n2"}

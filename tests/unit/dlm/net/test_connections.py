@@ -175,6 +175,37 @@ async def test_who_never_connected_is_not_accused(start: Any, until: Any) -> Non
     assert low.lost == []
 
 
+IMPATIENT = Timing(ping_s=0.04, silent_s=0.16, handshake_s=0.5, unlisted_s=0.1, unreachable_s=0.2)
+
+
+async def test_a_newcomer_that_nobody_can_reach_is_accused_and_accuses_nobody(
+    start: Any, until: Any, unused_port: int
+) -> None:
+    nowhere = f"127.0.0.1:{unused_port}"
+    older, newcomer = await start(1, 5, timing=IMPATIENT), await start(3, 7, timing=IMPATIENT)
+    older.mesh.set_peers([Peer(2, 6, nowhere)])
+    newcomer.mesh.set_peers([Peer(2, 6, nowhere), Peer(4, 5, nowhere)])
+    await until(lambda: older.lost)
+    assert set(older.lost) == {(2, 6)}
+    assert older.mesh.never_met() == [Peer(2, 6, nowhere)]
+    # So long that it would have, were it the older one.
+    await until(lambda: newcomer.mesh._remotes[2].unlinked_ticks * 0.02 > 10 * 0.2)
+    assert newcomer.lost == []
+
+
+async def test_who_was_connected_and_cannot_be_reached_any_more_is_accused(
+    start: Any, until: Any
+) -> None:
+    low, high = await start(1, timing=IMPATIENT), await start(2, timing=IMPATIENT)
+    low.mesh.set_peers([high.peer])
+    high.mesh.set_peers([low.peer])
+    await until(lambda: low.mesh._remotes[2].link is not None)
+    assert low.mesh.never_met() == []
+    high.mesh.set_peers([])  # it listens, and lets nobody in
+    await until(lambda: low.lost)
+    assert set(low.lost) == {(2, high.peer.incarnation)}
+
+
 async def test_a_newcomer_connects_as_soon_as_it_is_listed(start: Any, until: Any) -> None:
     low, high = await start(1, timing=QUICK), await start(2, timing=QUICK)
     low.mesh.set_peers([high.peer])
