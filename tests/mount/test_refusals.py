@@ -185,9 +185,7 @@ def test_a_node_that_the_others_cannot_reach(
     cluster.configure(3, 2)
     one, two, three = cluster.nodes
     three.config.write_text('advertise = "127.0.0.1:9"\n' + three.config.read_text())
-    with pytest.raises(
-        SetupError, match=r"no connection between .* n1, n2 .* reach 127\.0\.0\.1:9"
-    ):
+    with pytest.raises(SetupError, match=r"no connection between .* n1, n2 .* reach 127\.0"):
         cluster.start("n3")
     for number in range(100):
         (one.mount / f"file{number}").write_text("content")
