@@ -1,5 +1,6 @@
 """Real mounts whose views are in a real etcd cluster, while members of etcd die and come back."""
 
+import errno
 import os
 import threading
 import time
@@ -100,3 +101,42 @@ def test_without_etcd_the_cluster_stalls_and_resumes_by_itself(
     expected = b"".join(b"%d\n" % n for n in range(done))
     for folder in folders:
         assert (folder / "log").read_bytes() == expected
+
+
+def test_where_errors_are_wanted_programs_get_them_and_go_on_afterwards(
+    make_cluster: Callable[..., Cluster], etcd_servers: Callable[..., Any]
+) -> None:
+    """`on_lost = "eio"`: no call waits for the cluster, and no handle is lost with it."""
+    servers = etcd_servers(1)
+    settings = {"on_lost": '"eio"', "provider": f'"etcd:{servers.endpoints[0]}"'}
+    cluster = make_cluster(1, 1, settings=settings)
+    path = cluster.nodes[0].mount / "file"
+    with path.open("xb+", buffering=0) as file:
+        file.write(b"before")
+        os.fsync(file.fileno())
+        servers.stop(0)
+        eventually(lambda: refusal(file.fileno()) == errno.EIO)
+        with pytest.raises(OSError, match="Input/output error"):
+            path.with_name("other").touch()
+        servers.start(0)
+        eventually(lambda: refusal(file.fileno()) == 0)
+        os.pwrite(file.fileno(), b"behind", 6)
+        os.fsync(file.fileno())
+    assert path.read_bytes() == b"beforebehind"
+
+
+def refusal(descriptor: int) -> int:
+    """Return the errno of a read that no cache of the kernel answers; 0: it has the data."""
+    try:
+        assert os.pread(descriptor, 6, 0) == b"before"
+    except OSError as failure:
+        return failure.errno or 0
+    return 0
+
+
+def eventually(so: Callable[[], bool], timeout_s: float = 120) -> None:
+    slept_s = 0.0
+    while not so():
+        assert slept_s < timeout_s, "it does not come to be so"
+        time.sleep(0.1)
+        slept_s += 0.1

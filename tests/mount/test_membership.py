@@ -17,6 +17,7 @@ import pytest
 from clusterfs.cli.dev import Cluster, Node, free_ports
 
 LEASE_S = 10.0  # the machine may be busy
+HEAVY = 4  # the weight of n5; all others' is 1
 
 
 def run(*words: object, code: int = 0) -> str:
@@ -64,7 +65,8 @@ class Founded:
     def _prepare(self, name: str) -> Node:
         """Let a node that was killed stay so, and delete soon what is of no use."""
         node = self.cluster.node(name)
-        settings = 'after_crash = "unmount"\ntrim_after_s = 1.0\n'
+        weight = HEAVY if name == "n5" else 1
+        settings = f'after_crash = "unmount"\ntrim_after_s = 1.0\nweight = {weight}\n'
         node.config.write_text(settings + node.config.read_text())
         return node
 
@@ -288,6 +290,8 @@ def test_a_cluster_grows_and_shrinks_under_a_writer(growing: Founded) -> None:
         listed = growing.listed()
         assert sum(node["in_sync"] for node in listed.values()) == 2 * 256
         assert all(0 < node["in_sync"] < 256 for node in listed.values())
+        lighter = [node["in_sync"] for name, node in listed.items() if name != "n5"]
+        assert listed["n5"]["in_sync"] > 1.5 * max(lighter), "its weight is that of all others"
         wait(lambda: cluster.node("n1").ask("status")["resync"]["trimmed"] > 0)
         for name in ("n2", "n4"):
             leave(growing, name)
@@ -312,9 +316,9 @@ def test_a_cluster_grows_and_shrinks_under_a_writer(growing: Founded) -> None:
     cluster.start("n1")
 
 
-def leave(growing: Founded, name: str) -> None:
+def leave(growing: Founded, name: str, *how: str) -> None:
     """Remove a node as its administrator does: empty it, unmount it, and it is forgotten."""
-    words = ("cluster", "remove", name, growing.etc / "n1.toml")
+    words = ("cluster", "remove", name, growing.etc / "n1.toml", *how)
     run(*words, "--no-wait")
     wait(lambda: growing.listed()[name]["held"] == 0)
     assert "holds nothing any more" in run(*words, "--no-wait")
@@ -333,6 +337,19 @@ def test_what_would_lose_data_is_refused(growing: Founded) -> None:
     assert "1 node for 2 copies" in run("cluster", "remove", "n5", config, code=1)
     assert "no node is called 'n9'" in run("cluster", "remove", "n9", config, code=1)
     assert growing.listed()["n5"]["retiring"] is False
+
+
+@pytest.mark.timeout(1200)
+def test_one_node_is_left_if_that_is_meant(growing: Founded) -> None:
+    n1 = growing.cluster.node("n1")
+    files = [path for path in (n1.mount / "busy").glob("*") if path.is_file()]
+    before = {path.name: path.read_bytes() for path in files}
+    assert before
+    leave(growing, "n5", "--fewer-copies")
+    assert sorted(growing.listed()) == ["n1"]
+    for name, content in before.items():
+        assert (n1.mount / "busy" / name).read_bytes() == content
+    (n1.mount / "alone").write_bytes(b"it goes on")
 
 
 @pytest.mark.timeout(1200)

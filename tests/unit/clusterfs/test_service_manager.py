@@ -1,6 +1,7 @@
 """What systemd hears: ready once, alive often enough, nothing without it."""
 
 import configparser
+import re
 import socket
 from pathlib import Path
 
@@ -49,3 +50,14 @@ def test_units_wait_for_the_daemon_and_watch_it(unit: Path) -> None:
 
 def test_there_are_units() -> None:
     assert len(UNITS) == 2
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_units_run_what_the_document_installs(unit: Path) -> None:
+    document = (UNITS[0].parents[2] / "docs" / "operations.md").read_text()
+    installed = set()
+    for sources, folder in re.findall(r"^ln -sf (/opt[^\n]*) (/\S+)/$", document, re.MULTILINE):
+        installed |= {f"{folder}/{Path(source).name}" for source in sources.split()}
+    lines = re.findall(r"^Exec\w+=(\S+)", unit.read_text(), re.MULTILINE)
+    assert lines
+    assert set(lines) <= installed
