@@ -55,12 +55,12 @@ from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.service_manager import ServiceManager
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.store import Store
-from clusterfs.transport import mesh_tls
+from clusterfs.transport import listen, mesh_timing, mesh_tls
 from clusterfs.volume.placement import incarnation_of_inode
 from clusterfs.volume.volume import Volume
 from clusterfs.watching import Watching
 from dlm.errors import LockLost
-from dlm.net import Mesh, Peer, Timing, answers
+from dlm.net import Mesh, Peer, answers
 from dlm.node import Lockspace
 
 _BEAT_S = 0.1
@@ -69,7 +69,6 @@ _LEAVE_S = 5.0  # to let others master what they use here
 _COLLECTED_AFTER = (5_000, 3, 1_500)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _COMES_BACK_S = 30.0
-_UNREACHABLE_S = 10.0  # or two leases
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
 
@@ -210,20 +209,13 @@ class Daemon:
             self._heard_epoch,
             structlog.get_logger(package="net"),
             on_lost=self._accuse,
-            timing=Timing(unreachable_s=max(_UNREACHABLE_S, 2 * self._identity.lease_s)),
+            timing=mesh_timing(self._identity.lease_s),
             tls=mesh_tls(self.config, self._name_of, self._revoked.refusal),
         )
         self.mesh.register(LOCKS, self._lock_channel)
         await insist(self._revoked.load)
         self._nursery.start_soon(self._revoked.keep)
-        host, _, port = self.config.listen.rpartition(":")
-        try:
-            await self._nursery.start(self.mesh.serve, host.strip("[]"), int(port))
-        except OSError as failure:
-            raise SetupError(
-                f"cannot listen on {self.config.listen}: {failure.strerror or failure}; "
-                "choose another address with the key 'listen'"
-            ) from failure
+        await listen(self._nursery, self.mesh, self.config.listen)
         return address
 
     def _name_of(self, node: int) -> str | None:

@@ -5,11 +5,15 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+import trio
 from cryptography import x509
 
 from clusterfs.config import Config
 from clusterfs.errors import SetupError
+from dlm.net import Mesh, Timing
 from dlm.net.tls import Tls
+
+_UNREACHABLE_S = 10.0
 
 
 def certificate_days(config: Config, now: dt.datetime) -> float | None:
@@ -48,3 +52,20 @@ def mesh_tls(
     except OSError as failure:
         name = failure.filename or "the files of the section tls"
         raise SetupError(f"tls: cannot read {name}: {failure.strerror}") from failure
+
+
+def mesh_timing(lease_s: float) -> Timing:
+    """Return how long the mesh waits: members that lost each other part after two leases."""
+    return Timing(unreachable_s=max(_UNREACHABLE_S, 2 * lease_s))
+
+
+async def listen(nursery: trio.Nursery, mesh: Mesh, address: str) -> None:
+    """Let the mesh serve at the key `listen`. Raises SetupError."""
+    host, _, port = address.rpartition(":")
+    try:
+        await nursery.start(mesh.serve, host.strip("[]"), int(port))
+    except OSError as failure:
+        raise SetupError(
+            f"cannot listen on {address}: {failure.strerror or failure}; "
+            "choose another address with the key 'listen'"
+        ) from failure
