@@ -93,8 +93,10 @@ class Client:
 class Rounds:
     """Rounds on one cluster, one after the other."""
 
-    def __init__(self, cluster: HostCluster) -> None:
+    def __init__(self, cluster: HostCluster, *, keeps: bool = False) -> None:
+        """`keeps`: what a failing round was is written to files."""
         self.cluster = cluster
+        self._keeps = keeps
         self.operations = 0
         self.kinds: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -141,8 +143,9 @@ class Rounds:
         if wrong:
             wrong += [odd for client in clients for odd in client.oddities()][:20]
             wrong.append("played: " + "; ".join(played))
-            logs = [node.log for node in self.cluster.nodes]
-            wrong.append(f"all of it: {evidence.keep(folder, records, wrong, logs)}")
+            if self._keeps:
+                logs = [node.log for node in self.cluster.nodes]
+                wrong.append(f"all of it: {evidence.keep(folder, records, wrong, logs)}")
         return wrong
 
     def _prepare(self, folder: str) -> None:
@@ -242,7 +245,7 @@ class Rounds:
 
 def play_for_minutes(cluster: HostCluster, minutes: float) -> None:
     """Play round after round; each is to find nothing."""
-    rounds = Rounds(cluster)
+    rounds = Rounds(cluster, keeps=True)
     end_s = time.monotonic() + minutes * 60
     number = 0
     while time.monotonic() < end_s:
