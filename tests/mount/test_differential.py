@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -32,22 +33,24 @@ def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
 @pytest.fixture
 def reference(tmp_path: Path) -> Iterator[Path]:
     """Return a directory of an ext4: this machine's own, or one in a file."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # other users go through it
+    top = Path(tempfile.gettempdir())
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to(top) and folder != top:
+            folder.chmod(0o755)  # other users go through it
     kind = subprocess.run(
         ["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True
     ).stdout
     if kind.strip() == "ext2/ext3":  # what stat calls it
         yield tmp_path
         return
-    image, top = tmp_path / "image", tmp_path / "ext4"
-    top.mkdir()
+    image, mounted = tmp_path / "image", tmp_path / "ext4"
+    mounted.mkdir()
     subprocess.run(["mkfs.ext4", "-q", image, "2G"], check=True)
-    subprocess.run(["mount", "-o", "loop", image, top], check=True)
+    subprocess.run(["mount", "-o", "loop", image, mounted], check=True)
     try:
-        yield top
+        yield mounted
     finally:
-        subprocess.run(["umount", top], check=True)
+        subprocess.run(["umount", mounted], check=True)
 
 
 @pytest.fixture
