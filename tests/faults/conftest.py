@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.faults.cluster import HostCluster
+from tests.watchdog import watched
 
 _clusters: list[HostCluster] = []
 
@@ -55,3 +56,9 @@ def make_hosts() -> Iterator[Callable[..., HostCluster]]:
     _clusters.clear()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
+    with watched(request, lambda: [hosts.cluster for hosts in _clusters]):
+        yield

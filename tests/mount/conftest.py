@@ -1,24 +1,19 @@
 """Real clusters for the tests in this folder: three daemons, three mounts, shared by a module.
 
-A system call on a mount whose daemon hangs cannot be interrupted, so each test has a watchdog: in
-time it kills the daemons and aborts their FUSE connections; the call fails and so does the test.
+Each test has a watchdog (tests/watchdog.py).
 """
 
 import contextlib
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from clusterfs.cli import processes
-from clusterfs.cli.control import MOUNTINFO
-from clusterfs.cli.dev import Cluster, clear_mount
-from clusterfs.errors import SetupError
+from clusterfs.cli.dev import Cluster
+from tests.watchdog import watched, wreck
 
 LOG_LINES = 25
 _clusters: list[Cluster] = []
@@ -111,27 +106,5 @@ def folders(
 
 @pytest.fixture(autouse=True)
 def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
-    marker = request.node.get_closest_marker("timeout")
-    limit_s = (marker.args[0] if marker and marker.args else 600) * 0.8
-    timer = threading.Timer(limit_s, lambda: [wreck(cluster) for cluster in list(_clusters)])
-    timer.daemon = True
-    timer.start()
-    yield
-    timer.cancel()
-
-
-def wreck(cluster: Cluster) -> None:
-    """End everything a cluster runs, hung or not, without asking it."""
-    with contextlib.suppress(SetupError):
-        for node in cluster.nodes:
-            process = node.process
-            if process and processes.send(process, signal.SIGKILL):
-                processes.wait_gone(process, 10)
-    for line in MOUNTINFO.read_text().splitlines():
-        fields = line.split(" ")
-        if fields[4].startswith(f"{cluster.folder}/") and " - fuse" in line:
-            minor = fields[2].partition(":")[2]
-            with contextlib.suppress(OSError):
-                Path(f"/sys/fs/fuse/connections/{minor}/abort").write_text("1")
-            with contextlib.suppress(SetupError):
-                clear_mount(Path(fields[4]))
+    with watched(request, lambda: _clusters):
+        yield
