@@ -7,12 +7,12 @@ import pytest
 from bench import failover
 from tests.faults.cluster import HostCluster
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
 def hosts(make_hosts: Callable[..., HostCluster]) -> HostCluster:
-    return make_hosts(3)
+    return make_hosts(3, lease_s=6.0)  # who goes on must keep its lease, however busy
 
 
 def test_others_go_on_after_a_host_died(hosts: HostCluster) -> None:
