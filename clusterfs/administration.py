@@ -52,11 +52,10 @@ class Administration:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._started_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-        self._reports: LockReports
+        self._reports = LockReports(node.mesh, self.describe_locks, self._others)
 
     def handlers(self) -> dict[str, control.Handler]:
         """Return who answers which request."""
-        self._reports = LockReports(self._node.mesh, self.describe_locks, self._others)
         orders = TreeOrders(
             self._node.mesh,
             lambda: self._node.locks.trees,

@@ -43,9 +43,14 @@ def wreck(cluster: Cluster) -> None:
             process = node.process
             if process and processes.send(process, signal.SIGKILL):
                 processes.wait_gone(process, 10)
+    abort_mounts(cluster.folder)
+
+
+def abort_mounts(folder: Path) -> None:
+    """Abort and detach every FUSE mount under the folder."""
     for line in MOUNTINFO.read_text().splitlines():
         fields = line.split(" ")
-        if fields[4].startswith(f"{cluster.folder}/") and " - fuse" in line:
+        if fields[4].startswith(f"{folder}/") and " - fuse" in line:
             minor = fields[2].partition(":")[2]
             with contextlib.suppress(OSError):
                 Path(f"/sys/fs/fuse/connections/{minor}/abort").write_text("1")

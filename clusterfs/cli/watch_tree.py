@@ -150,9 +150,7 @@ class Tree:
 
     def _forget(self, directory: int, found: Found, *, moved: bool) -> None:
         del self.folders[directory].names[found.name]
-        self.places[found.inode].discard((directory, found.name))
-        if not self.places[found.inode]:
-            del self.places[found.inode]
+        self._unplace(directory, found)
         folder = self.folders.get(found.inode)
         if folder is not None and (folder.parent, folder.name) == (directory, found.name):
             folder.parent = None
@@ -161,6 +159,12 @@ class Tree:
             else:
                 self._leave([found.inode])
 
+    def _unplace(self, directory: int, found: Found) -> None:
+        places = self.places[found.inode]
+        places.discard((directory, found.name))
+        if not places:
+            del self.places[found.inode]
+
     def _leave(self, inodes: list[int]) -> None:
         gone: list[int] = []
         while inodes:
@@ -168,9 +172,7 @@ class Tree:
             folder = self.folders.pop(inode)
             gone.append(inode)
             for found in folder.names.values():
-                self.places[found.inode].discard((inode, found.name))
-                if not self.places[found.inode]:
-                    del self.places[found.inode]
+                self._unplace(inode, found)
                 below = self.folders.get(found.inode)
                 if below is not None and (below.parent, below.name) == (inode, found.name):
                     inodes.append(found.inode)

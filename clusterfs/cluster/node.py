@@ -229,13 +229,14 @@ class Membership:
         Gives up after one lease without the provider: then the others have noticed by themselves.
         Returns the view in which it had left, if that is known.
         """
-        left: list[View] = []
         if self._me.serving:
             self._me.retire()
             with trio.move_on_after(self.identity.lease_s):
-                while not await self._left(left):
-                    pass
-        return left[-1] if left else None
+                while True:
+                    done, view = await self._left()
+                    if done:
+                        return view
+        return None
 
     async def rejoin(self) -> None:
         """Join again as a new incarnation after `lost`; waits while the provider is away.
@@ -423,21 +424,21 @@ class Membership:
         result = await self.propose(change_current)
         return {group for group in current if reached(result, group)}
 
-    async def _left(self, known: list[View]) -> bool:
+    async def _left(self) -> tuple[bool, View | None]:
+        """Try to leave; tell whether it has left, and in which view, if it did so now."""
         try:
             view = (await self._provider.read()).view
             assert view is not None
             keep = self._applicant.keeps_places
             proposal = membership.left(view, self.node, self.incarnation, keep=keep)
             if proposal is None:
-                return True
+                return True, None
             left = await self._provider.propose(proposal, {})
         except ProviderAway as error:
             self._me.failed(error)
             await trio.sleep(self._tick_s)
-            return False
-        known += [proposal] if left else []
-        return left
+            return False, None
+        return left, proposal if left else None
 
     def _take(self, snapshot: Snapshot) -> None:
         self._heartbeats.observe(snapshot.beats, self._now())

@@ -50,7 +50,7 @@ class OpenFile:
         self.append = bool(flags & os.O_APPEND)
         self.direct_io = self.writable
         self.noted = not flags & os.O_NOATIME  # its reads change the access time
-        self.privileged = privileged  # its writes keep setuid and setgid bits
+        self.privileged = privileged  # its atomic writes keep setuid and setgid bits
         self.staged: Staged | None = None  # the atomic transaction that it is in
         self.dead = False  # this node was lost, and the file changed elsewhere meanwhile
 

@@ -53,26 +53,22 @@ class Metadata:
             record = await self._files.load_for_change(inode)
             check_change(record, changes, caller)
             fields = _fields(record, changes, caller, self._now_ns())
+            mode = changes.mode if record.flags & ACCESS_ACL else None  # that the ACL must follow
             if changes.size is not None:
                 await self._resize(attempt, inode, changes.size, fields)
-            elif not self._take_later(inode, record, changes, fields):
+            elif mode is not None or not self._take_later(inode, record, fields):
                 edit = Edit(inode, record.changed(**fields))
-                if changes.mode is not None and record.flags & ACCESS_ACL:
-                    edit.operations.append(await self._acl_with(inode, changes.mode))
+                if mode is not None:
+                    edit.operations.append(await self._acl_with(inode, mode))
                 await self._transactions.commit(edit, attempt=attempt)
             inode.lock.require(PR)
             return self._coherence.status(inode)
 
-    def _take_later(
-        self, inode: Inode, record: Record, changes: Changes, fields: dict[str, int]
-    ) -> bool:
+    def _take_later(self, inode: Inode, record: Record, fields: dict[str, int]) -> bool:
         """Change the attributes in memory only, if they may be written back like data."""
         may = record.is_regular and not record.atomic_fsync and not self._transactions.read_only
-        if changes.mode is not None and record.flags & ACCESS_ACL:
-            return False
-        if not may or not (inode.needs_flush or fields.keys() <= _TIMES):
-            return False
-        if self._writeback.crowded:
+        like_data = inode.needs_flush or fields.keys() <= _TIMES
+        if not may or not like_data or self._writeback.crowded:
             return False
         inode.lock.require(EX)
         asking.changing()

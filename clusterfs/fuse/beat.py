@@ -47,8 +47,8 @@ TABLE: Final = 64
 CAPACITY: Final = 65536
 HANDLES: Final = 262144
 LOCKS: Final = 65536
-_HANDLE_WORDS: Final = 3
-_LOCK_WORDS: Final = 6
+HANDLE_WORDS: Final = 3
+LOCK_WORDS: Final = 6
 _FOREVER: Final = 2**63 - 1
 
 
@@ -81,8 +81,8 @@ class Beat:
         self.handles = handles
         self.locks = locks
         self.first_handle = TABLE + capacity
-        self.first_lock = self.first_handle + handles * _HANDLE_WORDS
-        size = (self.first_lock + locks * _LOCK_WORDS) * 8
+        self.first_lock = self.first_handle + handles * HANDLE_WORDS
+        size = (self.first_lock + locks * LOCK_WORDS) * 8
         self.memory = os.memfd_create("clusterfs-beat") if memory is None else memory
         if memory is None:
             os.truncate(self.memory, size)

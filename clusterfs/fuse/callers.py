@@ -9,6 +9,7 @@ from clusterfs.fs.results import Caller
 from clusterfs.fuse.binding import native
 
 PROC: Final = Path("/proc")
+NOBODY: Final = 65534  # whom a squashed root is taken for
 
 
 def caller_of(context: Any) -> Caller:
@@ -19,6 +20,11 @@ def caller_of(context: Any) -> Caller:
 def writer() -> Caller:
     """Return whose request is being handled, without groups; ask before the first await."""
     return Caller(native.current_uid(), native.current_gid(), native.current_pid())
+
+
+def squashed(caller: Caller) -> Caller:
+    """Return who a caller counts as where root is nobody special."""
+    return caller if caller.uid else Caller(NOBODY, NOBODY)
 
 
 def with_groups(caller: Caller) -> Caller:

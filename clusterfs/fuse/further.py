@@ -18,7 +18,7 @@ from clusterfs.fs.file_locks import EXCLUSIVE, NOTHING, SHARED
 from clusterfs.fs.results import Caller
 from clusterfs.fuse import flags, statx
 from clusterfs.fuse.binding import native
-from clusterfs.fuse.callers import with_groups
+from clusterfs.fuse.callers import squashed, with_groups
 from clusterfs.fuse.replies import answering
 from dlm.ranges import TO_THE_END, Span
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _NUMBER = struct.Struct("=Q")
 _FLAGS = struct.Struct("=I")
-NOBODY = 65534  # whom a squashed root is taken for
 _COPY_BYTES = 1 << 30  # the answer counts bytes in 32 bits
 
 _MODES = {fcntl.F_RDLCK: SHARED, fcntl.F_WRLCK: EXCLUSIVE, fcntl.F_UNLCK: NOTHING}
@@ -113,9 +112,7 @@ class Further:
     def _who(self, request: native.Request) -> Caller:
         """Return who changes a file's contents."""
         caller = Caller(*request.context())
-        if self.squash is not None and not caller.uid:
-            return Caller(NOBODY, NOBODY)
-        return with_groups(caller)
+        return with_groups(caller if self.squash is None else squashed(caller))
 
     # ---- file locks ----
 

@@ -1,8 +1,8 @@
 """The open handles of the mount, kept where the next process finds them if this one dies.
 
-A table in the memory that daemon and supervisor share (beat.py). A slot is three words:
+A table (slots.py) in the memory that daemon and supervisor share. A slot is three words:
 
-    handle   0: the slot is empty; written last, emptied first, so a slot is whole or not there
+    handle   0: the slot is empty
     inode
     state    bits 0-31 the flags of open(2), then: privileged, directory, endangered, staged, dead,
              locked: it holds file locks that lock_journal.py has no room for
@@ -10,15 +10,15 @@ A table in the memory that daemon and supervisor share (beat.py). A slot is thre
 If the table is full, a handle gets no slot: after a takeover the kernel is told that it is stale.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from clusterfs.fs.endangered import LockNote
 from clusterfs.fs.handles import Former
-from clusterfs.fuse.beat import HANDLES_USED, Beat
+from clusterfs.fuse.beat import HANDLE_WORDS, HANDLES_USED, Beat
 from clusterfs.fuse.lock_journal import LockJournal
+from clusterfs.fuse.slots import Slots
 
-_WORDS: Final = 3
 _FLAGS: Final = 0xFFFFFFFF
 _PRIVILEGED: Final = 1 << 32
 _DIRECTORY: Final = 1 << 33
@@ -33,11 +33,9 @@ class HandleJournal:
 
     def __init__(self, beat: Beat) -> None:
         self._words = beat.words
-        self._first = beat.first_handle
-        self._capacity = beat.handles
+        self._table = Slots(beat, beat.first_handle, beat.handles, HANDLE_WORDS, HANDLES_USED)
         self._locks = LockJournal(beat)
         self._slots: dict[int, int] = {}
-        self._free: list[int] = []
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -47,10 +45,11 @@ class HandleJournal:
 
         clean: nothing of it was in memory only.
         """
-        found = list(self._recovered())
         lost = _DEAD | _STAGED | _LOCKED | (0 if clean else _ENDANGERED)
         formers = []
-        for slot, handle, inode, state in found:
+        for slot in self._table.recover():
+            at = self._table.at(slot)
+            handle, inode, state = self._words[at : at + HANDLE_WORDS]
             self._slots[handle] = slot
             former = Former(
                 handle,
@@ -61,10 +60,8 @@ class HandleJournal:
                 bool(state & lost),
             )
             kept = state & ~(_STAGED | _ENDANGERED | _LOCKED)
-            self._words[self._at(slot) + 2] = kept | (_DEAD if former.lost else 0)
+            self._words[at + 2] = kept | (_DEAD if former.lost else 0)
             formers.append(former)
-        taken = set(self._slots.values())
-        self._free = [slot for slot in range(self._words[HANDLES_USED]) if slot not in taken]
         return formers
 
     def recover_locks(self) -> list[LockNote]:
@@ -75,11 +72,11 @@ class HandleJournal:
         self, handle: int, inode: int, flags: int, *, privileged: bool, directory: bool
     ) -> None:
         """Note a handle before the kernel hears of it."""
-        slot = self._take()
+        slot = self._table.take()
         if slot is None:
             return
         self._slots[handle] = slot
-        at = self._at(slot)
+        at = self._table.at(slot)
         self._words[at + 1] = inode
         state = flags & _FLAGS | privileged * _PRIVILEGED | directory * _DIRECTORY
         self._words[at + 2] = state
@@ -89,8 +86,7 @@ class HandleJournal:
         """Forget a handle."""
         slot = self._slots.pop(handle, None)
         if slot is not None:
-            self._words[self._at(slot)] = 0
-            self._free.append(slot)
+            self._table.empty(slot)
 
     def endangered(self, handle: int, so: bool) -> None:  # noqa: FBT001  the value of a flag
         """Note whether what was written through it would be lost with this process."""
@@ -112,27 +108,9 @@ class HandleJournal:
         """Note that what was written through it is lost."""
         self._set(handle, _DEAD, so=True)
 
-    def _recovered(self) -> Iterator[tuple[int, int, int, int]]:
-        for slot in range(self._words[HANDLES_USED]):
-            at = self._at(slot)
-            if handle := self._words[at]:
-                yield slot, handle, self._words[at + 1], self._words[at + 2]
-
     def _set(self, handle: int, bit: int, *, so: bool) -> None:
         slot = self._slots.get(handle)
         if slot is not None:
-            at = self._at(slot) + 2
+            at = self._table.at(slot) + 2
             state = self._words[at]
             self._words[at] = state | bit if so else state & ~bit
-
-    def _take(self) -> int | None:
-        if self._free:
-            return self._free.pop()
-        used = self._words[HANDLES_USED]
-        if used >= self._capacity:
-            return None
-        self._words[HANDLES_USED] = used + 1
-        return int(used)
-
-    def _at(self, slot: int) -> int:
-        return self._first + slot * _WORDS

@@ -1,8 +1,8 @@
 """The file locks of the mount's programs, kept where the next process finds them if this one ends.
 
-A table in the memory that daemon and supervisor share (beat.py). A slot is six words:
+A table (slots.py) in the memory that daemon and supervisor share. A slot is six words:
 
-    handle   0: the slot is empty; written last, emptied first, so a slot is whole or not there
+    handle   0: the slot is empty
     inode
     owner    the kernel's lock owner
     start    first byte
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from clusterfs.fs.endangered import LockNote
-from clusterfs.fuse.beat import LOCKS_USED, Beat
+from clusterfs.fuse.beat import LOCK_WORDS, LOCKS_USED, Beat
+from clusterfs.fuse.slots import Slots
 
-_WORDS: Final = 6
 _MODE: Final = 0xFF
 _FLOCK: Final = 1 << 8
 _PID_BIT: Final = 16
@@ -34,21 +34,16 @@ class LockJournal:
 
     def __init__(self, beat: Beat) -> None:
         self._words = beat.words
-        self._first = beat.first_lock
-        self._capacity = beat.locks
+        self._table = Slots(beat, beat.first_lock, beat.locks, LOCK_WORDS, LOCKS_USED)
         self._slots: dict[Key, list[int]] = {}
-        self._free: list[int] = []
 
     def recover(self) -> list[LockNote]:
         """Return what the process before this one had noted; it stays noted."""
         found = []
-        for slot in range(self._words[LOCKS_USED]):
+        for slot in self._table.recover():
             note = self._read(slot)
-            if note is None:
-                self._free.append(slot)
-            else:
-                self._slots.setdefault(_key(note), []).append(slot)
-                found.append(note)
+            self._slots.setdefault(_key(note), []).append(slot)
+            found.append(note)
         return found
 
     def replace(self, inode: int, owner: int, notes: Sequence[LockNote], *, flock: bool) -> bool:
@@ -56,7 +51,7 @@ class LockJournal:
         key = inode, flock, owner
         former, written = self._slots.pop(key, []), list[int]()
         for note in notes:
-            slot = self._take()
+            slot = self._table.take()
             if slot is None:
                 break
             self._write(slot, note)
@@ -65,14 +60,13 @@ class LockJournal:
         if not complete:
             former, written = former + written, []
         for slot in former:
-            self._words[self._at(slot)] = 0
-        self._free += former
+            self._table.empty(slot)
         if written:
             self._slots[key] = written
         return complete
 
     def _write(self, slot: int, note: LockNote) -> None:
-        at, words = self._at(slot), self._words
+        at, words = self._table.at(slot), self._words
         words[at + 1] = note.inode
         words[at + 2] = note.owner
         words[at + 3] = note.start
@@ -80,25 +74,11 @@ class LockJournal:
         words[at + 5] = note.mode | note.flock * _FLOCK | (note.pid & _PID) << _PID_BIT
         words[at] = note.handle
 
-    def _read(self, slot: int) -> LockNote | None:
-        at = self._at(slot)
-        handle, inode, owner, start, last, what = self._words[at : at + _WORDS]
-        if not handle:
-            return None
+    def _read(self, slot: int) -> LockNote:
+        at = self._table.at(slot)
+        handle, inode, owner, start, last, what = self._words[at : at + LOCK_WORDS]
         pid = what >> _PID_BIT & _PID
         return LockNote(handle, inode, owner, pid, bool(what & _FLOCK), start, last, what & _MODE)
-
-    def _take(self) -> int | None:
-        if self._free:
-            return self._free.pop()
-        used = self._words[LOCKS_USED]
-        if used >= self._capacity:
-            return None
-        self._words[LOCKS_USED] = used + 1
-        return int(used)
-
-    def _at(self, slot: int) -> int:
-        return self._first + slot * _WORDS
 
 
 def _key(note: LockNote) -> Key:

@@ -20,7 +20,7 @@ from clusterfs.fs.permissions import access_of
 from clusterfs.fs.results import Caller
 from clusterfs.fuse.again import Again
 from clusterfs.fuse.cached import CachedInodes
-from clusterfs.fuse.further import NOBODY
+from clusterfs.fuse.callers import NOBODY, squashed
 from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.replies import replying
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from clusterfs.fs.filesystem import Filesystem
 
 _READ, _WRITE, _EXECUTE = os.R_OK, os.W_OK, os.X_OK
-_ID = NOBODY
 
 
 class Nobody(NamedTuple):
@@ -52,14 +51,13 @@ class SquashedOperations(Operations):
         self.further.squash = partial(check_xattr, filesystem)
 
     def _writer(self) -> Caller:
-        caller = super()._writer()
-        return caller if caller.uid else Caller(_ID, _ID)
+        return squashed(super()._writer())
 
     async def _who(self, ctx: Any, *needed: tuple[int, int]) -> Any:
         """Return who asks, if root may have all this (inode, mask) as nobody. Raises FUSEError."""
         if ctx.uid:
             return ctx
-        nobody = Nobody(_ID, _ID, 0, ctx.umask)
+        nobody = Nobody(NOBODY, NOBODY, 0, ctx.umask)
         for inode, mask in needed:
             await self.access(inode, mask, nobody)
         return nobody
@@ -136,12 +134,12 @@ async def check_xattr(filesystem: "Filesystem", inode: int, name: bytes) -> Call
 
     Raises PermissionDenied, OperationNotPermitted.
     """
-    nobody = Caller(_ID, _ID)
+    nobody = Caller(NOBODY, NOBODY)
     if name.startswith(b"user."):
         await filesystem.access(inode, _WRITE, nobody)
     elif not (
         name.startswith(b"system.posix_acl_")
-        and (await filesystem.getattr(inode)).attributes.uid == _ID
+        and (await filesystem.getattr(inode)).attributes.uid == NOBODY
     ):
         raise OperationNotPermitted
     return nobody

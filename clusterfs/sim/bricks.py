@@ -131,26 +131,28 @@ class Trial:
         """Apply one to three changes."""
         transaction, payload = self._transaction(self.random.randint(1, 3))
         if await self._admit(transaction.changes):
-            self.store.apply(transaction, payload)
-            self.model.perform(transaction.changes, payload)
-            self.model.applied.add((transaction.client, transaction.sequence))
-            self.issue()
+            self._apply(transaction, payload)
+
+    def _apply(self, transaction: Transaction, payload: bytes) -> None:
+        self.store.apply(transaction, payload)
+        self.model.perform(transaction.changes, payload)
+        self.model.applied.add((transaction.client, transaction.sequence))
+        self.issue()
+
+    def _prepare(self, transaction: Transaction, payload: bytes) -> None:
+        self.store.prepare(transaction, payload)
+        self.model.prepared[transaction.client, transaction.sequence] = (transaction, payload)
+        self.issue()
 
     async def share(self) -> None:
         """Clone blocks of one object to another, or within one; apply it, or prepare it."""
         made = self._shares()
         if made is None or not await self._admit(made[0].changes):
             return
-        transaction, payload = made
-        key = (transaction.client, transaction.sequence)
         if self.random.random() < 0.3:  # noqa: PLR2004
-            self.store.prepare(transaction, payload)
-            self.model.prepared[key] = (transaction, payload)
+            self._prepare(*made)
         else:
-            self.store.apply(transaction, payload)
-            self.model.perform(transaction.changes, payload)
-            self.model.applied.add(key)
-        self.issue()
+            self._apply(*made)
 
     def _shares(self) -> tuple[Transaction, bytes] | None:
         """Return a transaction that shares, and writes to the source, too, or deletes it."""
@@ -195,20 +197,14 @@ class Trial:
         transaction = Transaction(1, self._sequence, 1, tuple(changes))
         assert await self._admit(transaction.changes)
         payload = b"".join(parts)
-        self.store.apply(transaction, payload)
-        self.model.perform(transaction.changes, payload)
-        self.model.applied.add((1, self._sequence))
-        self.issue()
+        self._apply(transaction, payload)
         return payload
 
     async def prepare(self) -> None:
         """Prepare a transaction."""
         transaction, payload = self._transaction(self.random.randint(1, 2))
         if await self._admit(transaction.changes):
-            self.store.prepare(transaction, payload)
-            key = (transaction.client, transaction.sequence)
-            self.model.prepared[key] = (transaction, payload)
-            self.issue()
+            self._prepare(transaction, payload)
 
     async def decide(self) -> None:
         """Commit or abort something prepared."""

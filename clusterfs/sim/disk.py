@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from clusterfs.errors import SetupError
+from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.table import TOTAL, Table, Total, damage_in
 
 SECTOR_BYTES = 512
-_BLOCK_BYTES = 4096
 
 
 class Written(NamedTuple):
@@ -261,7 +261,7 @@ class SimulatedDisk:
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Read what was written last, unless a block of it is unreadable."""
-        blocks = range(offset // _BLOCK_BYTES, -(-(offset + length) // _BLOCK_BYTES))
+        blocks = range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES))
         if self.unreadable and not self.unreadable.isdisjoint((segment, at) for at in blocks):
             raise OSError(self.unreadable_errno, "simulated bad sector")
         with self._mutex:

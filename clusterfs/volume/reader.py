@@ -76,7 +76,8 @@ class Reader:
         try:
             return self._fetch_here(object_id, group, keys)
         except BrickFailed as error:
-            raise self._elsewhere(group, error) from error
+            self._leave_to_others(group, error)
+            raise WouldBlock("another replica must be asked") from error
 
     def _fetch_here(
         self, object_id: ObjectId, group: int, keys: Sequence[bytes]
@@ -95,10 +96,9 @@ class Reader:
             if store.version(object_id) == ABSENT:
                 return bytes(BLOCK_BYTES * count)
             data: bytes = store.read_nowait(object_id, first, count)
-        except ChunkCorrupted as error:
+        except (BrickFailed, ChunkCorrupted) as error:
+            self._leave_to_others(group, error)
             raise WouldBlock("another replica must be asked") from error
-        except BrickFailed as error:
-            raise self._elsewhere(group, error) from error
         self.local += 1
         return data
 
@@ -162,7 +162,7 @@ class Reader:
                 if not damaged & self._site.bit:
                     return await self._read_local(object_id, group, first, count)
             except (BrickFailed, ChunkCorrupted) as error:
-                self._elsewhere(group, error)
+                self._leave_to_others(group, error)
                 damaged |= self._site.bit
                 self._log.error("damaged block", object=object_id.hex(), first=first, count=count)
             except WouldBlock:
@@ -254,15 +254,14 @@ class Reader:
             raise WouldBlock("a transaction on it is undecided")
         return site.store
 
-    def _elsewhere(self, group: int, error: Exception) -> WouldBlock:
-        """Return what tells the caller to ask others; raise the error if nobody else has it.
+    def _leave_to_others(self, group: int, error: Exception) -> None:
+        """Raise what failed here if nobody else has the group.
 
         A brick that cannot be read has failed: the next view does not count on it any more.
         """
         site = self._site
         if isinstance(error, BrickFailed) and not site.others(site.view.in_sync[group]):
             raise error
-        return WouldBlock("another replica must be asked")
 
     async def _read_local(self, object_id: ObjectId, group: int, first: int, count: int) -> bytes:
         store = self._local(group, object_id)
@@ -287,7 +286,7 @@ class Reader:
             try:
                 return nowait()
             except BrickFailed as error:
-                self._elsewhere(group, error)
+                self._leave_to_others(group, error)
                 unfit = self._site.bit
             except WouldBlock:
                 pass
@@ -346,7 +345,7 @@ class Reader:
                 listed = local(self._local(group, ObjectId(b"")))
                 node = self._site.node
             except (BrickFailed, WouldBlock) as error:
-                self._elsewhere(group, error)
+                self._leave_to_others(group, error)
                 unfit = self._site.bit if isinstance(error, BrickFailed) else 0
                 source = await self._source(group, unfit)
                 if source is None:

@@ -20,6 +20,7 @@ from clusterfs import certificates
 from clusterfs.cli import dev, processes
 from clusterfs.cli.dev import Cluster, Node
 from tests.faults.hosts import DIES_WITH_US, Network
+from tests.watchdog import abort_mounts
 
 PATIENCE_S = 300.0  # many clusters may share a slow machine
 _DAEMON = Path(__file__).with_name("daemon.py")
@@ -281,21 +282,6 @@ class HostCluster:
             self.network.close()
         if self.small_brick:
             subprocess.run(["umount", "-l", self.small_brick], check=False)
-
-
-def abort_mounts(folder: Path) -> None:
-    """Abort and detach every FUSE mount under the folder."""
-    for line in dev_mounts():
-        fields = line.split(" ")
-        if fields[4].startswith(f"{folder}/") and " - fuse" in line:
-            minor = fields[2].partition(":")[2]
-            with contextlib.suppress(OSError):
-                Path(f"/sys/fs/fuse/connections/{minor}/abort").write_text("1")
-            subprocess.run(["umount", "-l", fields[4]], check=False, capture_output=True)
-
-
-def dev_mounts() -> list[str]:
-    return Path("/proc/self/mountinfo").read_text().splitlines()
 
 
 def logged(path: Path) -> Iterator[dict[str, Any]]:
