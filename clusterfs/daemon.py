@@ -379,8 +379,10 @@ class Daemon:
 
     async def _readmit_when_lost(self) -> None:
         """Come back as a new incarnation after each loss."""
+        await self.filesystem.begun()
         while True:
             await self.membership.lost.wait()
+            strangers = [peer.node for peer in self.mesh.never_met()]
             self._log.error("this node was removed; it drops its caches and joins again")
             self.handover.out()
             self.filesystem.lost()
@@ -389,7 +391,6 @@ class Daemon:
             await self.filesystem.wait_dropped()
             await self.membership.caches_dropped()
             self._lock_channel.clear()
-            strangers = [peer.node for peer in self.mesh.never_met()]
             await self._comeback.wait(self.membership.node, strangers, serving=self._said_so)
             await self.membership.rejoin()
             self._beat.identify(self.membership.node, self.membership.incarnation)

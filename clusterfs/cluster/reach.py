@@ -5,9 +5,10 @@ the other one could wait for without end. The first to have the other removed go
 comes back when the way is free. To reach somebody is to open a connection to its address, or to be
 told that nobody listens there: then its process is gone, and the others will notice.
 
-A node that was never connected with somebody who lives is in the way in any case: a wrong address,
-certificate or clock, a firewall. One that is just starting gives up, and says so; one that serves a
-mount comes back after a while, and later each time.
+A node that for long was never connected with somebody who lives is in the way in any case: a wrong
+address, certificate or clock, a firewall. (One whose lease ended right after it had joined was not
+in anybody's way: it had no time to connect.) One that is just starting gives up, and says so; one
+that serves a mount comes back after a while, and later each time.
 """
 
 import math
@@ -41,7 +42,7 @@ class Comeback:
         self._in_vain = 0  # times that it came back and somebody was never met
 
     async def wait(self, me: int, strangers: Iterable[int], *, serving: bool) -> None:
-        """Return when node `me` may join again, which never was connected with `strangers`.
+        """Return when node `me` may join again, which for long did not connect with `strangers`.
 
         Raises SetupError: it has not served anybody, and will not.
         """

@@ -138,6 +138,7 @@ class Filesystem:
             self._access_times,
             now_ns,
         )
+        self._begun = trio.Event()
         self._directories = Directories(volume, self._transactions)
         self._operate(parts)
         self._outlive(parts)
@@ -187,6 +188,7 @@ class Filesystem:
             self._coherence.use(nursery, self._gate.lease_left_s)
             self._orphans.use(nursery)
             self._readmission.use(nursery)
+            self._begun.set()
             await self._gate.run(self._make_root, internal=True)
             nursery.start_soon(self._aging.run)
             nursery.start_soon(self._access_times.run)
@@ -215,8 +217,12 @@ class Filesystem:
         await self._gate.run(self._quotas.give_back, internal=True)
         await self._gate.run(self._volume.sync, internal=True)
 
+    async def begun(self) -> None:
+        """Wait until `run` has begun: from then on this node may be lost and readmitted."""
+        await self._begun.wait()
+
     def lost(self) -> None:
-        """This node was removed from the cluster: every lock is void."""
+        """This node was removed from the cluster: every lock is void. Not before it has `begun`."""
         self.file_locks.lose()
         self._quotas.lose()
         self._readmission.lose()

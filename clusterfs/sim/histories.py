@@ -154,13 +154,24 @@ def _just_before(record: Record, blackouts: Iterable[int]) -> bool:
     return any(record.invoked <= dark <= end + _DURABLE_NS for dark in blackouts)
 
 
-def of_locks(records: Collection[Record], losses: Losses) -> list[Operation]:
+def of_locks(
+    records: Collection[Record], losses: Losses, everything: Iterable[Record] = ()
+) -> list[Operation]:
     """Return the history of one exclusive lock: actions lock, unlock; each client has its own.
 
     What a node held when it was lost ends at some time from then on, and may be taken again when it
     is back, if nobody else has had it; so its unlocking proves nothing. Who got an error instead of
     a lock may have had it for a while.
+
+    A node that was stopped notes its loss when it goes on, long after the others had it removed. So
+    a lock may end from the last operation on that it is known to have served, among `everything`
+    that all clients did.
     """
+    served = [
+        (record.node, record.invoked, record.returned)
+        for record in (*records, *everything)
+        if record.returned is not None and record.succeeded
+    ]
     found = []
     for record in sorted(records, key=lambda record: record.invoked):
         who = record.action[1]
@@ -180,7 +191,12 @@ def of_locks(records: Collection[Record], losses: Losses) -> list[Operation]:
             if at >= record.invoked and (until is None or at <= until + _LATE_NS)
         ]
         if lost:
-            since = max(record.invoked, min(lost) - _LATE_NS)
+            before = min(lost) - _LATE_NS
+            since = max(
+                begun
+                for node, begun, ended in served
+                if node == record.node and (ended <= before or begun == record.invoked)
+            )
             found += [
                 Operation(since, None, ("end", who)),
                 Operation(since, None, ("lock", who)),

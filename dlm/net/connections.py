@@ -92,6 +92,7 @@ class Connections:
         self._log = log
         self._limits = limits
         self._timing = timing
+        self._tick_s = timing.ping_s / _TICKS_PER_PING
         self._tls = tls
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -128,6 +129,15 @@ class Connections:
                 self._start_dialling(self.remotes[node])
         self._changed.set()
         self._changed = trio.Event()
+
+    def never_met(self) -> list[Peer]:
+        """Return the peers to which no connection came about, though there was time for one."""
+        enough = self._timing.unreachable_s / 2 / self._tick_s
+        return [
+            remote.peer
+            for remote in self.remotes.values()
+            if not remote.connects and remote.unlinked_ticks >= enough
+        ]
 
     def complain(self, event: str, remote: Remote, **fields: object) -> None:
         """Log a warning about a peer, not too often."""
@@ -349,7 +359,7 @@ class Connections:
 
     async def _keep_alive(self) -> None:
         """Ping idle links, drop silent ones. Counts ticks, so that a stall of ours is nobody's."""
-        tick_s = self._timing.ping_s / _TICKS_PER_PING
+        tick_s = self._tick_s
         silent_ticks = round(self._timing.silent_s / tick_s)
         while True:
             await trio.sleep(tick_s)

@@ -115,8 +115,8 @@ class Mesh:
         self._connections.set_peers(peers)
 
     def never_met(self) -> list[Peer]:
-        """Return the listed peers to which there was no connection yet."""
-        return [remote.peer for remote in self._remotes.values() if not remote.connects]
+        """Return the listed peers to which no connection came about in half `unreachable_s`."""
+        return self._connections.never_met()
 
     def become(self, me: Peer) -> None:
         """Go on as another incarnation: every session ends, no peer is listed any more."""

@@ -23,7 +23,7 @@ from tests.faults.hosts import DIES_WITH_US, Network
 from tests.watchdog import abort_mounts
 
 PATIENCE_S = 300.0  # many clusters may share a slow machine
-_DAEMON = Path(__file__).with_name("daemon.py")
+DAEMON = Path(__file__).with_name("daemon.py")
 _RESYNC_NS = 15 * 10**9
 _CLIENTS, _PEERS, _NODES = 2379, 2380, 7400
 _CONFIG = """\
@@ -181,7 +181,7 @@ class HostCluster:
         self.small_brick = node.brick
 
     def _on_its_host(self, node: Node) -> list[str]:
-        program = [sys.executable, "-P", str(_DAEMON), self._plants.get(node.number, "none")]
+        program = [sys.executable, "-P", str(DAEMON), self._plants.get(node.number, "none")]
         return [*self.network.hosts[node.number].enter, *program]
 
     @property

@@ -1,7 +1,8 @@
-"""Bugs for daemons under test: what must be found if the checks are worth anything."""
+"""Bugs for daemons under test: what must be found if the checks are any good; and bad luck."""
 
 from typing import Any
 
+from clusterfs.daemon import Daemon
 from clusterfs.fs.files import Files
 from clusterfs.volume.messages import Code
 from clusterfs.volume.pending import Pending
@@ -65,3 +66,14 @@ def _early_answer() -> None:
 
     Pending.answered = answered  # type: ignore[method-assign]
     Syncer.synced = synced_early  # type: ignore[method-assign]
+
+
+def _lost_at_once() -> None:
+    """Lose the first incarnation as soon as it is a member."""
+    right = Daemon._start_services
+
+    async def start_services(self: Daemon) -> None:
+        self.membership._me.lose("planted")
+        await right(self)
+
+    Daemon._start_services = start_services  # type: ignore[method-assign]

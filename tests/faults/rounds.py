@@ -24,7 +24,7 @@ from clusterfs.sim.histories import Record
 from clusterfs.sim.linearizability import Operation, State, Step, Verdict, check
 from tests.faults import evidence
 from tests.faults.client import BLOCKS, FOLDERS, RANGES, block
-from tests.faults.cluster import PATIENCE_S, HostCluster
+from tests.faults.cluster import PATIENCE_S, HostCluster, wait
 from tests.faults.hosts import DIES_WITH_US
 from tests.faults.schedule import ENDING_DAEMONS, Fault, Player, draw
 
@@ -84,6 +84,10 @@ class Client:
                 if "odd" in line:
                     yield f"n{self.node} client {self.number} at {line['at']}: {line['odd']}"
 
+    def done(self) -> int:
+        """Return how many operations are over."""
+        return sum(record.returned is not None for record in self.records())
+
     def records(self) -> Iterator[Record]:
         with contextlib.suppress(FileNotFoundError):
             lines = self.output.read_text().splitlines()
@@ -111,6 +115,7 @@ class Rounds:
         schedule: Sequence[list[Fault]] | None = None,
         on: Collection[int] = (),
         again: int = 0,
+        busy: int = 0,
     ) -> list[str]:
         """Play one round; returns what is wrong.
 
@@ -119,6 +124,7 @@ class Rounds:
             schedule: faults to play instead; those of an item overlap.
             on: the nodes that have clients; none: all.
             again: so many times the round was played here before.
+            busy: the first fault waits until each client has done so many operations.
         """
         folder = f"round-{seed}" + (f"-{again}" if again else "")
         self._prepare(folder)
@@ -129,6 +135,7 @@ class Rounds:
             if not on or node.number in on
         ]
         try:
+            wait(lambda: all(client.done() >= busy for client in clients), "all clients are busy")
             played = self._play_faults(seed, schedule or self._drawn(seed))
             self.cluster.wait_synced()
         finally:
@@ -225,7 +232,7 @@ class Rounds:
         found["log"] = Checked(histories.of_data(of["log"], losses, dark), (), file_models.log)
         for name in RANGES:
             found[name] = Checked(
-                histories.of_locks(of[name], losses), file_models.FREE, file_models.mutex
+                histories.of_locks(of[name], losses, records), file_models.FREE, file_models.mutex
             )
         verdicts = {name: check(*checked, limit=SEARCHED) for name, checked in found.items()}
         tree = histories.of_names(of["tree"], losses, dark)

@@ -203,6 +203,17 @@ def test_a_lock_ends_when_its_node_is_lost() -> None:
     assert locks(TAKEN, ALSO, losses={1: [3]})
 
 
+def test_a_lock_ends_when_its_node_was_last_seen_if_its_loss_is_noted_late() -> None:
+    seconds = 10**9
+    served = note(1, seconds, seconds + 1, "read", result=0)
+    stopped = {1: [6 * seconds]}
+    early = ALSO._replace(invoked=seconds - 5, returned=seconds - 4)
+    late = ALSO._replace(invoked=seconds + 5, returned=seconds + 6)
+    for also, right in ((late, True), (early, False)):
+        operations = histories.of_locks([TAKEN, also], stopped, [TAKEN, served, also])
+        assert check(operations, file_models.FREE, file_models.mutex).linearizable is right
+
+
 def test_nobody_is_refused_a_lock_that_is_free() -> None:
     assert locks(TAKEN, LEFT, REFUSED._replace(invoked=30, returned=31)) is False
     assert locks(TAKEN._replace(result=None, error=5), REFUSED)

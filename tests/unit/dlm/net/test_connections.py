@@ -193,6 +193,16 @@ async def test_a_newcomer_that_nobody_can_reach_is_accused_and_accuses_nobody(
     assert newcomer.lost == []
 
 
+async def test_a_peer_that_was_just_listed_is_not_one_that_cannot_be_reached(
+    start: Any, until: Any, unused_port: int
+) -> None:
+    patient = Timing(ping_s=0.04, silent_s=0.16, handshake_s=0.5, unlisted_s=0.1, unreachable_s=600)
+    low = await start(1, timing=patient)
+    low.mesh.set_peers([Peer(2, 6, f"127.0.0.1:{unused_port}")])
+    await until(lambda: low.log.about("cannot connect"))
+    assert low.mesh.never_met() == []
+
+
 async def test_who_was_connected_and_cannot_be_reached_any_more_is_accused(
     start: Any, until: Any
 ) -> None:
