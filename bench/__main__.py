@@ -7,10 +7,10 @@ table has the medians of the rounds. Writes bench/results.json and prints Markdo
 
 `python -m bench store` measures the store alone, see bench/store.py; `python -m bench peers` the
 store beside BorgBackup, see bench/store_peers.py; `python -m bench rivals` the whole filesystem
-beside GlusterFS and MooseFS, see bench/rivals.py; `python -m bench failover` the loss of a node,
-see bench/failover.py; `python -m bench membership` how long a cluster takes to grow, and what a
-node copies that was away, see bench/membership.py; `python -m bench qemu` what virtual machines
-get from it, see bench/qemu.py.
+beside GlusterFS, MooseFS and CephFS, see bench/rivals.py; `python -m bench failover` the loss of a
+node, see bench/failover.py; `python -m bench membership` how long a cluster takes to grow, and
+what a node copies that was away, see bench/membership.py; `python -m bench qemu` what virtual
+machines get from it, see bench/qemu.py.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -52,6 +53,8 @@ PARTS = {
 
 def main() -> int:
     """Measure, print, record. The name of a part first: that part alone."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # what was started is ended
     if part := PARTS.get(sys.argv[1] if len(sys.argv) > 1 else ""):
         return part(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)

@@ -1,12 +1,13 @@
-"""`python -m bench rivals`: the same work here, on GlusterFS and on MooseFS, all on one machine.
+"""`python -m bench rivals`: the same work here, on GlusterFS, MooseFS and CephFS, on one machine.
 
 Each keeps three copies of everything and is used through one of its mounts; all servers share the
 machine. The rows are those of `make bench`, measured in turn. GlusterFS: three bricks, replica 3,
 default options. MooseFS: one master and three chunk servers, goal 3, default options; with these it
-does not wait for disks, not even in fsync.
+does not wait for disks, not even in fsync. CephFS: bench/ceph.py.
 
-Needs Debian's glusterfs-server, moosefs-master, moosefs-chunkserver and moosefs-client, and root:
-GlusterFS takes no loopback address, so all run in a network namespace that has another one.
+Needs Debian's glusterfs-server, moosefs-master, moosefs-chunkserver, moosefs-client, ceph-mon,
+ceph-mgr, ceph-osd, ceph-mds, ceph-fuse and ceph-common, and root: GlusterFS takes no loopback
+address, so all run in a network namespace that has another one.
 """
 
 import argparse
@@ -18,9 +19,7 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,16 +27,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import files, fio
+from bench import ceph, files, fio
+from bench.servers import ADDRESS, COPIES, end, mounted, namespace, retried, run, wait_for
 from clusterfs.cli.dev import Cluster
 
 RESULTS = Path(__file__).with_name("rivals.json")
-ADDRESS = "10.211.55.1"  # nobody's but this namespace's
 PORT = 24007
-COPIES = 3
-WAIT_S = 60.0
-OURS, GLUSTER, MOOSE = "clusterfs", "GlusterFS", "MooseFS"
-_NEEDED = ("glusterd", "gluster", "glusterfs", "mfsmaster", "mfschunkserver", "mfsmount")
+OURS, GLUSTER, MOOSE, CEPH = "clusterfs", "GlusterFS", "MooseFS", "CephFS"
+_NEEDED = (
+    *("glusterd", "gluster", "glusterfs", "mfsmaster", "mfschunkserver", "mfsmount"),
+    *ceph.NEEDED,
+)
 _GLUSTERD = """volume management
     type mgmt/glusterd
     option working-directory {folder}/state
@@ -90,7 +90,7 @@ def measure(folder: Path, rounds: int, runtime_s: float) -> dict[str, dict[str, 
     count = files.make_archive(archive)
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     systems: dict[str, Callable[[Path], contextlib.AbstractContextManager[Path]]]
-    systems = {OURS: ours, GLUSTER: gluster, MOOSE: moose}
+    systems = {OURS: ours, GLUSTER: gluster, MOOSE: moose, CEPH: ceph.ceph}
     with (
         contextlib.ExitStack() as stack,
         Progress(console=Console(stderr=True)) as progress,
@@ -121,15 +121,13 @@ def measure(folder: Path, rounds: int, runtime_s: float) -> dict[str, dict[str, 
 
 def markdown(table: dict[str, dict[str, float]]) -> str:
     """Return the table of docs/performance.md."""
-    lines = [
-        f"| row | {OURS} | {GLUSTER} | {MOOSE} | to {GLUSTER} | to {MOOSE} |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    rivals = (GLUSTER, MOOSE, CEPH)
+    titles = ["row", OURS, *rivals, *(f"to {rival}" for rival in rivals)]
+    lines = [f"| {' | '.join(titles)} |", "|---|" + "---:|" * (len(titles) - 1)]
     for row, found in table.items():
-        own, one, two = found[OURS], found[GLUSTER], found[MOOSE]
-        lines.append(
-            f"| {row} | {own:,.0f} | {one:,.0f} | {two:,.0f} | {own / one:.2f} | {own / two:.2f} |"
-        )
+        rates = [f"{found[name]:,.0f}" for name in (OURS, *rivals)]
+        ratios = [f"{found[OURS] / found[rival]:.2f}" for rival in rivals]
+        lines.append(f"| {' | '.join([row, *rates, *ratios])} |")
     return "\n".join(lines)
 
 
@@ -142,20 +140,6 @@ def ours(folder: Path) -> Iterator[Path]:
         yield cluster.nodes[0].mount
     finally:
         cluster.down()
-
-
-@contextlib.contextmanager
-def namespace(purpose: str) -> Iterator[list[str]]:
-    """Make a network namespace; yield the words that run a command in it, in the usual mounts."""
-    name = f"bench-{purpose}-{os.getpid()}"
-    run(["ip", "netns", "add", name])
-    try:
-        inside = ["nsenter", f"--net=/run/netns/{name}"]
-        run([*inside, "ip", "link", "set", "lo", "up"])
-        run([*inside, "ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"])
-        yield inside
-    finally:
-        run(["ip", "netns", "delete", name])
 
 
 @contextlib.contextmanager
@@ -217,56 +201,8 @@ def moose(folder: Path) -> Iterator[Path]:
             yield mount
 
 
-@contextlib.contextmanager
-def mounted(command: list[str], place: Path) -> Iterator[Path]:
-    """Run a mount in the foreground; yield its root once it is one."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def is_mounted() -> bool:
-        if not running or running[-1].poll() is not None:  # its server did not listen yet
-            running.append(subprocess.Popen(command, stdout=sys.stderr))
-        return place.is_mount()
-
-    try:
-        wait_for(is_mounted, f"{place} is mounted")
-        yield place
-        run(["umount", str(place)])
-    finally:
-        end(running[-1])
-
-
-def run(command: list[str]) -> None:
-    """Run it. Raises CalledProcessError."""
-    subprocess.run(command, check=True, stdout=sys.stderr)
-
-
-def retried(command: list[str]) -> None:
-    """Run it until it succeeds: a server that was just started may not listen yet."""
-    wait_for(
-        lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0,
-        " ".join(command),
-    )
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Return once `condition` holds; fail after a minute."""
-    end_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end_s, f"in vain: {what}"
-        time.sleep(0.2)
-
-
 def end_noted(folder: Path) -> None:
     """End the servers that glusterd started: it notes their process ids in this folder."""
     for noted in folder.rglob("*.pid"):
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(noted.read_text()), signal.SIGKILL)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a server that we started."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(30)
-    process.kill()
-    process.wait()
