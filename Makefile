@@ -41,6 +41,7 @@ soak: setup ## every small store workload cut everywhere, then kill nodes and br
 	CLUSTERFS_SEED=$(SEED) CLUSTERFS_SOAK_MINUTES=$(MINUTES) pytest -q -s --timeout=0 tests/mount/test_kill.py -k for_as_long_as_asked
 	CLUSTERFS_SEED=$(SEED) CLUSTERFS_SOAK_MINUTES=$(MINUTES) pytest -q -s --timeout=0 tests/mount/test_file_locks_failures.py -k storm
 	CLUSTERFS_SEED=$(SEED) CLUSTERFS_PROGRAMS=$$(( $(MINUTES) * 6 )) CLUSTERFS_STEPS=400 pytest -q --timeout=0 tests/mount/test_differential.py
+	pytest -q --timeout=0 --hypothesis-profile search --hypothesis-seed $(SEED) tests/property
 	python -m dlm.sim --minutes $(MINUTES) --ranges
 	python -m dlm.sim --minutes $(MINUTES) --short
 	CLUSTERFS_SEED=$(SEED) CLUSTERFS_FUZZ_ROUNDS=1000000 CLUSTERFS_FUZZ_S=$$(( $(MINUTES) * 30 )) pytest -q --timeout=0 tests/fuzz tests/mount/test_fuzz.py

@@ -10,12 +10,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from clusterfs.cli.dev import free_ports
+
+pytest_plugins = ["tests.leftovers"]
 
 # A build server may start us with SIGINT ignored, and programs that we start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Examples are the same in every run, and no clock decides whether a test fails. New examples:
+# pytest --hypothesis-profile search --hypothesis-seed N.
+_ALIKE = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+        HealthCheck.large_base_example,
+    ],
+)
+settings.register_profile("alike", _ALIKE)
+settings.register_profile("search", _ALIKE, derandomize=False)
+settings.load_profile("alike")
 
 _START_ATTEMPTS = 1200
 

@@ -55,12 +55,12 @@ class Succession:
 
     def reigns(self, sender: int, message: Reigns) -> None:
         """Go on under the new masters of these roots."""
-        resumed: set[bytes] = set()
+        resumed: dict[bytes, None] = {}  # in their order, in every run
         for reign in message.reigns:
             known = self._owned.roots.get(reign.root)
             if known is not None and message.tag in known.marks:
                 self._begin_reign(known, sender, message.tag, reign)
-                resumed.add(reign.root)
+                resumed[reign.root] = None
         for lock in tuple(self._owned.pending.values()):
             if lock.name.root in resumed:
                 self._resume(lock)

@@ -35,6 +35,7 @@ CLIENTS_PER_NODE = 2
 SLOTS = 4  # of a round: one fault each, or two that overlap
 SEARCHED = 200_000  # configurations; a minute or so
 PACE_S = 0.05  # mean rest of a client between operations
+_KILLED_S = 10.0  # until a process that was killed is gone, unless it is in a system call
 _CLIENT = Path(__file__).with_name("client.py")
 _DEAD_MOUNT = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV)
 
@@ -73,6 +74,8 @@ class Client:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_KILLED_S)  # longer if the kernel holds it: in a hung mount
             return False
         assert code == 0, f"client {self.number} failed: {code}"
         return True

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterfs.errors import FilesystemError
@@ -380,9 +380,7 @@ def run(program: Any, *, seed: int | None, **tuned: Any) -> None:
         shutil.rmtree(root)
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+@settings(max_examples=80)
 @given(programs, st.integers(0, 1000))
 def test_any_program(program: Any, seed: int) -> None:
     run(program, seed=seed)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -153,11 +153,5 @@ class LockCluster(RuleBasedStateMachine):
                 self.outstanding.remove(id(effect.lock))  # KeyError: answered twice
 
 
-LockCluster.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    derandomize=True,
-)
+LockCluster.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestLockCluster = LockCluster.TestCase

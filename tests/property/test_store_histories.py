@@ -10,7 +10,7 @@ from clusterfs.sim.disk import seeded
 SEEDS = st.integers(0, 2**32)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS, steps=st.integers(1, 60), cut=st.floats(0, 1), fate=SEEDS, tight=st.booleans())
 def test_any_history_cut_anywhere(
     seed: int, steps: int, cut: float, fate: int, *, tight: bool

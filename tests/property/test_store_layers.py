@@ -88,4 +88,4 @@ def everything(family: Family[bytearray]) -> dict[tuple[bytes, bytes], bytes]:
 
 
 TestLayers = Layers.TestCase
-TestLayers.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLayers.settings = settings(max_examples=60, stateful_step_count=40)

@@ -112,5 +112,5 @@ class Bricks(RuleBasedStateMachine):
         return self.born + round(cut * (len(self.trial.disk.journal) - self.born))
 
 
-Bricks.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+Bricks.TestCase.settings = settings(max_examples=25, stateful_step_count=25)
 TestBricks = Bricks.TestCase

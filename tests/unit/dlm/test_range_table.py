@@ -135,7 +135,7 @@ class Bytes(RuleBasedStateMachine):
 
 
 TestBytes = Bytes.TestCase
-TestBytes.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestBytes.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_a_range_is_split_and_merged_again(whom: Whom) -> None:

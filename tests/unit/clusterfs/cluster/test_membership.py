@@ -446,10 +446,8 @@ class AnyHistoryOfThreeCopies(AnyHistory):
 
 
 TestAnyHistoryOfThreeCopies = AnyHistoryOfThreeCopies.TestCase
-TestAnyHistoryOfThreeCopies.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None
-)
-TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAnyHistoryOfThreeCopies.settings = settings(max_examples=60, stateful_step_count=30)
+TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 def test_a_planted_bug_is_found() -> None:

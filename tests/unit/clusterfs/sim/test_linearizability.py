@@ -91,7 +91,7 @@ MUTEX = st.one_of(
     ids=["register", "log", "tree", "mutex"],
 )
 def test_it_agrees_with_brute_force(actions: Any, initial: Any, step: Any) -> None:
-    @settings(max_examples=300, deadline=None, derandomize=True)
+    @settings(max_examples=300)
     @given(histories(actions))
     def compare(operations: list[Operation]) -> None:
         verdict = check(operations, initial, step)

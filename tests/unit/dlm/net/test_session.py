@@ -92,7 +92,7 @@ class Wires(RuleBasedStateMachine):
 
 
 TestWires = Wires.TestCase
-TestWires.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestWires.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_a_gap_is_malformed() -> None:
