@@ -102,7 +102,11 @@ class Files:
         except BaseException:
             self.handles.close(opened.handle)
             raise
-        keep = not opened.writable and inode.pages_possible
+        return self.told(opened)
+
+    def told(self, opened: OpenFile) -> Opened:
+        """Return what the kernel is told of a new handle."""
+        keep = not opened.writable and opened.inode.pages_possible
         return Opened(opened.handle, direct_io=opened.direct_io, keep_cache=keep)
 
     async def release(self, handle: int) -> Inode | None:

@@ -26,6 +26,7 @@ from clusterfs.fs import keys, lock_uses
 from clusterfs.fs.access_times import AccessTimes
 from clusterfs.fs.aging import Aging
 from clusterfs.fs.allocation import Allocation
+from clusterfs.fs.at_once import AtOnce
 from clusterfs.fs.attributes import fresh
 from clusterfs.fs.cloning import Cloning
 from clusterfs.fs.coherence import Coherence
@@ -162,6 +163,7 @@ class Filesystem:
     def _outlive(self, parts: Parts) -> None:
         """Make what goes on with things that their makers left: other clients, this node, names."""
         self._unnamed: set[int] = set()  # made without a name, and open here
+        self.at_once = AtOnce(parts, self._files, self.file_locks, self._unnamed)
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts, self.file_locks)
         self._succession = Succession(parts, self._files, self.file_locks, self._readmission)
@@ -539,6 +541,7 @@ class Filesystem:
             "lock_revokes": self._locks.revokes,
             "lock_values": self._locks.values,
             "transactions": self._transactions.commits,
+            "answers_at_once": self.at_once.answers,
             "reads_fast": files.fast_reads,
             "reads_slow": files.slow_reads,
             "writes_fast": files.fast_writes,

@@ -6,6 +6,7 @@
  *   fuse_session_new     copies the table of operations, wraps init, read, write and write_buf, and adds what _requests.c serves
  *   fuse_session_mount   puts our writev on the session's descriptor, which sees every reply, and our read, which sees every request;
  *                        or takes over a session that is mounted already (_session.c)
+ *   fuse_session_process_buf   goes on with the next request if this one was answered at once (_at_once.c)
  *   fuse_reply_open,
  *   fuse_reply_create    say to that writev that the next reply opens a direct_io handle
  *   fuse_add_direntry_plus   lists a name without a lookup if its generation is UNLOOKED
@@ -28,6 +29,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "_at_once.h"
 #include "_requests.h"
 #include "_session.h"
 
@@ -43,6 +45,7 @@
 
 typedef struct fuse_session *session_new_function(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
 typedef int session_mount_function(struct fuse_session *, const char *);
+typedef void process_function(struct fuse_session *, const struct fuse_buf *);
 typedef int reply_open_function(fuse_req_t, const struct fuse_file_info *);
 typedef size_t add_direntry_function(fuse_req_t, char *, size_t, const char *, const struct fuse_entry_param *, off_t);
 typedef int reply_create_function(fuse_req_t, const struct fuse_entry_param *, const struct fuse_file_info *);
@@ -50,6 +53,7 @@ typedef int reply_create_function(fuse_req_t, const struct fuse_entry_param *, c
 static struct {
     session_new_function *session_new;
     session_mount_function *session_mount;
+    process_function *process;
     reply_open_function *reply_open;
     reply_create_function *reply_create;
     add_direntry_function *add_direntry_plus;
@@ -210,9 +214,20 @@ static void tuned_init(void *userdata, struct fuse_conn_info *connection)
         connection->want |= FUSE_CAP_AUTO_INVAL_DATA;
 }
 
+/* The kernel names an owner for every read(2) that goes past the page cache. */
+bool is_page_read(const struct fuse_file_info *file)
+{
+    return file->lock_owner == 0;
+}
+
+bool is_append(const struct fuse_file_info *file)
+{
+    return file->flags & O_APPEND;
+}
+
 static void flagged_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset, struct fuse_file_info *file)
 {
-    page_io = file->lock_owner == 0; /* the kernel names an owner for every read(2) that goes past the page cache */
+    page_io = is_page_read(file);
     inner.read(request, inode, size, offset, file);
 }
 
@@ -220,7 +235,7 @@ static void flagged_write(fuse_req_t request, fuse_ino_t inode, const char *data
                           struct fuse_file_info *file)
 {
     page_io = file->writepage;
-    appends = file->flags & O_APPEND;
+    appends = is_append(file);
     inner.write(request, inode, data, size, offset, file);
 }
 
@@ -228,7 +243,7 @@ static void flagged_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_
                               struct fuse_file_info *file)
 {
     page_io = file->writepage;
-    appends = file->flags & O_APPEND;
+    appends = is_append(file);
     inner.write_buf(request, inode, data, offset, file);
 }
 
@@ -244,6 +259,7 @@ EXPORTED struct fuse_session *fuse_session_new(struct fuse_args *arguments, cons
     wrapped.write = flagged_write;
     wrapped.write_buf = flagged_write_buf;
     complete_operations(&wrapped);
+    hasten_operations(&wrapped);
     start_session();
     mounted = init_completed = allow_mmap = page_io = opening_direct = false;
     unique = 0;
@@ -273,6 +289,17 @@ EXPORTED int fuse_session_mount(struct fuse_session *mounting, const char *mount
     if (result == 0 && mounting == session)
         mounted = fuse_session_custom_io(mounting, &io, fuse_session_fd(mounting)) == 0;
     return result;
+}
+
+/* pyfuse3 processes a request and then awaits what its handler has left. There is nothing to await if it was answered already: so
+ * the next one is received into the same buffer, which is pyfuse3's. Whatever is wrong pyfuse3 finds, when it receives. */
+EXPORTED void fuse_session_process_buf(struct fuse_session *processing, const struct fuse_buf *buffer)
+{
+    do {
+        was_answered();
+        libfuse.process(processing, buffer);
+    } while (processing == session && was_answered() && !reply_goes_nowhere() && !fuse_session_exited(processing) &&
+             comes_next(fuse_session_fd(processing)) && fuse_session_receive_buf(processing, (struct fuse_buf *)buffer) > 0);
 }
 
 /* ---- Python ---- */
@@ -381,6 +408,14 @@ static PyMethodDef functions[] = {
     {"negotiated", negotiated, METH_NOARGS, "Return what the INIT reply settled."},
     {"set_dispatcher", set_dispatcher, METH_O,
      "Serve more requests than pyfuse3: dispatch(kind, request, *arguments); before pyfuse3.init. None: no more."},
+    {"answer_at_once", answer_at_once, METH_O,
+     "Ask these functions, by operation, before pyfuse3's handlers; before pyfuse3.init. None: ask nobody."},
+    {"wait_beside", wait_beside, METH_O, "Wait for requests here while this descriptor, trio's epoll, has nothing. -1: do not."},
+    {"request_comes_next", request_comes_next, METH_O, "Tell whether a request can be read; waits for a moment if trio is idle."},
+    {"task_scheduled", task_scheduled, METH_O, "Count a task that trio will run."},
+    {"task_steps", task_steps, METH_O, "Count it no more: it runs now."},
+    {"scheduler_waits", scheduler_waits, METH_O, "Note that trio is going to wait for so long."},
+    {"scheduler_waited", scheduler_waited, METH_O, "Note that trio has waited."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -403,6 +438,7 @@ PyMODINIT_FUNC PyInit__native(void)
         return PyErr_Format(PyExc_ImportError, "%s", dlerror());
     if (!(libfuse.session_new = libfuse_function(library, "fuse_session_new")) ||
         !(libfuse.session_mount = libfuse_function(library, "fuse_session_mount")) ||
+        !(libfuse.process = libfuse_function(library, "fuse_session_process_buf")) ||
         !(libfuse.reply_open = libfuse_function(library, "fuse_reply_open")) ||
         !(libfuse.reply_create = libfuse_function(library, "fuse_reply_create")) ||
         !(libfuse.add_direntry_plus = libfuse_function(library, "fuse_add_direntry_plus")))

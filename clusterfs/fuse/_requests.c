@@ -17,6 +17,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 
+#include "_at_once.h"
 #include "_requests.h"
 
 typedef struct {
@@ -201,6 +202,7 @@ static void on_ioctl(fuse_req_t request, fuse_ino_t inode, unsigned int command,
 {
     if (_IOC_TYPE(command) == 'T') { /* isatty: some programs ask that of each file that they open */
         fuse_reply_err(request, ENOTTY);
+        note_answered();
         return;
     }
     HAND_OVER(request, "KKIKIy#n", "ioctl", Py_None, (unsigned long long)inode,
@@ -279,6 +281,7 @@ static void told_flush(fuse_req_t request, fuse_ino_t inode, struct fuse_file_in
 {
     if (!locks_were_asked_for) {
         fuse_reply_err(request, 0);
+        note_answered();
         return;
     }
     tell(Py_BuildValue("(sOKK)", "flush", Py_None, (unsigned long long)file->fh, (unsigned long long)file->lock_owner));

@@ -48,8 +48,16 @@ class CachedInodes:
 
         Raises TooManyOpenInodes if every slot belongs to an open inode.
         """
-        while inode not in self._slots and not self._take(inode):
+        while not self.has_slot(inode):
             await self._evict()
+        self.opened_in_slot(inode, handle)
+
+    def has_slot(self, inode: int) -> bool:
+        """Tell whether an inode has a slot, from now on if one is free."""
+        return inode in self._slots or self._take(inode)
+
+    def opened_in_slot(self, inode: int, handle: int) -> None:
+        """Note a new handle of an inode that has a slot."""
         self._handles[handle] = inode
         self._open[inode] += 1
         self._closed.pop(inode, None)

@@ -104,6 +104,7 @@ class Mount:
             native.take_over(heir.session, bytes.fromhex(heir.request), bytes.fromhex(heir.reply))
         self._further = operations.further
         native.set_dispatcher(self._further.dispatch)
+        native.answer_at_once(operations.at_once.functions())
         try:
             pyfuse3.init(operations, self.mountpoint, self.options.strings())
         except RuntimeError as failure:
@@ -167,11 +168,11 @@ class Mount:
 
     async def _answer(self, scope: trio.CancelScope) -> None:
         self.answering = True
-        receiving.use()
         if self._inheritance is not None:
             notify.resend(native.session_fd())
         try:
-            await pyfuse3.main(min_tasks=receiving.SPARE_TASKS, max_tasks=_MAX_TASKS)
+            with receiving.in_place():
+                await pyfuse3.main(min_tasks=receiving.SPARE_TASKS, max_tasks=_MAX_TASKS)
         finally:
             self.answering = False
         scope.cancel()

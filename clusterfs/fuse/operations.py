@@ -1,7 +1,8 @@
 """Kernel request to filesystem call and back; nothing is decided here.
 
 pyfuse3 calls one method per request, each in a task of its own, so requests overlap at every await.
-Requests that it does not know are in further.py. The methods translate arguments (fields of a
+Requests that it does not know are in further.py; what needs no waiting is mostly answered before it
+comes here (at_once.py). The methods translate arguments (fields of a
 request into plain ints, bytes and Structs) and results (Structs into pyfuse3's types). `replying`
 turns whatever is raised into an errno.
 
@@ -21,6 +22,7 @@ import trio
 from clusterfs.errors import WouldBlock
 from clusterfs.fs.results import Attributes, Caller, Changes, Entry, Listed, Opened, Status
 from clusterfs.fuse.again import Again
+from clusterfs.fuse.at_once import AtOnce
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.cached import CachedInodes
 from clusterfs.fuse.callers import caller_of, with_groups, writer
@@ -52,6 +54,7 @@ class Operations(pyfuse3.Operations):
         self._cached = cached
         self._is_page_io = native.current_is_page_io
         self.further = Further(filesystem)
+        self.at_once = AtOnce(filesystem, cached, trusts_root=self._trusts_root)
 
     def use_kernel(self, kernel: SessionKernel) -> Callable[[], list[int]]:
         """Make room in the table of cached inodes through this kernel; returns what lists them."""

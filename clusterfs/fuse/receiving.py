@@ -5,6 +5,8 @@ woken to wait for the next one, which costs a pass of the scheduler. Here the tu
 task until its handler suspends for the first time (`keeping_turn`); most requests never do. What
 pyfuse3 finds under the name `trio` is `Trio`, as with its own `pyfuse3.asyncio`.
 
+And while trio has nothing to do but wait, the next request is waited for without it (_at_once.c).
+
 Invariants:
   * receiving never stops: while nobody has the turn, either nobody waits for it, or the task that
     had it last is between receiving a request and its first suspension;
@@ -14,9 +16,10 @@ Invariants:
 
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 
@@ -75,19 +78,61 @@ class Turn:
 turn = Turn()
 
 
+async def _wait_readable(descriptor: int) -> None:
+    if not native.request_comes_next(descriptor):
+        await trio.lowlevel.wait_readable(descriptor)
+
+
+class Lowlevel:
+    """The module trio.lowlevel, but a request that comes soon is waited for without a pass."""
+
+    wait_readable = staticmethod(_wait_readable)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what trio.lowlevel has."""
+        return getattr(trio.lowlevel, name)
+
+
 class Trio:
     """The module trio with our lock in it."""
 
     Lock = turn.begin
+    lowlevel = Lowlevel()
 
     def __getattr__(self, name: str) -> Any:
         """Return what trio has."""
         return getattr(trio, name)
 
 
-def use() -> None:
-    """Let pyfuse3's tasks share `turn`; before its main loop runs."""
+class Watch:
+    """A trio.abc.Instrument: tells the native extension whether trio has anything else to do."""
+
+    task_scheduled = staticmethod(native.task_scheduled)
+    before_task_step = staticmethod(native.task_steps)
+    before_io_wait = staticmethod(native.scheduler_waits)
+    after_io_wait = staticmethod(native.scheduler_waited)
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Let pyfuse3's tasks share `turn`, and wait for requests between trio's passes, in here."""
     pyfuse3.trio = Trio()  # type: ignore[attr-defined]
+    watch = cast("trio.abc.Instrument", Watch())
+    trio.lowlevel.add_instrument(watch)
+    native.wait_beside(_epoll())
+    try:
+        yield
+    finally:
+        native.wait_beside(-1)
+        with suppress(KeyError):  # it is gone if it raised anything
+            trio.lowlevel.remove_instrument(watch)
+
+
+def _epoll() -> int:
+    """Return the descriptor at which trio waits for all others, -1 if this trio hides it."""
+    runner = getattr(trio._core._run.GLOBAL_RUN_CONTEXT, "runner", None)  # noqa: SLF001  nothing public tells
+    epoll = getattr(getattr(runner, "io_manager", None), "_epoll", None)
+    return -1 if epoll is None else int(epoll.fileno())
 
 
 @types.coroutine

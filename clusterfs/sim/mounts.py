@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import trio
 import trio.testing
 
+from clusterfs.errors import WouldBlock
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fs.keys import ENTRY, ROOT, decode_entry
 from clusterfs.fs.results import Attributes, Entry
@@ -86,7 +87,10 @@ class KernelModel:
         cached = self.attributes.get(inode)
         if cached is not None and trio.current_time() < cached[1]:
             return cached[0]
-        status = await self.filesystem.getattr(inode)
+        try:
+            status = self.filesystem.at_once.getattr(inode)
+        except WouldBlock:
+            status = await self.filesystem.getattr(inode)
         until_s = trio.current_time() + status.attribute_timeout_s
         self.attributes[inode] = status.attributes, until_s
         return status.attributes
@@ -97,7 +101,10 @@ class KernelModel:
         cached = self.names.get((parent, name))
         if cached is not None and trio.current_time() < cached[1]:
             return cached[0]
-        entry = await self.filesystem.lookup(parent, name)
+        try:
+            entry = self.filesystem.at_once.lookup(parent, name)
+        except WouldBlock:
+            entry = await self.filesystem.lookup(parent, name)
         self.names[parent, name] = entry, trio.current_time() + entry.entry_timeout_s
         return entry
 

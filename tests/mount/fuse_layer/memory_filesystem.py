@@ -55,9 +55,19 @@ class NoLocks:
         pass
 
 
+class NothingAtOnce:
+    """Lets every request go the way of those that wait."""
+
+    def refuse(self, *_: object, **__: object) -> Any:
+        raise WouldBlock
+
+    lookup = getattr = open = release = refuse
+
+
 class MemoryFilesystem:
     def __init__(self) -> None:
         self.file_locks = NoLocks()
+        self.at_once = NothingAtOnce()
         self.nodes = {1: Node(1, stat.S_IFDIR | 0o755)}
         self.handles: dict[int, tuple[Node, int]] = {}
         self.lookups: Counter[int] = Counter()

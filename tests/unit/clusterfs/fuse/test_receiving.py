@@ -1,15 +1,26 @@
 """The turn at receiving requests, with tasks like pyfuse3's over a queue of requests."""
 
 import inspect
+import os
+import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import trio
 import trio.testing
 
+from clusterfs.fuse.binding import native
 from clusterfs.fuse.operations import Operations
-from clusterfs.fuse.receiving import SPARE_TASKS, Turn, keeping_turn, turn
+from clusterfs.fuse.receiving import (
+    SPARE_TASKS,
+    Lowlevel,
+    Turn,
+    _epoll,
+    in_place,
+    keeping_turn,
+    turn,
+)
 
 Handler = Callable[[], Awaitable[None]]
 
@@ -164,3 +175,105 @@ def test_every_handler_passes_the_turn_on() -> None:
     assert len(handlers) > 20
     for handler in handlers:
         assert hasattr(handler, "__wrapped__"), f"{handler.__name__} lacks @replying"
+
+
+class Awaited:
+    """A pipe that requests would come through, asked for as pyfuse3's main loop asks."""
+
+    def __init__(self) -> None:
+        self.out, self.into = os.pipe()
+
+    def send(self) -> None:
+        os.write(self.into, b"x")
+
+    def comes_next(self) -> bool:
+        return native.request_comes_next(self.out)
+
+    def close(self) -> None:
+        os.close(self.out)
+        os.close(self.into)
+
+
+@pytest.fixture
+def awaited() -> Iterator[Awaited]:
+    awaited = Awaited()
+    yield awaited
+    awaited.close()
+
+
+async def comes_next_when_idle(awaited: Awaited) -> bool:
+    """Ask, right after trio has waited; again if this process was stopped between the two."""
+    with trio.fail_after(60):
+        while not awaited.comes_next():
+            await trio.sleep(0.001)
+    return True
+
+
+async def test_a_request_that_is_there_needs_no_pass_of_the_scheduler(awaited: Awaited) -> None:
+    assert not awaited.comes_next()
+    awaited.send()
+    assert not awaited.comes_next(), "nobody has said where trio waits"
+    with in_place():
+        assert await comes_next_when_idle(awaited)
+    await trio.sleep(0.001)
+    assert not awaited.comes_next()
+
+
+async def test_nothing_is_waited_for_while_another_task_may_run(awaited: Awaited) -> None:
+    awaited.send()
+    ran, asked = [], []
+
+    async def other() -> None:
+        ran.append(True)
+
+    with in_place():
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                assert await comes_next_when_idle(awaited)
+                ran.clear()
+                nursery.start_soon(other)
+                asked.append(awaited.comes_next() and not ran)
+                await trio.lowlevel.checkpoint()
+                await trio.sleep(0.001)
+    assert not any(asked)
+
+
+async def test_nothing_is_waited_for_while_trio_has_something_to_hear(awaited: Awaited) -> None:
+    awaited.send()
+    one, other = socket.socketpair()
+
+    async def hear() -> None:
+        await trio.lowlevel.wait_readable(other)
+
+    with one, other, in_place():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hear)
+            assert await comes_next_when_idle(awaited)
+            one.send(b"x")
+            assert not awaited.comes_next()
+
+
+async def test_trio_gets_its_turn_however_many_requests_there_are(awaited: Awaited) -> None:
+    awaited.send()
+    with in_place(), trio.fail_after(60):
+        assert await comes_next_when_idle(awaited)
+        while awaited.comes_next():
+            pass
+
+
+async def test_a_wait_for_a_request_ends_when_it_comes_and_can_be_cancelled(
+    awaited: Awaited,
+) -> None:
+    with in_place(), trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Lowlevel().wait_readable, awaited.out)
+            await trio.testing.wait_all_tasks_blocked()
+            awaited.send()
+        os.read(awaited.out, 1)
+        with trio.move_on_after(0.01) as scope:
+            await Lowlevel().wait_readable(awaited.out)
+        assert scope.cancelled_caught
+
+
+async def test_it_is_known_where_trio_waits() -> None:
+    assert _epoll() >= 0, "this trio hides it: requests cost a pass of the scheduler each"
