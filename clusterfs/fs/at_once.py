@@ -101,6 +101,7 @@ class AtOnce:
     def _readable(self, number: int) -> Inode:
         """Return an inode whose cached record may be believed now. Raises WouldBlock."""
         inode = self._inodes.get(number)
-        if inode.record is None or not inode.lock.readable or not self._gate.passable():
+        if inode.record is None or not self._gate.passable() or not inode.lock.shared_nowait():
             raise WouldBlock
+        inode.lock.release()  # nobody else runs until the answer is given
         return inode

@@ -107,11 +107,6 @@ class CachedLock:
             return True
         return False
 
-    @property
-    def readable(self) -> bool:
-        """Whether a shared user need not wait: one that does not await need not even say so."""
-        return self._ready >= PR and self._users >= 0
-
     def exclusive_nowait(self) -> bool:
         """Become the exclusive user if that needs no waiting."""
         if self._ready == EX and self._users == 0:
