@@ -5,12 +5,13 @@ that names the file and the key. Relative paths are taken from the folder of the
 configuration and its brick can move together.
 """
 
+import difflib
 import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -18,8 +19,19 @@ from clusterfs.errors import SetupError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-Address = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+_ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
+_URL = r"https?://[^\s,/]+"
+_PROVIDER = rf"^(local:.+|etcd:{_URL}(,{_URL})*)$"
+_SHAPES = {  # what a pattern asks for, in words
+    _NAME: "letters, digits, '_', '.' and '-', a letter or digit first, at most 63",
+    _ADDRESS: "HOST:PORT, an IPv6 address in brackets",
+    _PROVIDER: "local:FILE, or etcd:URL,URL,... with http: or https:",
+}
+
+Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
+Address = Annotated[str, msgspec.Meta(pattern=_ADDRESS)]
+Provider = Annotated[str, msgspec.Meta(pattern=_PROVIDER)]
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,9 +43,6 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     crl: str | None = None  # PEM: certificates that are not to be trusted any more
     off: bool = False  # let nodes talk in the clear, whoever may listen
 
-
-_URL = r"https?://[^\s,/]+"
-Provider = Annotated[str, msgspec.Meta(pattern=rf"^(local:.+|etcd:{_URL}(,{_URL})*)$")]
 
 _LAST_PORT = 65535
 
@@ -205,13 +214,32 @@ def is_loopback(host: str) -> bool:
 
 def _explain(message: str) -> str:
     """Turn a validation message into `key: what is wrong`."""
-    if unknown := re.search(r"unknown field `([^`]*)`", message):
-        return f"{unknown[1]}: no such key"
-    if missing := re.search(r"missing required field `([^`]*)`", message):
-        return f"{missing[1]}: must be given"
     text, _, where = message.partition(" - at `$.")
     key = where.rstrip("`") or "config"
+    if unknown := re.search(r"unknown field `([^`]*)`", text):
+        return _unknown(unknown[1], where.rstrip("`"))
+    if missing := re.search(r"missing required field `([^`]*)`", text):
+        return f"{missing[1]}: must be given"
+    if text.startswith("Invalid enum value"):
+        known = ", ".join(get_args(_kind(Config, key)))
+        return f"{key}: {text.rpartition(' ')[2]} is none of: {known}"
+    for pattern, shape in _SHAPES.items():
+        text = text.replace(f"`str` matching regex {pattern!r}", shape)
     return f"{key}: {text[:1].lower()}{text[1:].replace('`', '')}"
+
+
+def _unknown(key: str, section: str) -> str:
+    """Say that there is no such key, and which one may be meant."""
+    part = _kind(Config, section) if section else Config
+    known = [field.name for field in msgspec.structs.fields(part)]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"; is {near[0]} meant?" if near else ""
+    return f"{section + '.' if section else ''}{key}: no such key{hint}"
+
+
+def _kind(part: type[msgspec.Struct], key: str) -> Any:
+    """Return the type of a key of a section."""
+    return next(field.type for field in msgspec.structs.fields(part) if field.name == key)
 
 
 def _one_line(failure: Exception) -> str:

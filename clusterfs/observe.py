@@ -6,7 +6,7 @@ carries; context given at start (the node's name) is in each. Objects call
 
 Invariants:
   * a line is one write to a descriptor opened for appending: lines of several processes in one file
-    do not mix, and a rotated file is followed after `LogFile.reopen`;
+    do not mix, and a file that is cut (logrotate's copytruncate) goes on at its beginning;
   * logging never raises: with the disk full, lines are lost and counted.
 """
 
@@ -41,12 +41,6 @@ class LogFile:
         self.lost += written != len(encoded)
 
     debug = info = warning = error = critical = msg
-
-    def reopen(self) -> None:
-        """Go on in the file that has the path now. Raises SetupError."""
-        former, self._descriptor = self._descriptor, self._opened()
-        if former != sys.stderr.fileno():
-            os.close(former)
 
     def close(self) -> None:
         """Close the file; standard error stays open."""

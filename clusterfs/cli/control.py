@@ -3,6 +3,7 @@
 The mount table is read, never the mount: a stat of a mount whose daemon is stopped would wait.
 """
 
+import os
 import stat
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def find_socket(target: str | None, table: Path = MOUNTINFO) -> Path:
     if target is None:
         return config.load(Path(_only_mount(table).source)).control_socket
     path = Path(target)
-    if mount := mount_at(path, table):
+    if mount := _mount_above(path, table) or mount_at(path, table):
         return config.load(Path(mount.source)).control_socket
     try:
         mode = path.stat().st_mode
@@ -63,17 +64,27 @@ def find_socket(target: str | None, table: Path = MOUNTINFO) -> Path:
         return path
     if stat.S_ISREG(mode):
         return config.load(path).control_socket
-    raise SetupError(f"{target}: no clusterfs mount point, config file or admin socket")
+    raise SetupError(f"{target}: on no clusterfs mount, no config file and no admin socket")
 
 
 def socket_for(path: Path, table: Path = MOUNTINFO) -> Path:
     """Return the admin socket of the daemon that serves a path. Raises SetupError."""
-    place = resolved(path)
-    found = [mount for mount in mounts(table) if place.is_relative_to(mount.point)]
-    if not found:
+    return config.load(Path(mount_of(path, table).source)).control_socket
+
+
+def mount_of(path: Path, table: Path = MOUNTINFO) -> Mount:
+    """Return the mount that a path lies on. Raises SetupError."""
+    mount = _mount_above(resolved(path), table)
+    if mount is None:
         raise SetupError(f"{path} is on no clusterfs that is mounted here")
-    nearest = max(found, key=lambda mount: len(mount.point.parts))
-    return config.load(Path(nearest.source)).control_socket
+    return mount
+
+
+def _mount_above(path: Path, table: Path) -> Mount | None:
+    """Return the mount that a path lies on by its words alone: nothing is looked at."""
+    place = Path(os.path.abspath(path))  # noqa: PTH100  (takes .. away; Path.absolute does not)
+    found = [mount for mount in mounts(table) if place.is_relative_to(mount.point)]
+    return max(found, key=lambda mount: len(mount.point.parts), default=None)
 
 
 def _only_mount(table: Path) -> Mount:

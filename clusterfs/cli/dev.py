@@ -225,8 +225,7 @@ class Cluster:
         """Write what is missing: folders, and a configuration for each new node."""
         existing = {node.number for node in self.nodes}
         wanted = nodes or max(existing, default=3)
-        if not 1 <= wanted <= MOST_NODES:
-            raise SetupError(f"--nodes: between 1 and {MOST_NODES}")
+        assert 1 <= wanted <= MOST_NODES, wanted
         if existing and wanted < max(existing):
             raise SetupError(f"{self.folder} has {max(existing)} nodes already; none are removed")
         for name in ("bricks", "etc", "log"):

@@ -16,7 +16,7 @@ from rich.console import Console
 from clusterfs import control
 from clusterfs.cli import brick, cluster, debug, quota, snapshot, tables, tls, trees
 from clusterfs.cli.control import find_socket
-from clusterfs.cli.dev import Cluster
+from clusterfs.cli.dev import MOST_NODES, Cluster
 from clusterfs.cli.doctor import doctor
 from clusterfs.cli.fsck import WRONG_USAGE, fsck
 from clusterfs.cli.mount import mount
@@ -82,8 +82,12 @@ def serve(
 
 @dev.command()
 def up(
-    nodes: Annotated[int | None, typer.Option(help="How many nodes; 3 at first.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies of all data; 3.")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, max=MOST_NODES, help="How many nodes; 3 at first.")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, max=16, help="Copies of all data; 3.")
+    ] = None,
     provider: Annotated[
         str | None, typer.Option(help="Who orders the views of new nodes; an SQLite file in DIR.")
     ] = None,

@@ -45,7 +45,7 @@ class Options(msgspec.Struct, frozen=True):
 
     settings: dict[str, str]  # win over the config file
     kernel: tuple[str, ...]  # for the mount itself
-    log: Path
+    log: Path | None
     pidfile: Path | None
 
 
@@ -69,7 +69,7 @@ def parse_options(words: Sequence[str]) -> Options:
     return Options(
         settings,
         tuple(kernel),
-        Path(own.get("log", os.devnull)).absolute(),
+        Path(own["log"]).absolute() if "log" in own else None,
         Path(own["pidfile"]).absolute() if "pidfile" in own else None,
     )
 
@@ -111,6 +111,17 @@ def check_brick(brick: Path) -> None:
         ) from failure
     if not stat.S_ISDIR(mode):
         raise SetupError(f"brick {brick} is not a directory")
+
+
+def check_files(options: Options) -> None:
+    """Raise SetupError unless the log and the pid file can be written."""
+    try:
+        if options.log:
+            os.close(os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640))
+    except OSError as failure:
+        raise SetupError(f"-o log={options.log}: {failure.strerror}") from failure
+    if options.pidfile and not os.access(options.pidfile.parent, os.W_OK):
+        raise SetupError(f"-o pidfile={options.pidfile}: {options.pidfile.parent} is not writable")
 
 
 def check_address(address: str) -> None:
@@ -155,6 +166,7 @@ def mount(
         check_device()
     check_brick(Path(loaded.brick))
     if inheritance is None:
+        check_files(options)
         check_address(loaded.listen)
 
     def daemon(beat: Beat, ready: ReadyPipe) -> int:
@@ -181,7 +193,7 @@ def mount(
         return [*command, "--take-over", inheritance.text()]
 
     interpreter = ["-P"] if sys.flags.safe_path else []
-    log = None if foreground else str(options.log)
+    log = str(options.log) if options.log and not foreground else None
     return run_supervised(
         daemon, foreground=foreground, report=report, successor=successor, log_path=log
     )

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from clusterfs import control
 from clusterfs.cli.brick import show
-from clusterfs.cli.control import socket_for
+from clusterfs.cli.control import mount_of, socket_for
 from clusterfs.errors import SetupError
 
 SNAPSHOTS = ".snapshots"
@@ -68,6 +68,7 @@ def create(
 ) -> None:
     """Keep a directory as it is at this moment, with all that is in it."""
     now = dt.datetime.now(tz=dt.UTC)
+    _require_directory(directory)
     path = _snapshot(directory, name or now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
     with _errors(directory, path):
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -80,6 +81,7 @@ def create(
 @app.command("list")
 def list_(directory: Directory, *, as_json: AsJson = False) -> None:
     """List the snapshots of a directory, the oldest first."""
+    _require_directory(directory)
     with _errors(directory):
         found = [
             {"name": path.name, "path": str(path), "made": path.stat().st_ctime}
@@ -127,6 +129,12 @@ def restore(directory: Directory, name: Name) -> None:
         shutil.rmtree(temporary)
 
 
+def _require_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise SetupError(f"{path} is no directory")
+    mount_of(path)
+
+
 def _snapshot(directory: Path, name: str) -> Path:
     if not name or "/" in name or name.startswith("."):
         raise SetupError(f"{name!r} cannot be a snapshot's name: no slash, no dot at its beginning")
@@ -134,6 +142,7 @@ def _snapshot(directory: Path, name: str) -> Path:
 
 
 def _existing(directory: Path, name: str) -> Path:
+    _require_directory(directory)
     path = _snapshot(directory, name)
     if not path.is_dir():
         known = ", ".join(one.name for one in _snapshots(directory)) or "none"
@@ -153,6 +162,8 @@ def _temporary() -> str:
 
 
 def _clone_file(source: Path, target: Path) -> dict[str, Any]:
+    if not source.is_file() and source.exists():  # opening a FIFO would wait for its writer
+        raise SetupError(f"{source} is neither a file nor a directory")
     reader = os.open(source, os.O_RDONLY)
     try:
         writer = os.open(target.absolute().parent, os.O_TMPFILE | os.O_RDWR, 0o600)

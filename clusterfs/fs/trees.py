@@ -101,7 +101,8 @@ class Trees:
 
         Raises:
             NotADirectory: one of them is a directory, the other is none.
-            InvalidArgument: `target` is a file with data, or one of them is neither.
+            InvalidArgument: `target` lies in the tree `source`, or is a file with data, or one of
+                them is neither.
             StaleHandle: this node was lost meanwhile, or the tree never kept still.
         """
         try:
@@ -132,8 +133,11 @@ class Trees:
         into = self._inodes.get(target)
         async with into.lock.sharing():
             limited = (await self._transactions.load_directory(into)).quota
+        members = list(self._members(listing))
+        if into in members:  # it would wait for ever for what it holds itself
+            raise InvalidArgument("a tree cannot be cloned into itself")
         async with _Held() as held:
-            for inode in self._members(listing):
+            for inode in members:
                 await held.take(inode)
             if not await self._unchanged(listing):
                 return None

@@ -63,6 +63,7 @@ _MOST_CRASHES = 3  # in a minute; a mount with more is given up
 _MINUTE_NS = 60_000_000_000
 _DROP_BEFORE_TAKEOVER_S = 1.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NOT_INHERITED = (signal.SIGINT, signal.SIGTERM)
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 Main = Callable[[Beat, "ReadyPipe"], int]
@@ -165,7 +166,7 @@ def _ending_with_us(supervisor: int) -> Iterator[None]:
 
 def _await_ready(said: int, log_path: str | None) -> int:
     """Wait for the daemon's last line, or for its end; say what it waits for meanwhile."""
-    where = f"; see {log_path}" if log_path else ""
+    where = f"; see {log_path}" if log_path else "; its log says why, if there is one: -o log=FILE"
     message = f"the daemon ended before the mount answered{where}"
     with open(said, "rb", closefd=False) as lines:
         for line in lines:
@@ -187,6 +188,7 @@ def _print(line: str) -> None:
 def _become_background(said: int, log_path: str | None) -> None:
     os.close(said)
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is no terminal to lose; inherited
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     output = null
@@ -313,7 +315,8 @@ class Supervisor:
         """Outlive what ends the daemon: Ctrl-C, the OOM killer."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the daemon too
         for number in _FORWARDED:
-            signal.signal(number, self._forward)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._forward)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("-1000")
 
@@ -440,7 +443,7 @@ class Supervisor:
         for fd in inheritance.descriptors:
             os.set_inheritable(fd, True)
         command = list(self._successor(inheritance))
-        self._daemon = os.posix_spawn(command[0], command, os.environ, setsigdef=_ENDING)
+        self._daemon = os.posix_spawn(command[0], command, os.environ, setsigdef=_NOT_INHERITED)
         os.set_inheritable(session.fd, False)
         lower.close()
         os.close(self._pidfd)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -70,6 +71,22 @@ def test_a_debug_bundle_has_what_helps(node: Node, tmp_path: Path) -> None:
         assert log is not None
         assert b'"joined"' in log.read()
     assert {"statistics.json", "locks.json", "df.json", "members.json", "config.toml"} <= set(parts)
+
+
+def test_a_hangup_ends_no_daemon_in_the_background(node: Node) -> None:
+    pids = [process.pid for process in (node.process, node.supervisor) if process]
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGHUP)
+    assert (node.mount / ".").stat().st_ino
+    assert node.state() == "running"
+    assert node.ask("status")["takeovers"] == 0
+    ignored = [line for pid in pids for line in status_of(pid) if line.startswith("SigIgn")]
+    assert all(int(line.split()[1], 16) & 1 << signal.SIGHUP - 1 for line in ignored)
+
+
+def status_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/status").read_text().splitlines()
 
 
 ASK = """

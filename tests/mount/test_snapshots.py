@@ -67,6 +67,21 @@ def test_users_who_may_not_ask_the_daemon_clone_by_ranges(
     assert live_bytes(folders[0]) - before < MIB
 
 
+def test_what_cannot_be_cloned_is_refused_at_once(folders: list[Path], tmp_path: Path) -> None:
+    (folders[0] / "tree" / "inner").mkdir(parents=True)
+    os.mkfifo(folders[0] / "tree" / "fifo")
+    refused = clusterfs("clone", folders[0] / "tree", folders[0] / "tree" / "inner" / "copy")
+    assert "into itself" in refused
+    refused = clusterfs("clone", folders[1] / "tree" / "fifo", folders[1] / "copy")
+    assert "neither a file nor a directory" in refused
+    for verb in ("create", "list"):
+        assert "is no directory" in clusterfs("snapshot", verb, folders[0] / "tree" / "fifo")
+        assert "is on no clusterfs" in clusterfs("snapshot", verb, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not list((folders[2] / "tree" / "inner").iterdir())
+    assert sorted(path.name for path in folders[2].iterdir()) == ["tree"]
+
+
 def test_a_clone_beyond_a_quota_is_refused_and_leaves_nothing(folders: list[Path]) -> None:
     write_synced(folders[0] / "disk", random.Random(6).randbytes(3 * MIB))
     limited = folders[0] / "limited"

@@ -55,6 +55,26 @@ def test_what_is_wrong_is_one_line_that_names_the_key(tmp_path: Path, text: str,
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('name = "n/1"', "expected letters, digits"),
+        ('listen = "nowhere"', "expected HOST:PORT"),
+        ('provider = "paper:x"', "expected local:FILE, or etcd:URL,URL"),
+        ('on_lost = "panic"', "on_lost: 'panic' is none of: stall, eio"),
+        ("replcas = 2", "replcas: no such key; is replicas meant?"),
+        ("[exports]\nread_onyl = []", "exports.read_onyl: no such key; is read_only meant?"),
+        ("colour = 3", "colour: no such key"),
+    ],
+)
+def test_what_would_be_right_is_said_in_words(tmp_path: Path, line: str, words: str) -> None:
+    name = "" if line.startswith("name") else 'name = "n1"\n'
+    with pytest.raises(SetupError) as caught:
+        config.load(written(tmp_path, f'brick = "b"\n{name}{line}\n'))
+    assert words in str(caught.value)
+    assert "regex" not in str(caught.value)
+
+
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="No such file"):
         config.load(tmp_path / "none.toml")

@@ -59,6 +59,16 @@ def test_a_daemon_is_found_by_mount_config_and_socket(tmp_path: Path, config: Pa
         assert find_socket(str(expected), listed) == expected
 
 
+def test_what_lies_on_a_mount_names_its_daemon_and_is_not_looked_at(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = table(tmp_path, ("fuse.clusterfs", tmp_path / "mnt", config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "resolve", lambda path: pytest.fail(f"{path} was looked at"))
+    for word in (f"{tmp_path}/mnt/a/b", "mnt/a", f"{tmp_path}/x/../mnt/a"):
+        assert find_socket(word, listed) == tmp_path / "b" / "control.sock"
+
+
 def test_without_a_target_there_must_be_one_mount(tmp_path: Path, config: Path) -> None:
     with pytest.raises(SetupError, match="no clusterfs is mounted"):
         find_socket(None, table(tmp_path))
@@ -69,7 +79,7 @@ def test_without_a_target_there_must_be_one_mount(tmp_path: Path, config: Path) 
 
 def test_what_is_none_of_these_is_said(tmp_path: Path) -> None:
     listed = table(tmp_path)
-    with pytest.raises(SetupError, match="no clusterfs mount point"):
+    with pytest.raises(SetupError, match="on no clusterfs mount"):
         find_socket(str(tmp_path), listed)
     with pytest.raises(SetupError, match="No such file"):
         find_socket(str(tmp_path / "none"), listed)

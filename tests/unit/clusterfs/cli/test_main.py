@@ -20,7 +20,14 @@ def test_a_setup_error_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [(["--help"], 0), (["dev", "kill"], 2), (["dev", "status", "--dir", "/nowhere"], 1)],
+    [
+        (["--help"], 0),
+        (["dev", "kill"], 2),
+        (["dev", "up", "--nodes", "0", "--dir", "c"], 2),
+        (["dev", "up", "--nodes", "63", "--dir", "c"], 2),
+        (["dev", "up", "--replicas", "0", "--dir", "c"], 2),
+        (["dev", "status", "--dir", "/nowhere"], 1),
+    ],
 )
 def test_exit_codes_are_as_documented(words: list[str], code: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "clusterfs.cli.main", *words]

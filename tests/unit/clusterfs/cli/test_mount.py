@@ -3,7 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from clusterfs.cli.mount import check_address, check_device, check_mount_point, parse_options
+from clusterfs.cli.mount import (
+    check_address,
+    check_device,
+    check_files,
+    check_mount_point,
+    parse_options,
+)
 from clusterfs.errors import SetupError
 
 
@@ -41,6 +47,14 @@ def test_a_busy_or_foreign_address_is_said() -> None:
     check_address(address)
     with pytest.raises(SetupError, match=r"cannot listen on 192\.0\.2\.1:7400"):
         check_address("192.0.2.1:7400")
+
+
+def test_files_that_cannot_be_written_are_said_before_anything_starts(tmp_path: Path) -> None:
+    check_files(parse_options([]))
+    check_files(parse_options([f"log={tmp_path}/log,pidfile={tmp_path}/pid"]))
+    for key in ("log", "pidfile"):
+        with pytest.raises(SetupError, match=f"-o {key}={tmp_path}/none/file: "):
+            check_files(parse_options([f"{key}={tmp_path}/none/file"]))
 
 
 def test_a_missing_device_is_said(tmp_path: Path) -> None:

@@ -40,6 +40,22 @@ async def written(fs: Filesystem, parent: int, name: bytes, data: bytes) -> int:
     return created.entry.attributes.inode
 
 
+async def test_a_tree_is_not_cloned_into_itself_and_nobody_waits_for_it() -> None:
+    async with World(2).running() as world:
+        one, two = world.nodes[1].fs, world.nodes[2].fs
+        top = await number_of_new(one, b"top")
+        inside = await number_of_new(one, b"inside", await number_of_new(one, b"inner", top))
+        with trio.fail_after(1e6):  # of simulated time
+            for target in (top, inside):
+                with pytest.raises(InvalidArgument, match="into itself"):
+                    await one.trees.clone(top, target)
+            await written(two, inside, b"later", b"x")
+            assert await content(one, b"top", b"inner", b"inside", b"later") == b"x"
+        kept = await number_of_new(one, b".snapshots", top)
+        await two.trees.clone(top, await number_of_new(two, b"monday", kept))
+        assert await content(one, b"top", b".snapshots", b"monday", b"inner", b"inside", b"later")
+
+
 async def test_a_clone_has_everything_and_goes_its_own_way() -> None:
     async with World(3).running() as world:
         one, two = world.nodes[1].fs, world.nodes[2].fs
