@@ -36,12 +36,7 @@ from clusterfs.cluster.reach import Comeback
 from clusterfs.cluster.revocation import Revoked
 from clusterfs.cluster.views import State, View
 from clusterfs.config import Config
-from clusterfs.errors import (
-    BrickFailed,
-    SetupError,
-    Unavailable,
-    WouldBlock,
-)
+from clusterfs.errors import BrickFailed, SetupError, Unavailable, WouldBlock
 from clusterfs.fs.filesystem import Filesystem, Settings
 from clusterfs.fs.kernel import NoKernel
 from clusterfs.fs.value_block import VALUE_BYTES

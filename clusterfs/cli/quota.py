@@ -12,7 +12,7 @@ from rich.table import Table
 
 from clusterfs import control
 from clusterfs.cli.brick import show as tell
-from clusterfs.cli.control import find_socket
+from clusterfs.cli.control import find_socket, mount_of
 from clusterfs.errors import SetupError
 
 _PREFIX = "user.clusterfs.quota."
@@ -20,13 +20,13 @@ _LIMITS = {"limit_bytes": "bytes", "limit_files": "files"}
 _USED = {"used_bytes": "used_bytes", "used_files": "used_files"}
 _UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
 _PATIENCE_S = 600.0
+_MOST = 1 << 62
 _WHY = {
     errno.ENOTEMPTY: "it is not empty; the first quota of a directory is set while it is",
     errno.EINVAL: "it is below a directory that has a quota, and quotas do not nest",
     errno.EPERM: "only root sets quotas",
     errno.ENODATA: "it has no quota",
     errno.ENOTDIR: "it is no directory",
-    errno.EOPNOTSUPP: "it is not on a clusterfs",
 }
 
 Directory = Annotated[Path, typer.Argument(help="A directory on a clusterfs.")]
@@ -108,6 +108,7 @@ def _limit(directory: Path, attribute: str) -> int:
 
 
 def _try(directory: Path, call: Any, *arguments: Any) -> Any:
+    mount_of(directory)  # other filesystems would keep the attribute, and nothing would be limited
     try:
         return call(directory, *arguments)
     except OSError as failure:
@@ -122,4 +123,6 @@ def _number(text: str) -> int:
         digits, shift = text[:-1], _UNITS[text[-1].lower()]
     if not digits.isdecimal():
         raise SetupError(f"{text!r} is no limit: write a number, or one with k, M, G or T")
-    return int(digits) << shift
+    if (number := int(digits) << shift) > _MOST:
+        raise SetupError(f"{text!r} is too much: 4194304T is the highest limit, 0 is none")
+    return number
