@@ -16,9 +16,7 @@ Invariants:
 import gc
 import os
 import shutil
-import signal
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -46,6 +44,7 @@ from clusterfs.fuse.mount import Mount, MountOptions
 from clusterfs.fuse.operations import Operations
 from clusterfs.fuse.squash import SquashedOperations
 from clusterfs.fuse.supervisor import ReadyPipe
+from clusterfs.fuse.unmounting import ending_signals
 from clusterfs.handover import Handover
 from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.service_manager import ServiceManager
@@ -63,7 +62,6 @@ _BEAT_S = 0.1
 _LEAVE_S = 5.0  # to let others master what they use here
 # New objects, and rounds of each generation: so that no collection holds the loop for long.
 _COLLECTED_AFTER = (5_000, 3, 1_500)
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _COMES_BACK_S = 30.0
 _EPOCH = "epoch"  # the store's fact: the highest epoch it has seen
 
@@ -103,11 +101,6 @@ def _first(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
-
-
-def _heeded(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Leave out what is to be ignored: SIGHUP in the background, and under nohup."""
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Daemon:
@@ -457,13 +450,13 @@ class Daemon:
         self._manager.ready(f"{self.config.name} serves {self.mountpoint or 'its brick'}")
 
     async def _detach_on_signal(self, mount: Mount) -> None:
-        with trio.open_signal_receiver(*_heeded(_ENDING)) as signals:
+        with trio.open_signal_receiver(*ending_signals()) as signals:
             async for _ in signals:
                 if mount.answering:
                     self._nursery.start_soon(mount.detach)
 
     async def _serve_until_signalled(self) -> None:
-        with trio.open_signal_receiver(*_heeded(_ENDING)) as signals:
+        with trio.open_signal_receiver(*ending_signals()) as signals:
             await self.volume.statfs()  # the cluster answers
             self._say_so()
             async for _ in signals:

@@ -27,6 +27,12 @@ except OSError as failure:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Return what unmounts; SIGHUP only where there is a terminal to lose, and no nohup."""
+    heeded = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return [number for number in heeded if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 class MountEntry(NamedTuple):
     """One line of /proc/self/mountinfo."""
 
