@@ -65,7 +65,9 @@ class LockReports:
     async def _answer(self, question: Question) -> Answer:
         report = msgspec.json.encode(await self._report(only_busy=question.only_busy))
         if len(report) > _MOST_BYTES:
-            raise Refused(_TOO_LARGE, b"it has too many locks to describe at once")
+            most = f"its locks take more than {_MOST_BYTES >> 20} MiB to describe"
+            way = "ask that node itself, or only for those that somebody waits for"
+            raise Refused(_TOO_LARGE, f"{most}: {way}".encode())
         return b"", report
 
     async def _report(self, *, only_busy: bool) -> dict[str, Any]:

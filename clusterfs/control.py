@@ -33,7 +33,7 @@ Reply = Mapping[str, Any]
 Handler = Callable[[Mapping[str, Any]], Reply | Awaitable[Reply]]
 
 REQUEST_BYTES = 64 << 10
-_REPLY_BYTES = 64 << 20
+_REPLY_BYTES = 1 << 30  # a few million locks
 _CHUNK_BYTES = 64 << 10
 _PATH_BYTES = 107
 _encoder = msgspec.json.Encoder()
@@ -152,7 +152,8 @@ def _remove(path: Path) -> None:
 def ask(path: Path, request: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:
     """Send one request to the daemon behind `path` and return its reply.
 
-    Raises NotAnswering if nobody listens, the reply takes longer than `timeout_s`, or it is not ok.
+    Raises NotAnswering if nobody listens, the reply pauses for longer than `timeout_s`, is larger
+    than 1 GiB or not whole, or is not ok.
     """
     line = msgspec.json.encode({"request": request, **arguments}) + b"\n"
     try:
@@ -166,6 +167,12 @@ def ask(path: Path, request: str, *, timeout_s: float = 5.0, **arguments: Any) -
         raise NotAnswering(f"{path}: no answer within {timeout_s:g} s") from failure
     except OSError as failure:
         raise NotAnswering(f"{path}: no daemon answers ({failure.strerror})") from failure
+    if len(answer) >= _REPLY_BYTES:
+        raise NotAnswering(
+            f"{path}: the reply is larger than {_REPLY_BYTES >> 20} MiB: ask for less"
+        )
+    if not answer.endswith(b"\n"):
+        raise NotAnswering(f"{path}: the daemon ended before its reply did")
     try:
         reply = msgspec.json.decode(answer, type=dict[str, Any])
     except msgspec.DecodeError as failure:

@@ -23,7 +23,8 @@ from clusterfs.cli.locks.picture import Node, Picture, read_picture, with_names
 from clusterfs.cli.main import run
 from clusterfs.errors import SetupError
 
-ANSWER_S = 5.0
+ANSWER_S = 5.0  # until a daemon is taken for stopped
+_DESCRIBED_S = 120.0  # one that runs may have millions of locks to describe
 _FILE_COLUMNS = 200  # of a table that goes to no terminal
 
 
@@ -67,7 +68,9 @@ class View(msgspec.Struct, frozen=True):
 def fetch(target: str | None, *, cluster: bool, only_busy: bool = False) -> dict[str, Any]:
     """Return what a daemon says, names made printable. Raises NotAnswering, SetupError."""
     request = "cluster_locks" if cluster else "locks"
-    reply = control.ask(find_socket(target), request, timeout_s=ANSWER_S, only_busy=only_busy)
+    socket = find_socket(target)
+    control.ask(socket, "ping", timeout_s=ANSWER_S)
+    reply = control.ask(socket, request, timeout_s=_DESCRIBED_S, only_busy=only_busy)
     if not cluster:
         return with_names(reply["locks"])
     return {

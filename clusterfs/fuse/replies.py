@@ -1,7 +1,8 @@
 """Exception to errno, once for the whole filesystem: pyfuse3 survives only FUSEError.
 
 An expected failure becomes its errno; the log says why, if that is EIO. A bug becomes a logged EIO:
-any other exception would end the main loop, and with it the mount.
+any other exception would end the main loop, and with it the mount. LockBusy is one: two operations
+on one lock at once are no state that a program may be told to wait for.
 
 Whoever looks at locks is told which request this is, and whose; and a request whose program was
 told to end may be interrupted.
@@ -18,7 +19,7 @@ from clusterfs.errors import FilesystemError
 from clusterfs.fuse.binding import native, pyfuse3
 from clusterfs.fuse.receiving import keeping_turn
 from clusterfs.fuse.requests import requests
-from dlm.errors import LockError
+from dlm.errors import LockBusy, LockError
 
 log = structlog.get_logger()
 
@@ -85,6 +86,8 @@ def errno_of(failure: BaseException, operation: str, arguments: tuple[Any, ...])
 
 def _expected_errno(failure: BaseException) -> int | None:
     """Return the errno of an expected failure; of a nursery's group, what all in it agree on."""
+    if isinstance(failure, LockBusy):
+        return None
     if isinstance(failure, FilesystemError | LockError):
         return failure.errno
     if isinstance(failure, BaseExceptionGroup):

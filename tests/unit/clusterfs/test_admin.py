@@ -67,6 +67,15 @@ async def test_a_peer_is_answered_and_garbage_is_refused() -> None:
         report.message(2, 7, 1, b"", b"")
 
 
+async def test_what_is_too_large_for_one_answer_is_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clusterfs.admin._MOST_BYTES", 10)
+    with pytest.raises(Refused) as refused:
+        await reports(Peers()).begin_call(2, 7, 1, b"{}", b"")
+    assert b"only for those that somebody waits for" in refused.value.detail
+
+
 async def test_however_many_locks_there_are_others_go_on_while_they_are_described() -> None:
     pages, described = 50, 0
 

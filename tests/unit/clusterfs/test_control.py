@@ -50,6 +50,32 @@ async def test_garbage_gets_an_error_reply(line: bytes) -> None:
     assert isinstance(reply["error"], str)
 
 
+async def test_a_reply_that_is_too_large_or_not_whole_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "control.sock"
+    monkeypatch.setattr("clusterfs.control._REPLY_BYTES", 1 << 20)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Server({"echo": echo}).serve, path)
+        with pytest.raises(NotAnswering, match="larger than 1 MiB: ask for less"):
+            await trio.to_thread.run_sync(lambda: ask(path, "echo", word="x", times=1 << 21))
+        nursery.cancel_scope.cancel()
+
+    async def breaks_off(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(b'{"ok": true, "locks": [')
+
+    with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+        await listener.bind(str(path))
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, breaks_off, [trio.SocketListener(listener)])
+            with pytest.raises(NotAnswering, match="ended before its reply did"):
+                await trio.to_thread.run_sync(lambda: ask(path, "locks"))
+            nursery.cancel_scope.cancel()
+
+
 def test_nobody_listening_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(NotAnswering, match="no daemon answers"):
         ask(tmp_path / "control.sock", "ping")

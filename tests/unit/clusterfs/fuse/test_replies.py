@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 from clusterfs.errors import ChunkCorrupted, NoSuchEntry
 from clusterfs.fuse.binding import pyfuse3
 from clusterfs.fuse.replies import replying
-from dlm.errors import LockError
+from dlm.errors import LockBusy, LockError
 
 
 class Handlers:
@@ -24,6 +24,7 @@ class Handlers:
         (NoSuchEntry(), errno.ENOENT, 0),
         (ChunkCorrupted(), errno.EIO, 1),
         (LockError(), LockError.errno, 1),
+        (LockBusy("a bug of ours, never EBUSY"), errno.EIO, 1),
         (pyfuse3.FUSEError(errno.EDOM), errno.EDOM, 0),
         (ExceptionGroup("nursery", [NoSuchEntry(), NoSuchEntry()]), errno.ENOENT, 0),
         (ExceptionGroup("nursery", [NoSuchEntry(), ChunkCorrupted()]), errno.EIO, 1),
