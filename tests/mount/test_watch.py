@@ -1,9 +1,11 @@
 """clusterfs watch: what happens in a directory on any node, in order and complete."""
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
+import struct
 import subprocess
 import sys
 import threading
@@ -63,6 +65,67 @@ def watching(path: Path, *options: str) -> Iterator[Watcher]:
         finally:
             process.terminate()
             watcher.join()
+
+
+class Inotify:
+    """inotify(7) on some paths, for all events that change something."""
+
+    MASK = 0x0FC6 | 0x0008  # all but access, open and close after reading
+    _EVENT = struct.Struct("=iIII")
+
+    def __init__(self, *paths: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.descriptor = libc.inotify_init1(os.O_CLOEXEC)
+        assert self.descriptor >= 0
+        self._watched = {
+            libc.inotify_add_watch(self.descriptor, os.fsencode(path), self.MASK): path.name
+            for path in paths
+        }
+        assert len(self._watched) == len(paths)
+
+    def until(self, last: str) -> list[tuple[str, int, str]]:
+        """Return (watched path, kind, name) of all events up to one of this name."""
+        events: list[tuple[str, int, str]] = []
+        while last not in [name for _, _, name in events]:
+            data = os.read(self.descriptor, 1 << 16)
+            while data:
+                watch, kind, _, size = self._EVENT.unpack_from(data)
+                name = data[self._EVENT.size :][:size].rstrip(b"\0").decode()
+                events.append((self._watched[watch], kind, name))
+                data = data[self._EVENT.size + size :]
+        return events
+
+
+def test_inotify_tells_of_its_own_node_alone_and_of_nothing_that_did_not_happen(
+    folders: list[Path],
+) -> None:
+    """See docs/decisions/0012: no invalidation makes such an event for a directory."""
+    one, two, _ = folders
+    for name in ("kept", "gone", "moved", "tree/inner"):
+        (one / name).parent.mkdir(exist_ok=True)
+        (one / name).write_bytes(b"content")
+    watched = Inotify(two, two / "kept", two / "gone", two / "moved", two / "tree")
+    try:
+        (one / "new").write_bytes(b"content")
+        (one / "kept").write_bytes(b"other content")
+        (one / "gone").unlink()
+        (one / "moved").rename(one / "elsewhere")
+        (one / "tree" / "inner").unlink()
+        (one / "tree").rmdir()
+        assert sorted(os.listdir(two)) == ["elsewhere", "kept", "new"]
+        assert (two / "kept").read_bytes() == b"other content"
+        os.mknod(two / "own")
+        own = two.name
+        assert watched.until("own") == [(own, 0x100, "own")]  # IN_CREATE
+        (two / "own").rename(two / "again")
+        (two / "new").unlink()
+        assert watched.until("new") == [
+            (own, 0x40, "own"),  # IN_MOVED_FROM, then IN_MOVED_TO
+            (own, 0x80, "again"),
+            (own, 0x200, "new"),  # IN_DELETE
+        ]
+    finally:
+        os.close(watched.descriptor)
 
 
 def test_a_watcher_is_told_what_every_node_does(folders: list[Path]) -> None:
