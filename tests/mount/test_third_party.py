@@ -15,14 +15,20 @@ STRESSORS = {
     "chown": 20,
     "dentry": 100,
     "dir": 100,
+    "dirdeep": 50,
+    "dirmany": 10,
     "fallocate": 20,
+    "fcntl": 20,
     "filename": 10,
     "flock": 200,
+    "fstat": 2,
     "getdent": 20,
     "hdd": 200,
     "link": 5,
+    "locka": 100,
     "lockf": 200,
     "lockofd": 200,
+    "mknod": 20,
     "open": 100,
     "rename": 200,
     "seek": 200,
@@ -72,6 +78,7 @@ def test_fio_verifies_in_every_way(folders: list[Path]) -> None:
     jobs = []
     for name in VERIFIERS:
         jobs += [f"--name={name}", f"--filename={name}", f"--verify={name}"]
+    jobs += ["--name=pattern", "--filename=pattern", "--verify=pattern", "--verify_pattern=0x5a%o"]
     run(folders[0], *common, "--do_verify=0", *jobs)
     run(folders[1], *common, "--verify_only", *jobs)
 
