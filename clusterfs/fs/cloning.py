@@ -2,12 +2,13 @@
 
 What lies on the block grid of both files is shared: one transaction for a call, of up to
 SHARED_STRIPES that exist, lets the target's stripes refer to the source's chunks, at each replica
-by itself and by the map page (store/maps.py). It changes the versions of the source's stripes too,
-so no replica can share another state of them. Where neither file has a stripe, nothing is done. The
-edges that fill no block are copied, and so is what cannot be shared: other distances between source
-and target than whole blocks, stripes whose groups have other replicas, files with atomic_fsync. A
-call may do less than it was asked for; its caller goes on, as with any copy_file_range. Only
-`clone_held` takes a whole file as it is at one moment: its caller lets nobody else in.
+by itself: whole stripes by one reference each (store/whole_maps.py), parts of them by the map page.
+It changes the versions of the source's stripes too, so no replica can share another state of them.
+Where neither file has a stripe, nothing is done. The edges that fill no block are copied, and so is
+what cannot be shared: other distances between source and target than whole blocks, stripes whose
+groups have other replicas, files with atomic_fsync. A call may do less than it was asked for; its
+caller goes on, as with any copy_file_range. Only `clone_held` takes a whole file as it is at one
+moment: its caller lets nobody else in.
 
 An empty target takes over the source's placement, so that its stripes have the same replicas.
 """
@@ -37,8 +38,9 @@ from clusterfs.store.objects import (
     Operation,
     Share,
 )
+from dlm.errors import LockLost
 
-SHARED_STRIPES = 16  # by one transaction; of those that exist
+SHARED_STRIPES = 128  # by one transaction; of those that exist
 COPIED_BYTES = 1 << 20  # by one call, of what cannot be shared
 
 
@@ -123,7 +125,7 @@ class Cloning:
     async def clone_held(self, source: Inode, target: Inode) -> int:
         """Copy all of a file into an empty one; both are used exclusively, their records loaded."""
         record = await self._files.load_for_change(source)
-        stripes = await self._stripes(source, record.size)
+        stripes = await self._stripes(source, target, record.size)
         sink = OpenFile(0, target, os.O_RDWR, privileged=True)
         job = Job(source, 0, sink, 0, record.size, stripes)
         while job.length:
@@ -144,18 +146,36 @@ class Cloning:
                 raise InvalidArgument("the ranges overlap")
             done = 0
             if job.length:
-                stripes = await self._stripes(source, job.length)
+                stripes = await self._stripes(source, target, job.length)
                 done = await self._copy_held(job._replace(stripes=stripes))
             self._access_times.note(source)
             self._files.changed_by(target, lambda: caller)
             return done
 
-    async def _stripes(self, source: Inode, length: int) -> frozenset[int] | None:
-        """Return which stripes a source has; None: asking is not worth it."""
+    async def _stripes(self, source: Inode, target: Inode, length: int) -> frozenset[int] | None:
+        """Return which stripes a source has; None: asking is not worth it.
+
+        Both are locked, so the versions of all stripes of both are known from then on.
+        """
         if length <= 2 * STRIPE_BYTES:
             return None
         await self._writeback.flush(source)
-        return frozenset(number for number, _ in await self._volume.stripes(source.number))
+        await self._writeback.flush(target)
+        self._take_placement(source, target)
+        await self._learn(target)
+        return await self._learn(source)
+
+    async def _learn(self, inode: Inode) -> frozenset[int]:
+        """Learn which stripes a file has, and their versions, by one question."""
+        stamp = inode.lock.stamp
+        listed = await self._volume.stripes(inode.number)
+        if inode.lock.stamp != stamp:
+            raise LockLost  # what we know of the inode was dropped while we waited
+        for number, group, version in listed:
+            stripe = inode.stripe(number)
+            if stripe.version is None and stripe.group == group:
+                stripe.version = version
+        return frozenset(number for number, _, _ in listed)
 
     async def _copy_held(self, job: Job) -> int:
         """Copy the edge before the first whole block, share, copy the edge behind the last one."""
@@ -198,6 +218,8 @@ class Cloning:
             for inode in sorted({source, target}, key=lambda inode: inode.number):
                 await stack.enter_async_context(inode.committing)
             for run in runs:
+                if job.stripes is not None and run.target.version is None:
+                    run.target.version = ABSENT  # or it had been listed
                 await self._writeback.know_version(run.source)
                 await self._writeback.know_version(run.target)
             await self._commit(job, runs, done)

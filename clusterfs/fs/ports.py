@@ -189,8 +189,8 @@ class Volume(Protocol):
         """Return (first, count) of the stretches of blocks that are no holes, in order."""
         ...
 
-    async def stripes(self, inode: int) -> list[tuple[int, int]]:
-        """Return (stripe, group) of the stripes that exist."""
+    async def stripes(self, inode: int) -> list[tuple[int, int, Version]]:
+        """Return (stripe, group, version) of the stripes that exist."""
         ...
 
     async def marked(self, groups: Sequence[int]) -> list[ObjectId]:

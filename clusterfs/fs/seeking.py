@@ -45,7 +45,7 @@ class Seeking:
 
     async def _data(self, inode: Inode, first: int, end: int) -> int:
         stripes = {index // STRIPE_BLOCKS for index in _unstored(inode)}
-        stripes |= {0} if end <= STRIPE_BLOCKS else {n for n, _ in await self._existing(inode)}
+        stripes |= {0} if end <= STRIPE_BLOCKS else set(await self._existing(inode))
         for number in sorted(stripes):
             for here, beyond in _windows(number, first, end):
                 if spans := await self._spans(inode, here, beyond):
@@ -60,8 +60,8 @@ class Seeking:
                     return here if not spans or spans[0][0] > here else sum(spans[0])
         return end
 
-    async def _existing(self, inode: Inode) -> Iterable[tuple[int, int]]:
-        return await self._volume.stripes(inode.number)
+    async def _existing(self, inode: Inode) -> list[int]:
+        return [number for number, _, _ in await self._volume.stripes(inode.number)]
 
     async def _spans(self, inode: Inode, first: int, beyond: int) -> list[Span]:
         """Return the stretches of data from `first` on, all in one stripe, as blocks of the file.

@@ -190,7 +190,7 @@ class Truncation:
                 stripe.version = ABSENT if gone else change.version
 
     async def _delete_stripes(self, inode: Inode, kept: int) -> None:
-        numbers = [n for n, _ in await self._volume.stripes(inode.number) if n >= kept]
+        numbers = [n for n, _, _ in await self._volume.stripes(inode.number) if n >= kept]
         for start in range(0, len(numbers), _AT_ONCE):
             changes = []
             for number in numbers[start : start + _AT_ONCE]:
@@ -239,7 +239,7 @@ class Truncation:
         """Make holes of whole blocks; returns how many were none."""
         freed = 0
         async with inode.committing:
-            there = {n for n, _ in await self._volume.stripes(inode.number)}
+            there = {n for n, _, _ in await self._volume.stripes(inode.number)}
             for number in sorted(there):
                 base = number * STRIPE_BLOCKS
                 start, stop = max(first, base), min(beyond, base + STRIPE_BLOCKS)

@@ -24,6 +24,7 @@ from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
     MARK,
+    STRIPE_BLOCKS,
     Change,
     Delete,
     Discard,
@@ -56,7 +57,16 @@ _CLIENTS = 3
 _OBJECTS = 5
 _BLOCKS = 24
 # Of clones: first, count, first of the source; a map page has 256 blocks.
-_SHARES = ((0, 256, 0), (256, 512, 0), (0, 256, 256), (256, 256, 0), (512, 300, 256), (3, 9, 4))
+_SHARES = (
+    (0, STRIPE_BLOCKS, 0),  # all of it
+    (0, STRIPE_BLOCKS, 0),
+    (0, 256, 0),
+    (256, 512, 0),
+    (0, 256, 256),
+    (256, 256, 0),
+    (512, 300, 256),
+    (3, 9, 4),
+)
 _KEYS = (b"a", b"b", b"c", MARK)
 
 

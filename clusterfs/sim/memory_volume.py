@@ -207,11 +207,11 @@ class MemoryVolume:
         assert stored.group == group
         return joined(sorted(n for n in stored.blocks if first <= n < first + count))
 
-    async def stripes(self, inode: int) -> list[tuple[int, int]]:
+    async def stripes(self, inode: int) -> list[tuple[int, int, Version]]:
         """Return the stripes that exist."""
         await self._may_wait()
         return sorted(
-            (part - 1, stored.group)
+            (part - 1, stored.group, stored.version)
             for object_id, stored in self._shelf.objects.items()
             for number, part in [split_object_id(object_id)]
             if number == inode and part

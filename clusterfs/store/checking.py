@@ -4,7 +4,7 @@ The brick is opened as for serving, but nothing is written: the whole checkpoint
 verified, the log is replayed in memory, and over that state is checked
 
     log         the chain of each segment in use, log after log
-    shared      what refers to the map pages that clones share
+    shared      what refers to the maps and map pages that clones share (checking_maps.py)
     references  what maps and prepared transactions refer to, against the chunk table
     indexes     groups, marks, live counts, records of objects that do not exist
     data        every live chunk against its checksum
@@ -14,7 +14,7 @@ indexes, leftovers. Damaged data has its truth elsewhere: the running node repai
 as soon as it is read or scrubbed.
 
 Memory: 4 bytes a chunk, but of at most WINDOW_CHUNKS at a time (the maps are read once for each
-window); some 100 bytes a map page that clones share; a bit for 64 bytes of segment, of at most 1024
+window); what checking_maps.py takes; a bit for 64 bytes of segment, of at most 1024
 segments at a time; 8 bytes for 64 chunks.
 
 Invariant: without `repair` nothing is written; with it, only a checkpoint of the corrected state.
@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from clusterfs.errors import BrickDamaged, BrickFailed, SetupError
+from clusterfs.store.checking_maps import MapChecks
 from clusterfs.store.chunks import PAGE_CIDS, cids_of_page
 from clusterfs.store.disk import Disk
 from clusterfs.store.flush import Sealed
@@ -35,11 +36,13 @@ from clusterfs.store.opening import Opening, Options
 from clusterfs.store.reading import wrong_chunks
 from clusterfs.store.records import LOST
 from clusterfs.store.superblock import open_superblock
+from clusterfs.store.whole_maps import number_of
 
 WINDOW_CHUNKS = 32 << 20
 _WINDOW_SEGMENTS = 1024
 _WHOLE = b"\xff" * (BLOCK_UNITS // 8)
 _TEXTS = 1000
+_NO_OBJECT = "object %s, which does not exist"
 _PAGE = 4096
 _DATA_PAGES = 16
 
@@ -106,7 +109,7 @@ class Checker:
         self._progress = progress
         self.report = Report()
         self._opening = Opening(disk, Options())
-        self._changed = False
+        self._changed = self._lost_blocks = False
 
     def run(self, *, data: bool, also: Callable[["Checker"], None]) -> None:
         """Do all checks, then write what was repaired."""
@@ -148,37 +151,16 @@ class Checker:
 
     def _check_state(self) -> None:
         self._progress("checkpoint", 1, 1)
+        maps = self._maps = MapChecks(self.contents, self.problem)
+        maps.count_users()
         self._check_leftovers()
-        self._check_shared()
+        maps.check_pages()
         self._check_references()
+        maps.check_blocks(silently=self._lost_blocks)
         self._check_live()
         self._check_indexes()
 
     # -- references
-
-    def _check_shared(self) -> None:
-        """Map pages that clones share: how many refer to each."""
-        maps = self.state.maps
-        counted, repeated = self.contents.page_references(), 0
-        for number, page in list(maps.all_shared()):
-            should = counted.pop(number, 0)
-            repeated += max(0, should - 1) * page.blocks
-            if page.references != should:
-                self.problem(
-                    "shared map page",
-                    f"{should} maps have page {number}, its count says {page.references}",
-                    lambda number=number, should=should: (  # type: ignore[misc]
-                        maps.correct(number, should)
-                    ),
-                )
-        if repeated != maps.repeated:
-            self.problem(
-                "shared map page",
-                f"sharing saves {repeated} blocks, the checkpoint says {maps.repeated}",
-                lambda: setattr(maps, "repeated", repeated),
-            )
-        for number in counted:
-            self.problem("shared map page", f"there is no page {number}: its blocks are lost")
 
     def _check_references(self) -> None:
         chunks = self.state.chunks
@@ -239,7 +221,7 @@ class Checker:
         self.problem("lost chunk", f"{where} is chunk {cid}: there is none")
         if self._repair and self.state.cids(object_id, block, 1)[0] == cid:
             self.state.lose(object_id, block)
-            self._changed = True
+            self._changed = self._lost_blocks = True
 
     def _compare(self, number: int, counts: "array[int]") -> int:
         """Compare a page of the chunk table with what was counted; return its living chunks."""
@@ -299,14 +281,17 @@ class Checker:
     # -- indexes
 
     def _check_leftovers(self) -> None:
-        """Keys and maps belong to objects that exist."""
+        """Keys and maps belong to objects that exist; or a map is shared under its number."""
         state = self.state
         for owner in state.owners():
-            if state.head(ObjectId(owner)) is None and state.has_records(ObjectId(owner)):
+            number = number_of(owner)
+            exists = self._maps.is_used(owner) if number else state.head(ObjectId(owner))
+            if not exists and state.has_records(owner):
+                what = f"map {number}, which nobody has" if number else _NO_OBJECT % owner.hex()
                 self.problem(
                     "leftover",
-                    f"records of object {owner.hex()}, which does not exist",
-                    lambda owner=owner: state.clear(ObjectId(owner)),  # type: ignore[misc]
+                    f"records of {what}",
+                    lambda owner=owner: state.clear(owner),  # type: ignore[misc]
                 )
 
     def _check_indexes(self) -> None:

@@ -23,6 +23,7 @@ from clusterfs.store.layers import Rubbish, Values
 from clusterfs.store.objects import ObjectId
 from clusterfs.store.outcomes import PREFIXES
 from clusterfs.store.segments import Segments
+from clusterfs.store.state import State
 from clusterfs.store.table import Table
 from clusterfs.store.tail import STREAMS, Place, Tail
 
@@ -30,6 +31,7 @@ _POSITION_KEY = b"@"
 _REFERENCES_KEY = b"L"
 _REFERENCES = struct.Struct("<QQ")
 _SHARED = struct.Struct("<QQ")  # what a format 2 lacks
+_WHOLE = struct.Struct("<Q")  # what a format 3 lacks
 _POSITION = struct.Struct("<QQQQ")
 _PLACE = struct.Struct("<iIQQ")
 _SEGMENT_KEY = struct.Struct(">cI")
@@ -75,6 +77,7 @@ class Checkpoint:
         small += self._take_marks()
         totals = _REFERENCES.pack(state.chunks.references_total, state.chunks.count)
         totals += _SHARED.pack(state.maps.next_number, state.maps.repeated)
+        totals += _WHOLE.pack(state.whole_maps.next_number)
         small.append((_REFERENCES_KEY, totals))
         small += self._take_segments(tail, set(reusable))
         next_cid = state.chunks.next_cid
@@ -178,10 +181,7 @@ class Checkpoint:
         chunks.next_cid = next_cid
         segments.checkpointed_id = tail.next_id - 1
         if total := self._values.get(_REFERENCES_KEY):
-            chunks.references_total, chunks.count = _REFERENCES.unpack_from(total)
-            if len(total) > _REFERENCES.size:
-                maps = contents.state.maps
-                maps.next_number, maps.repeated = _SHARED.unpack_from(total, _REFERENCES.size)
+            _load_totals(total, contents.state)
         for key, value in self._all(b"S"):
             number = _SEGMENT_KEY.unpack(key)[1]
             live, first, last, born, is_cold = _SEGMENT.unpack(value)
@@ -209,6 +209,17 @@ class Checkpoint:
 
     def _all(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         return self._values.items(prefix, bytes((prefix[0] + 1,)))
+
+
+def _load_totals(total: bytes, state: State) -> None:
+    chunks, maps = state.chunks, state.maps
+    chunks.references_total, chunks.count = _REFERENCES.unpack_from(total)
+    at = _REFERENCES.size
+    if len(total) > at:
+        maps.next_number, maps.repeated = _SHARED.unpack_from(total, at)
+        at += _SHARED.size
+    if len(total) > at:
+        (state.whole_maps.next_number,) = _WHOLE.unpack_from(total, at)
 
 
 def _parse_position(value: bytes) -> tuple[Tail, int, int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from clusterfs.store.chunks import cids_of_page
 from clusterfs.store.layers import Values
 from clusterfs.store.location import locate_units, place_of, segment_of, units_of
-from clusterfs.store.maps import MAP_BITS, chunks_of, shares_of
+from clusterfs.store.maps import MAP_BITS
 from clusterfs.store.objects import BLOCK_BYTES, MARK, ObjectId
 from clusterfs.store.outcomes import Outcomes
 from clusterfs.store.records import (
@@ -32,10 +32,12 @@ from clusterfs.store.records import (
     Replaced,
     Resolved,
     ResolvedChange,
+    SharedMap,
     SharedPages,
     Stable,
 )
-from clusterfs.store.state import State
+from clusterfs.store.state import State, shares_of
+from clusterfs.store.whole_maps import UNKNOWN, SharedCounts, number_of, owner_of
 
 Run = tuple[int, int]
 
@@ -80,7 +82,7 @@ class Contents:
             state.hold(record.changes)
             self.outcomes.prepare(record)
             return
-        state.maps.adopt(record.changes)
+        state.adopt(record.changes)
         for change in record.changes:
             state.perform(change)
         if not isinstance(record, Replaced):
@@ -154,17 +156,17 @@ class Contents:
     def references(self) -> Iterator[tuple[ObjectId, int, int]]:
         """Yield (object, block, cid), LOST among them, of each reference that a chunk may have.
 
-        A page that several objects share is told of the first one only; one that just a prepared
-        transaction holds, of the object that may have it.
+        A page or a map that several objects share is told of the first one only; one that just a
+        prepared transaction holds, of the object that may have it.
         """
         seen: set[int] = set()
-        for object_id in self.state.every_object():
-            for number, value in self.state.maps.entries(object_id, 0):
+        for object_id, owner in self.maps_in_use():
+            for number, value in self.state.maps.entries(owner, 0):
                 if not isinstance(value, int):
                     yield from _blocks_in(object_id, number, value)
                 elif value not in seen:
                     seen.add(value)
-                    cids = self.state.maps.get(object_id, number)
+                    cids = self.state.maps.get(owner, number)
                     yield from _blocks_in(object_id, number, cids or ())
         for prepared in self.outcomes.prepared.values():
             for change in prepared.changes:
@@ -185,28 +187,77 @@ class Contents:
                     seen.add(number)
                     yield from _blocks_in(object_id, operation.first_page + index, page.cids)
 
+    def maps_in_use(self) -> Iterator[tuple[ObjectId, bytes]]:
+        """Yield (object, owner of its pages) of each map there is, once.
+
+        One that just a prepared transaction holds is told of the object that may have it.
+        """
+        shared = {number for number, _ in self.state.whole_maps.all_shared()}
+        seen: set[int] = set()
+        for object_id, number in self.map_users():
+            if number not in seen:
+                if number in shared:
+                    seen.add(number)
+                yield object_id, owner_of(object_id, number)
+
+    def map_users(self) -> Iterator[tuple[ObjectId, int]]:
+        """Yield (object, number of the map) of what refers to maps; 0: it is under its id."""
+        for object_id in self.state.every_object():
+            yield object_id, number_of(self.state.owner(object_id))
+        for prepared in self.outcomes.prepared.values():
+            for change in prepared.changes:
+                for operation in change.operations:
+                    if isinstance(operation, SharedMap):
+                        yield change.object_id, operation.number
+
     def page_references(self) -> Counter[int]:
         """Count what refers to each shared page: maps, and prepared transactions."""
         counted: Counter[int] = Counter()
-        for object_id in self.state.every_object():
-            entries = self.state.maps.entries(object_id, 0)
+        for _, owner in self.maps_in_use():
+            entries = self.state.maps.entries(owner, 0)
             counted.update(value for _, value in entries if isinstance(value, int))
         for prepared in self.outcomes.prepared.values():
             for clone in shares_of(prepared.changes):
-                counted.update(filter(None, clone.numbers))
+                if isinstance(clone, SharedPages):
+                    counted.update(filter(None, clone.numbers))
         return counted
 
     def _validate_shared(self) -> None:
         maps = self.state.maps
-        counted, repeated = self.page_references(), 0
+        counted, repeated = self.page_references(), self._validate_maps()
         for number, page in maps.all_shared():
             assert page.references == counted.pop(number, 0), f"references of map page {number}"
             assert page.references > 0, f"map page {number} is left over"
-            assert page.blocks == sum(1 for _ in chunks_of(page.cids)), f"blocks of page {number}"
             assert number < maps.next_number, "the next number of a map page"
             repeated += (page.references - 1) * page.blocks
         assert not counted, f"maps refer to pages that do not exist {sorted(counted)[:5]}"
         assert repeated == maps.repeated, "blocks repeated by sharing"
+
+    def _validate_maps(self) -> int:
+        """Execute the invariants of whole maps; return how many blocks they repeat."""
+        state, repeated = self.state, 0
+        users = Counter(number for _, number in self.map_users() if number)
+        for number, references in users.items():
+            counts = state.whole_maps.find(number) or SharedCounts(1, 0)
+            assert references == counts.references, f"references of map {number}"
+            assert number < state.whole_maps.next_number, "the next number of a map"
+        for number, counts in state.whole_maps.all_shared():
+            assert number in users, f"map {number} is left over"
+            assert counts.blocks == state.maps.count(owner_of(b"", number)), f"blocks of {number}"
+            repeated += (counts.references - 1) * counts.blocks
+        for owner in state.maps.owners():
+            number = number_of(owner)
+            assert not number or number in users or not any(state.maps.entries(owner, 0)), (
+                f"pages of map {number} are left over"
+            )
+        for object_id in state.every_object():
+            head = state.head(object_id)
+            assert head is not None
+            known = head.blocks != UNKNOWN
+            owner = owner_of(object_id, head.map)
+            assert not known or head.blocks == state.maps.count(owner), "blocks of an object"
+            assert known or not head.map, "a numbered map whose blocks are not counted"
+        return repeated
 
     def _validate_indexes(self) -> None:
         state = self.state

@@ -32,8 +32,8 @@ from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.tail import STREAMS
 
 MAGIC = b"CFSLOG\r\n"
-FORMAT_VERSION = 3
-_READABLE = (2, 3)  # 2 knew no shared map pages
+FORMAT_VERSION = 4
+_READABLE = (2, 3, 4)  # 2 knew no shared map pages, 3 no shared maps
 
 _HEADER = struct.Struct("<8sHBBI16sQQQQIIIIIIQ")
 HEADER_BYTES = _HEADER.size

@@ -17,7 +17,16 @@ from clusterfs.store.cache import ChunkCache
 from clusterfs.store.format import ZERO_BLOCK
 from clusterfs.store.hints import Hints
 from clusterfs.store.maps import MAP_BLOCKS, OWN
-from clusterfs.store.objects import BLOCK_BYTES, Change, Discard, Lose, ObjectId, Share, Write
+from clusterfs.store.objects import (
+    BLOCK_BYTES,
+    STRIPE_BLOCKS,
+    Change,
+    Discard,
+    Lose,
+    ObjectId,
+    Share,
+    Write,
+)
 from clusterfs.store.records import (
     HOLE,
     IDENTITY_BYTES,
@@ -25,6 +34,7 @@ from clusterfs.store.records import (
     Placed,
     Resolved,
     ResolvedChange,
+    SharedMap,
     SharedPages,
 )
 from clusterfs.store.state import State
@@ -35,14 +45,15 @@ _ZEROS = bytes(64 << 10)
 class Ingested:
     """A payload that found its chunks."""
 
-    __slots__ = ("changes", "checksums", "first_cid", "fresh", "numbers", "ranges")
+    __slots__ = ("changes", "checksums", "first_cid", "fresh", "maps", "numbers", "ranges")
 
     def __init__(self, first_cid: int) -> None:
         self.changes: list[ResolvedChange] = []
         self.first_cid = first_cid
         self.fresh: dict[bytes, int] = {}  # identity -> cid of each new chunk, in order
         self.checksums: list[int] = []
-        self.numbers: dict[tuple[ObjectId, int], int] = {}  # of map pages that get one
+        self.maps: dict[ObjectId, int] = {}  # numbers of maps that get one, by object
+        self.numbers: dict[tuple[bytes, int], int] = {}  # of map pages that get one
         self.ranges: list[tuple[int, int]] = []  # bytes of the payload that become new chunks
 
 
@@ -136,7 +147,10 @@ class Ingest:
         return Placed(first, cids, b"".join(identities))
 
     def _shared(self, share: Share, result: Ingested) -> Iterator[Resolved]:
-        """Yield what gives blocks the chunks of other blocks: whole map pages where they match."""
+        """Yield what gives blocks the chunks of others: the whole map, or its pages that match."""
+        if share.count == STRIPE_BLOCKS and not share.first and not share.source_first:
+            yield self._shared_map(share.source, result)
+            return
         end = share.first + share.count
         low, high = -(-share.first // MAP_BLOCKS) * MAP_BLOCKS, end // MAP_BLOCKS * MAP_BLOCKS
         if low >= high or (share.first - share.source_first) % MAP_BLOCKS:
@@ -146,19 +160,30 @@ class Ingest:
         yield from self._shared_pages(share, low, high, result)
         yield from self._shared_blocks(share, high, end)
 
+    def _shared_map(self, source: ObjectId, result: Ingested) -> SharedMap | Discard:
+        head = self._state.head(source)
+        number = 0 if head is None else head.map
+        if not number:
+            if next(self._state.maps.entries(source, 0), None) is None:
+                return Discard(0, STRIPE_BLOCKS)
+            following = self._state.whole_maps.next_number + len(result.maps)
+            number = result.maps.setdefault(source, following)
+        return SharedMap(number, source)
+
     def _shared_pages(
         self, share: Share, first: int, end: int, result: Ingested
     ) -> Iterator[SharedPages | Discard]:
         page, count = (share.source_first + first - share.first) // MAP_BLOCKS, end - first
         numbers = array("Q")
-        known = self._state.maps.numbers(share.source, page, count // MAP_BLOCKS)
+        owner = self._state.owner(share.source)
+        known = self._state.maps.numbers(owner, page, count // MAP_BLOCKS)
         if not any(known):
             yield Discard(first, count)
             return
         fresh, following = result.numbers, self._state.maps.next_number
         for index, number in enumerate(known):
             if number == OWN:
-                place = (share.source, page + index)
+                place = (owner, page + index)
                 numbers.append(fresh.setdefault(place, following + len(fresh)))
             else:
                 numbers.append(number)

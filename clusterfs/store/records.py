@@ -45,8 +45,9 @@ _NUMBERS = struct.Struct("<BQQ")
 _FACT_HEAD = struct.Struct("<BHBI")
 _RELOCATE_HEAD = struct.Struct("<BI")
 _SHARED = struct.Struct("<BII16sI")
+_SHARED_MAP = struct.Struct("<BQ16s")
 _TAG_PUT, _TAG_REMOVE, _TAG_PLACED, _TAG_DISCARD, _TAG_DELETE = 1, 2, 3, 4, 5
-_TAG_SHARED = 6
+_TAG_SHARED, _TAG_SHARED_MAP = 6, 7
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -70,7 +71,18 @@ class SharedPages(msgspec.Struct, frozen=True, gc=False):
     source_page: int
 
 
-Resolved = Put | Remove | Placed | SharedPages | Discard | Delete
+class SharedMap(msgspec.Struct, frozen=True, gc=False):
+    """A resolved Share of all blocks: the object's map becomes the one of that number.
+
+    It is the source's, as it is before anything of the transaction is performed. If that has no
+    number yet, it gets this one.
+    """
+
+    number: int
+    source: ObjectId
+
+
+Resolved = Put | Remove | Placed | SharedPages | SharedMap | Discard | Delete
 
 
 class ResolvedChange(msgspec.Struct, frozen=True, gc=False):
@@ -257,6 +269,8 @@ def _encode_operation(operation: Resolved, parts: list[bytes]) -> None:
         case SharedPages(first_page=first, numbers=numbers, source=source, source_page=page):
             parts.append(_SHARED.pack(_TAG_SHARED, first, len(numbers), source, page))
             parts.append(numbers.tobytes())
+        case SharedMap(number=number, source=source):
+            parts.append(_SHARED_MAP.pack(_TAG_SHARED_MAP, number, source))
         case Delete():
             parts.append(bytes((_TAG_DELETE,)))
 
@@ -327,6 +341,8 @@ def _decode_changes(body: bytes) -> Changes:
 
 
 def _decode_operation(body: bytes, at: int) -> tuple[Resolved, int]:
+    if body[at] in {_TAG_SHARED, _TAG_SHARED_MAP}:
+        return _decode_shared(body, at)
     match body[at]:
         case 1:
             _, key_bytes, value_bytes = _PUT.unpack_from(body, at)
@@ -345,14 +361,19 @@ def _decode_operation(body: bytes, at: int) -> tuple[Resolved, int]:
         case 4:
             _, first, count = _DISCARD.unpack_from(body, at)
             return Discard(first, count), at + _DISCARD.size
-        case 6:
-            _, first, count, source, page = _SHARED.unpack_from(body, at)
-            at += _SHARED.size
-            numbers = array("Q", body[at : at + count * 8])
-            return SharedPages(first, numbers, ObjectId(source), page), at + count * 8
         case tag:
             assert tag == _TAG_DELETE, f"operation tag {tag}"
             return Delete(), at + 1
+
+
+def _decode_shared(body: bytes, at: int) -> tuple[SharedPages | SharedMap, int]:
+    if body[at] == _TAG_SHARED_MAP:
+        _, number, source = _SHARED_MAP.unpack_from(body, at)
+        return SharedMap(number, ObjectId(source)), at + _SHARED_MAP.size
+    _, first, count, source, page = _SHARED.unpack_from(body, at)
+    at += _SHARED.size
+    numbers = array("Q", body[at : at + count * 8])
+    return SharedPages(first, numbers, ObjectId(source), page), at + count * 8
 
 
 def _decode_fact(body: bytes) -> Fact:

@@ -17,6 +17,7 @@ from clusterfs.store.log import Log
 from clusterfs.store.maps import MAP_BLOCKS
 from clusterfs.store.objects import (
     BLOCK_BYTES,
+    STRIPE_BLOCKS,
     Change,
     Delete,
     Discard,
@@ -82,6 +83,8 @@ def need_of(changes: tuple[Change, ...]) -> Need:
 
 def _share_bytes(share: Share) -> int:
     """Return what it takes in the log at most: the blocks at its edges, and whole map pages."""
+    if share.count == STRIPE_BLOCKS and not share.first and not share.source_first:
+        return 0
     if (share.first - share.source_first) % MAP_BLOCKS:
         pieces, blocks = share.count // MAP_BLOCKS + 1, share.count
     else:

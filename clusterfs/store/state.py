@@ -5,8 +5,9 @@ with what the log says, and both arrive at the same state. Everything is in laye
 checkpoint's table (see layers.py).
 
 Invariants:
-  * a head (group, version) exists exactly for the objects that exist, and byte for byte one entry
-    in its group's index;
+  * a head (group, version, map, blocks) exists exactly for the objects that exist, and byte for
+    byte one entry in its group's index;
+  * a head's blocks are those of its map that have a chunk, if they were counted from the start;
   * an object without a head has no keys and no map pages;
   * `marked` holds the objects that have the key MARK.
 """
@@ -23,17 +24,27 @@ from clusterfs.store.objects import (
     ABSENT,
     MARK,
     Delete,
-    Discard,
     ObjectId,
     Put,
     Remove,
     Version,
 )
-from clusterfs.store.records import HOLE, LOST, Placed, Resolved, ResolvedChange, SharedPages
+from clusterfs.store.placing import Placing
+from clusterfs.store.records import (
+    HOLE,
+    Placed,
+    Resolved,
+    ResolvedChange,
+    SharedMap,
+    SharedPages,
+)
+from clusterfs.store.whole_maps import UNKNOWN, Held, WholeMaps, number_of, owner_of
 
 _MAP_MASK = MAP_BLOCKS - 1
+_KEY_OPERATIONS = frozenset((Put, Remove))
 _GROUP_KEY = struct.Struct(">H")
-_HEAD = struct.Struct("<HQQ")
+_HEAD = struct.Struct("<HQQQI")
+_OLD_HEAD = struct.Struct("<HQQ")  # until format 3
 _ID_BYTES = 16
 _PAGE = 4096
 _BEYOND = b"\xff" * 321  # above every key
@@ -47,15 +58,21 @@ class Head(NamedTuple):
 
     group: int
     version: Version
+    map: int = 0  # the number of its map; 0: it has none, or one under its id
+    blocks: int = 0  # that have a chunk
 
 
 def _encode_head(head: Head) -> bytes:
-    return _HEAD.pack(head.group, head.version.epoch, head.version.counter)
+    version = head.version
+    return _HEAD.pack(head.group, version.epoch, version.counter, head.map, head.blocks)
 
 
 def _decode_head(value: bytes) -> Head:
-    group, epoch, counter = _HEAD.unpack(value)
-    return Head(group, Version(epoch, counter))
+    if len(value) == _OLD_HEAD.size:
+        group, epoch, counter = _OLD_HEAD.unpack(value)
+        return Head(group, Version(epoch, counter), 0, UNKNOWN)
+    group, epoch, counter, number, blocks = _HEAD.unpack(value)
+    return Head(group, Version(epoch, counter), number, blocks)
 
 
 class State:
@@ -67,11 +84,14 @@ class State:
         self._groups: Family[bytes] = Family(values, b"G", bytes, bytes)
         self._keys: Family[bytes] = Family(values, b"K", bytes, bytes)
         self.maps = Maps(values, self.chunks)
+        self.whole_maps = WholeMaps(values, self.maps)
+        self._placing = Placing(self.chunks, self.maps, self.whole_maps)
         self.families: tuple[Family[Any], ...] = (
             self._heads,
             self._groups,
             self._keys,
             *self.maps.families,
+            *self.whole_maps.families,
         )
         self.marked: set[ObjectId] = set()
 
@@ -85,6 +105,11 @@ class State:
         """Return the object's version, ABSENT if it does not exist."""
         head = self._heads.get(b"", object_id)
         return ABSENT if head is None else head.version
+
+    def owner(self, object_id: ObjectId) -> bytes:
+        """Return under which name the object's map pages lie."""
+        head = self._heads.get(b"", object_id)
+        return object_id if head is None else owner_of(object_id, head.map)
 
     def get(self, object_id: ObjectId, key: bytes) -> bytes | None:
         """Return a key's value, or None."""
@@ -130,54 +155,69 @@ class State:
 
     def cids(self, object_id: ObjectId, first: int, count: int) -> "array[int]":
         """Return the cids of a range of blocks, 0 for holes."""
-        if first >> MAP_BITS == (first + count - 1) >> MAP_BITS:
-            page = self.maps.get(object_id, first >> MAP_BITS)
-            slot = first & _MAP_MASK
-            return array("Q", bytes(8 * count)) if page is None else page[slot : slot + count]
-        found = array("Q")
-        while count:
+        owner, found = self.owner(object_id), array("Q")
+        while True:
             slot = first & _MAP_MASK
             size = min(count, MAP_BLOCKS - slot)
-            found += self.cids(object_id, first, size)
+            page = self.maps.get(owner, first >> MAP_BITS)
+            piece = array("Q", bytes(8 * size)) if page is None else page[slot : slot + size]
+            if size == count and not found:
+                return piece
+            found += piece
+            if size == count:
+                return found
             first += size
             count -= size
-        return found
 
     def placed(self, object_id: ObjectId, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (block, cid) of the blocks in [first, end) that are no holes, in order."""
-        return _within(self.maps.pages(object_id, first >> MAP_BITS), first, end)
+        return _within(self.maps.pages(self.owner(object_id), first >> MAP_BITS), first, end)
 
     def sole(self, object_id: ObjectId, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield (block, cid) of those that no clone has by the same map page."""
-        return _within(self.maps.sole(object_id, first >> MAP_BITS), first, end)
+        """Yield (block, cid) of those that no clone has by the same map, or map page."""
+        owner = self.owner(object_id)
+        if self.whole_maps.is_shared(number_of(owner)):
+            return iter(())
+        return _within(self.maps.sole(owner, first >> MAP_BITS), first, end)
 
     @property
     def logical_blocks(self) -> int:
         """Return how many blocks objects have, however many of them are one chunk."""
-        return self.chunks.references_total + self.maps.repeated
+        return self._placing.logical_blocks
 
     # -- changes
 
     def perform(self, change: ResolvedChange) -> None:
         """Make one change; its chunks are in the chunk table, its room is given."""
         object_id = change.object_id
+        old = self._heads.get(b"", object_id)
+        held: Held | None = None
         for operation in change.operations:
             kind = type(operation)
-            if kind is Placed:
-                self._place(object_id, operation.first, operation.cids)  # type: ignore[union-attr]
-            elif kind is SharedPages:
-                self.maps.give(object_id, operation)  # type: ignore[arg-type]
-            elif kind is Delete:
-                self._delete(object_id)
+            if kind is Delete:
+                self._delete(object_id, held)
                 return
-            else:
+            if kind in _KEY_OPERATIONS:
                 self._perform_rare(object_id, operation)
-        old = self._heads.get(b"", object_id)
-        self._heads.put(b"", object_id, Head(change.group, change.version))
+                continue
+            if held is None:
+                held = self._hold(object_id, old)
+            self._placing.perform(held, operation)
+        head = Head(change.group, change.version)
+        if held is not None:
+            blocks = held.blocks_at(self.logical_blocks)
+            head = Head(change.group, change.version, held.number, blocks)
+        elif old is not None:
+            head = Head(change.group, change.version, old.map, old.blocks)
+        self._heads.put(b"", object_id, head)
         if old is None or old.group != change.group:
             if old is not None:
                 self._groups.put(_GROUP_KEY.pack(old.group), object_id, None)
             self._groups.put(_GROUP_KEY.pack(change.group), object_id, b"")
+
+    def _hold(self, object_id: ObjectId, head: Head | None) -> Held:
+        number, blocks = (0, 0) if head is None else (head.map, head.blocks)
+        return Held(object_id, number, blocks, self.logical_blocks)
 
     def _perform_rare(self, object_id: ObjectId, operation: Resolved) -> None:
         match operation:
@@ -189,8 +229,6 @@ class State:
                 self._keys.put(object_id, key, None)
                 if key == MARK:
                     self.marked.discard(object_id)
-            case Discard(first=first, count=count):
-                self._discard(object_id, first, first + count)
             case _:
                 raise AssertionError(operation)
 
@@ -198,97 +236,86 @@ class State:
         """Take the references of a prepared transaction."""
         for cid in _cids_of(changes):
             self.chunks.take(cid)
-        self.maps.adopt(changes)
+        self.adopt(changes)
 
     def let_go(self, changes: Sequence[ResolvedChange], *, performed: bool) -> None:
         """Drop the references of a prepared transaction; what it shares is given, if performed."""
         for cid in _cids_of(changes):
             self.chunks.drop(cid)
         if not performed:
-            self.maps.release(changes)
+            for operation in shares_of(changes):
+                if isinstance(operation, SharedMap):
+                    self.whole_maps.let_go(operation.source, operation.number)
+                else:
+                    self.maps.release(operation)
 
-    def _place(self, object_id: ObjectId, first: int, cids: "array[int]") -> None:
-        if len(cids) == 1:
-            self._place_one(object_id, first, cids[0])
-            return
-        at = 0
-        while at < len(cids):
-            block = first + at
-            size = min(len(cids) - at, MAP_BLOCKS - (block & _MAP_MASK))
-            self._place_in_page(
-                object_id, block, cids[at : at + size] if size < len(cids) else cids
-            )
-            at += size
+    def adopt(self, changes: Sequence[ResolvedChange]) -> None:
+        """Hold what these changes share; `perform` hands it to their objects."""
+        for operation in shares_of(changes):
+            if isinstance(operation, SharedMap):
+                self._adopt(operation)
+            else:
+                self.maps.adopt(self.owner(operation.source), operation)
 
-    def _place_in_page(self, object_id: ObjectId, block: int, placed: "array[int]") -> None:
-        number, slot, size = block >> MAP_BITS, block & _MAP_MASK, len(placed)
-        self.chunks.take_all(chunks_of(placed) if LOST in placed else placed)
-        if size == MAP_BLOCKS:
-            whole = None if placed.count(HOLE) == MAP_BLOCKS else placed[:]
-            self.maps.replace(object_id, number, whole)
-            return
-        page = self.maps.own(object_id, number)
-        replaced = page[slot : slot + size]
-        page[slot : slot + size] = placed
-        drop = self.chunks.drop
-        for old in replaced:
-            if old and old != LOST:
-                drop(old)
-        if HOLE in placed:
-            self.maps.remove_if_empty(object_id, number, page)
+    def _adopt(self, clone: SharedMap) -> None:
+        blocks = 0
+        if self.whole_maps.find(clone.number) is None:
+            head = self._heads.get(b"", clone.source)
+            assert head is not None, f"object {clone.source.hex()} does not exist"
+            if head.map != clone.number:
+                head = self._number(clone.source, head, clone.number)
+            blocks = head.blocks
+        self.whole_maps.hold(clone.number, blocks)
 
-    def _place_one(self, object_id: ObjectId, block: int, cid: int) -> None:
-        """Do the same for one block."""
-        number, slot = block >> MAP_BITS, block & _MAP_MASK
-        page = self.maps.own(object_id, number)
-        old, page[slot] = page[slot], cid
-        if cid and cid != LOST:
-            self.chunks.take(cid)
-        if old and old != LOST:
-            self.chunks.drop(old)
-        if cid == HOLE:
-            self.maps.remove_if_empty(object_id, number, page)
+    def _number(self, object_id: ObjectId, head: Head, number: int) -> Head:
+        """Give a number to the map of an object that was made when maps had none."""
+        assert not head.map, f"object {object_id.hex()} has map {head.map}, not {number}"
+        blocks = self.maps.count(object_id) if head.blocks == UNKNOWN else head.blocks
+        self.maps.move(object_id, owner_of(object_id, number))
+        head = head._replace(map=number, blocks=blocks)
+        self._heads.put(b"", object_id, head)
+        return head
 
-    def _discard(self, object_id: ObjectId, first: int, end: int) -> None:
-        for number, _ in list(self.maps.entries(object_id, first >> MAP_BITS)):
-            base = number << MAP_BITS
-            low, high = max(first, base), min(end, base + MAP_BLOCKS)
-            if low < high:
-                self._place_in_page(object_id, low, array("Q", bytes(8 * (high - low))))
-
-    def _delete(self, object_id: ObjectId) -> None:
+    def _delete(self, object_id: ObjectId, held: Held | None) -> None:
         head = self._heads.get(b"", object_id)
+        if held is None:
+            held = self._hold(object_id, head)
+        self._placing.empty(held)
         if head is None:
             return
         for key, _ in list(self._keys.after(object_id, b"", _BEYOND)):
             self._keys.put(object_id, key, None)
-        for number, _ in list(self.maps.entries(object_id, 0)):
-            self.maps.replace(object_id, number, None)
         self.marked.discard(object_id)
         self._groups.put(_GROUP_KEY.pack(head.group), object_id, None)
         self._heads.put(b"", object_id, None)
 
     def lose(self, object_id: ObjectId, block: int) -> None:
         """Say that a block's chunk does not exist; no reference is dropped."""
-        self.maps.lose(object_id, block >> MAP_BITS, block & _MAP_MASK)
+        self.maps.lose(self.owner(object_id), block >> MAP_BITS, block & _MAP_MASK)
 
     # -- for fsck
 
     def owners(self) -> Iterator[bytes]:
-        """Yield every object that has, or lately had, keys or a map; some twice."""
+        """Yield whatever has, or lately had, keys or map pages: objects, maps; some twice."""
         yield from self._keys.owners(_ID_BYTES)
-        yield from self.maps.owners(_ID_BYTES)
+        yield from self.maps.owners()
 
-    def has_records(self, object_id: ObjectId) -> bool:
-        """Tell whether there is a key or a map page of the object."""
-        keys, pages = self._keys.after(object_id, b"", _BEYOND), self.maps.entries(object_id, 0)
+    def has_records(self, owner: bytes) -> bool:
+        """Tell whether there is a key or a map page of this owner."""
+        keys, pages = self._keys.after(owner, b"", _BEYOND), self.maps.entries(owner, 0)
         return next(keys, None) is not None or next(pages, None) is not None
 
-    def clear(self, object_id: ObjectId) -> None:
-        """Remove the keys and maps of an object that does not exist; no reference is dropped."""
-        for key, _ in list(self._keys.after(object_id, b"", _BEYOND)):
-            self._keys.put(object_id, key, None)
-        self.maps.forget(object_id)
+    def clear(self, owner: bytes) -> None:
+        """Remove the keys and pages of what does not exist; no reference is dropped."""
+        for key, _ in list(self._keys.after(owner, b"", _BEYOND)):
+            self._keys.put(owner, key, None)
+        self.maps.forget(owner)
+
+    def count_blocks(self, object_id: ObjectId, blocks: int) -> None:
+        """Set how many blocks the object's map is said to have."""
+        head = self.head(object_id)
+        assert head is not None
+        self._heads.put(b"", object_id, head._replace(blocks=blocks))
 
     def is_indexed(self, object_id: ObjectId) -> bool:
         """Tell whether the object is in its group's index."""
@@ -323,6 +350,14 @@ class State:
     def dirty_count(self) -> int:
         """Return roughly how many records the next checkpoint writes."""
         return self.chunks.dirty_count + sum(family.dirty_count for family in self.families)
+
+
+def shares_of(changes: Sequence[ResolvedChange]) -> Iterator[SharedPages | SharedMap]:
+    """Yield what the changes share, in order."""
+    for change in changes:
+        for operation in change.operations:
+            if isinstance(operation, SharedPages | SharedMap):
+                yield operation
 
 
 def _cids_of(changes: Sequence[ResolvedChange]) -> Iterator[int]:

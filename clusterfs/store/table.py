@@ -33,7 +33,7 @@ from clusterfs.errors import BrickDamaged, SetupError
 from clusterfs.store.format import open_value, seal_value
 
 TOTAL = b"#"
-FORMAT_VERSION = 3  # 2 knew no shared map pages
+FORMAT_VERSION = 4  # 2 knew no shared map pages, 3 no shared maps
 _FULL_BYTES = 1 << 20
 _TOTAL = struct.Struct("<IQQ")
 _SEAL = struct.Struct("<Q")

@@ -28,6 +28,7 @@ from clusterfs.store.maps import MAP_BLOCKS
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
+    STRIPE_BLOCKS,
     Change,
     ObjectId,
     Operation,
@@ -49,6 +50,7 @@ from clusterfs.store.records import (
     Record,
     Replaced,
     Resolved,
+    SharedMap,
     SharedPages,
     Stable,
     encode,
@@ -299,4 +301,6 @@ def _unresolved_operation(operation: Resolved) -> Operation:
         return Write(operation.first, len(operation.cids))
     if isinstance(operation, SharedPages):
         return Write(operation.first_page * MAP_BLOCKS, len(operation.numbers) * MAP_BLOCKS)
+    if isinstance(operation, SharedMap):
+        return Write(0, STRIPE_BLOCKS)
     return operation

@@ -194,12 +194,12 @@ class Reader:
                 self._mend()
             return data
 
-    async def stripes(self, inode: int) -> list[tuple[int, int]]:
-        """Return (stripe, group) of the stripe objects of an inode, over all groups."""
+    async def stripes(self, inode: int) -> list[tuple[int, int, Version]]:
+        """Return (stripe, group, version) of the stripe objects of an inode, over all groups."""
         listed = await self._everywhere(
             lambda epoch: Stripes(epoch, inode), lambda store: stripes(store, inode), None
         )
-        return [(split_object_id(entry.object_id)[1] - 1, entry.group) for entry in listed]
+        return [(split_object_id(e.object_id)[1] - 1, e.group, e.version) for e in listed]
 
     async def marked(self, groups: Sequence[int]) -> list[ObjectId]:
         """Return the marked objects of these groups."""

@@ -232,8 +232,8 @@ class Volume:
         """Return (first, count) of the stretches of blocks that are no holes. Raises LockLost."""
         return await self._reader.extents(object_id, group, first, count)
 
-    async def stripes(self, inode: int) -> list[tuple[int, int]]:
-        """Return (stripe, group) of each existing stripe."""
+    async def stripes(self, inode: int) -> list[tuple[int, int, Version]]:
+        """Return (stripe, group, version) of each existing stripe."""
         return await self._reader.stripes(inode)
 
     async def marked(self, groups: Sequence[int]) -> list[ObjectId]:

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from clusterfs.errors import InvalidArgument, NoSuchEntry, NotADirectory
-from clusterfs.fs.cloning import SHARED_STRIPES
+from clusterfs.fs import cloning
 from clusterfs.fs.filesystem import Filesystem
 from clusterfs.fs.keys import ROOT
 from clusterfs.fs.results import Changes
@@ -143,10 +143,13 @@ async def empty_file(fs: Filesystem, name: bytes) -> int:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_clone_of_one_file_is_of_one_moment(seed: int, autojump_clock: object) -> None:
+async def test_a_clone_of_one_file_is_of_one_moment(
+    seed: int, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It takes several transactions: whoever writes meanwhile waits for all of them."""
     del autojump_clock
-    last = 2 * SHARED_STRIPES + 1
+    monkeypatch.setattr(cloning, "SHARED_STRIPES", 8)
+    last = 2 * cloning.SHARED_STRIPES + 1
     async with World(3, seed=seed).running() as world:
         fs = world.nodes[1].fs
         file = await sparse(fs, b"file", list(range(last + 1)), (last + 1) * STRIPE_BYTES)

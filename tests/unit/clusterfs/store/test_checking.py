@@ -22,6 +22,12 @@ pytestmark = pytest.mark.trio
 async def closed_trial(seed: int = 3) -> Trial:
     trial = await open_trial(seed)
     await trial.run(60)
+    state = trial.store._state
+    while not (
+        any(p.references > 1 for _, p in state.maps.all_shared())
+        and any(counts.references > 1 for _, counts in state.whole_maps.all_shared())
+    ):
+        await trial.random.choice([trial.share, trial.transact, trial.decide])()
     await trial.store.close()
     return trial
 
@@ -63,7 +69,7 @@ async def test_a_sound_brick_is_clean_and_is_not_written_to() -> None:
     assert (report.exit_code, report.problems) == (0, [])
     blocks = sum(len(found.blocks) for found in trial.model.objects.values())
     assert report.facts["objects"] == len(trial.model.objects)
-    assert report.facts["references"] >= blocks
+    assert report.facts["references"] + trial.store._state.maps.repeated >= blocks
     assert {what for what, _, _ in told} >= {"checkpoint", "references", "log", "data"}
     assert len(trial.disk.journal) == events
 
@@ -75,6 +81,14 @@ async def test_a_sound_brick_is_clean_and_is_not_written_to() -> None:
         (b"L", lambda value: bytes([value[0] ^ 1]) + value[1:], "in all"),
         (b"L", lambda value: value[:24] + bytes([value[24] ^ 1]) + value[25:], "sharing saves"),
         (b"N", one_more_map, "shared map page"),
+        (b"T", one_more_map, "shared map: "),
+        (b"T", lambda _: None, "its count says 1"),
+        (
+            b"T",
+            lambda value: value[:4] + bytes([value[4] + 1]) + value[5:],
+            "blocks, its count says",
+        ),
+        (b"O", lambda value: value[:26] + bytes([value[26] ^ 1]) + value[27:], "its head says"),
         (b"G", lambda _: None, "group index: object"),
         (b"S", lambda value: struct.pack("<I", 1) + value[4:], "live counts"),
     ],
@@ -109,6 +123,14 @@ async def test_records_of_an_object_that_does_not_exist_are_removed() -> None:
         edit(trial.disk, key, lambda _: b"")
     edit(trial.disk, b"X" + ghost, lambda _: b"")
     await repairable(trial, f"leftover: records of object {ghost.hex()}")
+
+
+async def test_a_map_that_nobody_has_is_removed() -> None:
+    trial = await closed_trial()
+    ghost = b"\xff" * 8 + (1 << 40).to_bytes(8, "big")
+    edit(trial.disk, b"M" + ghost + bytes(4), lambda _: struct.pack("<256Q", 1, *[0] * 255))
+    edit(trial.disk, b"T" + ghost[8:], lambda _: struct.pack("<II", 2, 1))
+    await repairable(trial, f"leftover: records of map {1 << 40}, which nobody has")
 
 
 async def test_a_wrong_index_of_marks_is_repaired() -> None:

@@ -170,7 +170,7 @@ def newer() -> dict[bytes, bytes]:
 
 
 def test_a_newer_checkpoint_is_refused_and_is_not_called_damaged(tmp_path: Path) -> None:
-    told = "format 9, this clusterfs knows 3: upgrade"
+    told = "format 9, this clusterfs knows 4: upgrade"
     with pytest.raises(SetupError, match=told) as refused:
         damage_in(sorted(newer().items()), newer().get)
     assert not isinstance(refused.value, BrickDamaged)

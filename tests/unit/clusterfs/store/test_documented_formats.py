@@ -8,9 +8,11 @@ import json
 import re
 import struct
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import lz4.block
@@ -24,10 +26,13 @@ from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
+    STRIPE_BLOCKS,
     Change,
     Discard,
     Put,
+    Share,
     Transaction,
+    Version,
     Write,
     stripe_object,
 )
@@ -39,7 +44,7 @@ pytestmark = pytest.mark.trio
 
 DOCS = Path(__file__).parents[4] / "docs" / "formats"
 KEY = bytes(range(32))
-NAME, OTHER = stripe_object(7, 0), stripe_object(7, 1)
+NAME, PAGES, CLONE, TWIN = (stripe_object(7, n) for n in range(4))
 CODE = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
@@ -125,8 +130,11 @@ def transactions(logs: list[bytes]) -> Iterator[tuple[bytes, int, bytes]]:
             assert at == len(rows)
 
 
-def placed(body: bytes) -> Iterator[tuple[bytes, int, list[int], bytes]]:
-    """Yield (object, first block, cids, identities) of the writes of a transaction's body."""
+Operation = tuple[int, tuple[Any, ...]]
+
+
+def operations_of(body: bytes) -> Iterator[tuple[bytes, Operation]]:
+    """Yield (object, (tag, what it says)) of the operations on blocks in a transaction's body."""
     changes = struct.unpack_from("<H", body, 25)[0]
     at = 27
     for _ in range(changes):
@@ -142,16 +150,28 @@ def placed(body: bytes) -> Iterator[tuple[bytes, int, list[int], bytes]]:
                 first, count, new = struct.unpack_from("<III", body, at)
                 cids = list(struct.unpack_from(f"<{count}Q", body, at + 12))
                 at += 12 + 8 * count
-                yield name, first, cids, body[at : at + 16 * new]
+                yield name, (tag, (first, cids, body[at : at + 16 * new]))
                 at += 16 * new
-            else:
-                assert tag == 4
+            elif tag == 4:
+                yield name, (tag, struct.unpack_from("<II", body, at))
                 at += 8
+            elif tag == 6:
+                first, count, source, page = struct.unpack_from("<II16sI", body, at)
+                numbers = struct.unpack_from(f"<{count}Q", body, at + 28)
+                yield name, (tag, (first, numbers, source, page))
+                at += 28 + 8 * count
+            else:
+                assert tag == 7
+                yield name, (tag, struct.unpack_from("<Q16s", body, at))
+                at += 24
     assert at == len(body)
 
 
-async def make_brick(path: Path, codec: Codec) -> dict[int, bytes]:
-    """Write transactions of all sizes to a brick, clean it if a codec is given; return NAME."""
+async def make_brick(path: Path, codec: Codec) -> dict[bytes, dict[int, bytes]]:
+    """Write transactions of all sizes to a brick, clean it if a codec is given; return all blocks.
+
+    PAGES has map pages of NAME, CLONE and TWIN all of it; then CLONE is written to.
+    """
     options = Options(
         segment_bytes=1 << 20, log_bytes=1 << 17, size_limit_bytes=64 << 20, compression=codec
     )
@@ -173,13 +193,49 @@ async def make_brick(path: Path, codec: Codec) -> dict[int, bytes]:
     store.apply(Transaction(5, 9, 1, (discard,)))
     for at in range(100, 150):
         del expected[at]
+    for number, (target, count) in enumerate(
+        [(PAGES, 512), (CLONE, STRIPE_BLOCKS), (TWIN, STRIPE_BLOCKS)], 10
+    ):
+        version = version.after(1)
+        source = Change(NAME, 3, version, version.after(1), ())
+        shares = (Share(0, count, NAME, 0),)
+        clone = Change(target, 3, ABSENT, Version(1, 1), shares)
+        await store.admit(BLOCK_BYTES)
+        store.apply(Transaction(5, number, 1, (source, clone)))
+    new = Change(CLONE, 3, Version(1, 1), Version(1, 2), (Write(9, 1),))
+    await store.admit(BLOCK_BYTES)
+    store.apply(Transaction(5, 13, 1, (new,)), block(99999))
+    everything = {name: dict(expected) for name in (NAME, CLONE, TWIN)}
+    everything[CLONE][9] = block(99999)
+    everything[PAGES] = {at: data for at, data in expected.items() if at < 512}
     store.set_fact("answer", 42)
     await store.sync()
     if codec != "off":
         await store.checkpoint()
         await clean_all(store)
     await store.close()
-    return expected
+    return everything
+
+
+def replay(
+    body: bytes, first_cid: int, payload: bytes, found: dict[bytes, dict[int, bytes]]
+) -> None:
+    """Repeat a transaction on the blocks of objects."""
+    for name, (tag, said) in operations_of(body):
+        blocks = found.setdefault(name, {})
+        if tag == 3:
+            blocks |= written(said, first_cid, payload)
+        elif tag == 4:
+            first, count = said
+            for at in range(first, first + count):
+                blocks.pop(at, None)
+        elif tag == 6:
+            first, numbers, source, page = said
+            assert (first, source, page, len(set(numbers))) == (0, NAME, 0, len(numbers))
+            blocks |= {at: d for at, d in found[source].items() if at < 256 * len(numbers)}
+        else:
+            assert said == (1, NAME), "the first map there is"
+            blocks |= found[NAME]
 
 
 async def test_the_log_is_as_documented(tmp_path: Path) -> None:
@@ -191,7 +247,7 @@ async def test_the_log_is_as_documented(tmp_path: Path) -> None:
         assert field(other, "previous") == field(one, "checksum")
         assert field(other, "epoch") >= field(one, "epoch")
         assert field(other, "durable") < field(other, "id")
-    found: dict[int, bytes] = {}
+    found: dict[bytes, dict[int, bytes]] = {NAME: {}}
     facts = {}
     for body, first_cid, payload in transactions(logs):
         if body[0] == 9:
@@ -203,18 +259,19 @@ async def test_the_log_is_as_documented(tmp_path: Path) -> None:
         assert body[0] == 1
         client, _, epoch = struct.unpack_from("<QQQ", body, 1)
         assert (client, epoch) == (5, 1)
-        for name, first, cids, identities in placed(body):
-            assert name == NAME
-            new = sorted({cid for cid in cids if cid >= first_cid})
-            for order, cid in enumerate(new):
-                data = payload[(cid - first_cid) * BLOCK_BYTES :][:BLOCK_BYTES]
-                assert identities[order * 16 : order * 16 + 16] == blake3(data, key=KEY).digest(16)
-            for index, cid in enumerate(cids):
-                found[first + index] = payload[(cid - first_cid) * BLOCK_BYTES :][:BLOCK_BYTES]
-    for at in range(100, 150):
-        del found[at]
+        replay(body, first_cid, payload, found)
     assert found == expected
     assert facts[b"answer"] == 42
+
+
+def written(said: tuple[Any, ...], first_cid: int, payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (block, data) of a placed operation whose chunks are all new."""
+    first, cids, identities = said
+    for order, cid in enumerate(sorted(set(cids))):
+        data = payload[(cid - first_cid) * BLOCK_BYTES :][:BLOCK_BYTES]
+        assert identities[order * 16 : order * 16 + 16] == blake3(data, key=KEY).digest(16)
+    for index, cid in enumerate(cids):
+        yield first + index, payload[(cid - first_cid) * BLOCK_BYTES :][:BLOCK_BYTES]
 
 
 def opened(key: bytes, value: bytes) -> bytes:
@@ -243,6 +300,73 @@ def chunk_at(brick: Path, location: int) -> bytes:
     return unpacked(stored) if units else stored
 
 
+def blocks_of(
+    values: dict[bytes, bytes], pages: dict[int, bytes], name: bytes, number: int
+) -> dict[int, int]:
+    """Return block -> cid of an object with that map."""
+    blocks = {}
+    owner = b"\xff" * 8 + number.to_bytes(8, "big") if number else name
+    for key, value in values.items():
+        if key[:17] == b"M" + owner:
+            cids = value if len(value) == 2048 else pages[int.from_bytes(value, "little")]
+            for slot, cid in enumerate(struct.unpack("<256Q", cids)):
+                if cid:
+                    blocks[int.from_bytes(key[17:], "big") * 256 + slot] = cid
+    return blocks
+
+
+def references_of(values: dict[bytes, bytes], pages: dict[int, bytes]) -> Counter[int]:
+    """Count how often each chunk is in a map page, shared ones once."""
+    used = Counter[int]()
+    for key, value in values.items():
+        if key[:1] == b"M" and len(value) == 2048:
+            used.update(struct.unpack("<256Q", value))
+    for page in pages.values():
+        used.update(struct.unpack("<256Q", page))
+    del used[0]
+    return used
+
+
+def chunks_of(
+    brick: Path, values: dict[bytes, bytes], pages: dict[int, bytes]
+) -> tuple[dict[int, bytes], dict[int, int]]:
+    """Return the data of each chunk, and the units that live in each segment."""
+    live: dict[int, int] = {}
+    content_of = {}
+    for cid, times in references_of(values, pages).items():
+        page = values[b"C" + struct.pack(">Q", cid // 64)]
+        at = cid % 64
+        location = struct.unpack_from("<Q", page, 8 * at)[0]
+        data = content_of[cid] = chunk_at(brick, location)
+        assert struct.unpack_from("<Q", page, 512 + 8 * at)[0] == xxhash.xxh3_64_intdigest(data)
+        assert struct.unpack_from("<I", page, 1024 + 4 * at)[0] == times
+        assert page[1280 + 16 * at : 1296 + 16 * at] == blake3(data, key=KEY).digest(16)
+        segment = location >> 20 & 0xFFFFFFFF
+        live[segment] = live.get(segment, 0) + (location >> 58 & 63 or 64)
+    return content_of, live
+
+
+def maps_of(values: dict[bytes, bytes], next_map: int) -> dict[bytes, int]:
+    """Return the number of each object's map."""
+    found = {k[1:]: struct.unpack_from("<Q", v, 18)[0] for k, v in values.items() if k[:1] == b"O"}
+    assert max(found.values()) < next_map
+    return found
+
+
+def shared_pages(values: dict[bytes, bytes], next_page: int) -> dict[int, bytes]:
+    """Return the map pages that several maps have, by number; each is counted right."""
+    named = Counter(v for k, v in values.items() if k[:1] == b"M" and len(v) == 8)
+    pages = {}
+    for key, value in values.items():
+        if key[:1] == b"N":
+            number = int.from_bytes(key[1:], "big")
+            assert struct.unpack_from("<I", value)[0] == named[number.to_bytes(8, "little")]
+            assert number < next_page
+            pages[number] = value[4:]
+    assert len(pages) == len(named) > 0
+    return pages
+
+
 @pytest.mark.parametrize("codec", ["off", "lz4", "zstd"])
 async def test_the_checkpoint_is_as_documented(tmp_path: Path, codec: Codec) -> None:
     expected = await make_brick(tmp_path, codec)
@@ -253,8 +377,9 @@ async def test_the_checkpoint_is_as_documented(tmp_path: Path, codec: Codec) -> 
     seals = sum(int.from_bytes(content[key][:8], "little") for key in values)
     assert form == documented_version("checkpoint.md")
     assert (count, total) == (len(values), seals % 2**64)
-    references, chunks, _, by_sharing_pages = struct.unpack("<QQQQ", values[b"L"])
-    assert (references, chunks, by_sharing_pages) == (len(expected), len(expected), 0)
+    references, chunks, next_page, by_sharing, next_map = struct.unpack("<QQQQQ", values[b"L"])
+    assert references + by_sharing == sum(len(blocks) for blocks in expected.values())
+    assert chunks == len(expected[NAME]) + 1
     next_id, previous, _, epoch = struct.unpack_from("<QQQQ", values[b"@"])
     logs = logs_of(tmp_path)
     assert next_id > field(logs[-1], "id") - 2
@@ -262,30 +387,24 @@ async def test_the_checkpoint_is_as_documented(tmp_path: Path, codec: Codec) -> 
         assert previous == field(logs[-1], "checksum")
     assert epoch == field(logs[-1], "epoch")
     assert len(values[b"@"]) == 32 + 2 * 24
-    assert struct.unpack("<HQQ", values[b"O" + NAME]) == (3, 1, 5)
+    count = len(expected[NAME])
+    assert struct.unpack("<HQQQI", values[b"O" + NAME]) == (3, 1, 8, 1, count)
+    assert struct.unpack("<HQQQI", values[b"O" + TWIN]) == (3, 1, 1, 1, count)
+    assert struct.unpack("<HQQQI", values[b"O" + CLONE])[:3] == (3, 1, 2)
+    assert {k: struct.unpack("<II", v) for k, v in values.items() if k[:1] == b"T"} == {
+        b"T" + (1).to_bytes(8, "big"): (2, count)
+    }
+    pages = shared_pages(values, next_page)
     assert values[b"G" + struct.pack(">H", 3) + NAME] == b""
     assert values[b"K" + NAME + b"k"] == b"v" * 20000
     assert values[b"Fanswer"] == b"n" + (42).to_bytes(8, "little")
-    live: dict[int, int] = {}
-    found = {}
-    for key, value in values.items():
-        if key[:1] == b"M":
-            assert key[1:17] == NAME
-            for slot, cid in enumerate(struct.unpack("<256Q", value)):
-                if cid:
-                    page = values[b"C" + struct.pack(">Q", cid // 64)]
-                    at = cid % 64
-                    location = struct.unpack_from("<Q", page, 8 * at)[0]
-                    checksum = struct.unpack_from("<Q", page, 512 + 8 * at)[0]
-                    references = struct.unpack_from("<I", page, 1024 + 4 * at)[0]
-                    identity = page[1280 + 16 * at : 1296 + 16 * at]
-                    data = chunk_at(tmp_path, location)
-                    assert references == 1
-                    assert checksum == xxhash.xxh3_64_intdigest(data)
-                    assert identity == blake3(data, key=KEY).digest(16)
-                    found[int.from_bytes(key[17:], "big") * 256 + slot] = data
-                    segment = location >> 20 & 0xFFFFFFFF
-                    live[segment] = live.get(segment, 0) + (location >> 58 & 63 or 64)
+    content_of, live = chunks_of(tmp_path, values, pages)
+    assert len(content_of) == chunks
+    assert sum(value for value in references_of(values, pages).values()) == references
+    found = {
+        name: {at: content_of[cid] for at, cid in blocks_of(values, pages, name, number).items()}
+        for name, number in maps_of(values, next_map).items()
+    }
     assert found == expected
     kept = {
         int.from_bytes(key[1:], "big"): struct.unpack("<IQQQB", value)
@@ -294,7 +413,7 @@ async def test_the_checkpoint_is_as_documented(tmp_path: Path, codec: Codec) -> 
     }
     assert {segment: row[0] for segment, row in kept.items() if row[0]} == live
     assert any(row[4] for row in kept.values()) == (codec != "off"), "filled by the cleaner"
-    assert (sum(live.values()) < 64 * len(expected)) == (codec != "off")
+    assert (sum(live.values()) < 64 * chunks) == (codec != "off")
 
 
 async def test_the_superblock_is_as_documented(tmp_path: Path) -> None:

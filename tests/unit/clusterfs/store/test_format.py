@@ -100,10 +100,11 @@ def stamped(log: bytearray) -> bytes:
     return bytes(log[:84]) + xxhash.xxh32_intdigest(log[:84]).to_bytes(4, "little") + log[88:]
 
 
-def test_logs_of_format_2_are_read() -> None:
+@pytest.mark.parametrize("older", [2, 3])
+def test_logs_of_older_formats_are_read(older: int) -> None:
     log = bytearray(make_log(b"abc", b"")[0])
-    assert log[8] == FORMAT_VERSION == 3
-    log[8] = 2
+    assert log[8] == FORMAT_VERSION == 4
+    log[8] = older
     assert parse_header(stamped(log), STORE_ID) is not None
 
 

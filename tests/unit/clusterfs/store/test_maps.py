@@ -1,4 +1,4 @@
-"""Map pages that clones share: what is counted, who gets a copy when, what a crash leaves."""
+"""Maps and map pages that clones share: what is counted, who gets a copy, what a crash leaves."""
 
 import random
 import struct
@@ -8,16 +8,19 @@ import pytest
 
 from clusterfs.sim.bricks import KEY, open_trial
 from clusterfs.sim.disk import SimulatedDisk, dropped
+from clusterfs.store.checking import check_brick
 from clusterfs.store.format import open_value, seal_value
 from clusterfs.store.maps import MAP_BLOCKS
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
+    STRIPE_BLOCKS,
     Change,
     Delete,
     Discard,
     ObjectId,
     Operation,
+    Put,
     Share,
     Transaction,
     Version,
@@ -25,9 +28,11 @@ from clusterfs.store.objects import (
     stripe_object,
 )
 from clusterfs.store.opening import Options
+from clusterfs.store.records import SharedMap, SharedPages
 from clusterfs.store.state import INCOMPLETE
 from clusterfs.store.store import Store
 from clusterfs.store.table import TOTAL, damage_in
+from clusterfs.store.whole_maps import number_of, owner_of
 
 pytestmark = pytest.mark.trio
 
@@ -46,6 +51,7 @@ class Brick:
     def __init__(self, disk: SimulatedDisk, store: Store) -> None:
         self.disk, self.store = disk, store
         self.sequence = 0
+        self.shared = BLOCKS  # by a clone: as many as are written, or as there can be
 
     def change(self, object_id: ObjectId, *operations: Operation) -> Change:
         old = self.store.version(object_id)
@@ -62,7 +68,7 @@ class Brick:
         self.store.validate()
 
     def cloned(self, source: ObjectId, target: ObjectId) -> tuple[Change, Change]:
-        return self.change(source), self.change(target, Share(0, BLOCKS, source, 0))
+        return self.change(source), self.change(target, Share(0, self.shared, source, 0))
 
     async def fill(self) -> None:
         piece = 64
@@ -82,10 +88,11 @@ class Brick:
         self.store.validate()
 
 
-@pytest.fixture
-async def brick() -> AsyncIterator[Brick]:
+@pytest.fixture(params=[BLOCKS, STRIPE_BLOCKS], ids=["pages", "maps"])
+async def brick(request: pytest.FixtureRequest) -> AsyncIterator[Brick]:
     disk = SimulatedDisk()
     brick = Brick(disk, await Store.open(disk, KEY, options=OPTIONS))
+    brick.shared = request.param
     await brick.fill()
     yield brick
     await brick.store.close()
@@ -95,7 +102,7 @@ def references(store: Store) -> int:
     return store._contents.state.chunks.references_total
 
 
-async def test_a_clone_adds_a_reference_to_each_page_and_none_to_a_chunk(brick: Brick) -> None:
+async def test_a_clone_adds_no_reference_to_a_chunk(brick: Brick) -> None:
     store = brick.store
     before, usage = store.statistics(), store.usage()
     counted = references(store)
@@ -108,11 +115,16 @@ async def test_a_clone_adds_a_reference_to_each_page_and_none_to_a_chunk(brick: 
     assert after["shared_blocks"] == before["shared_blocks"] + 2 * BLOCKS
     assert store.usage()["live_bytes"] == usage["live_bytes"]
     assert store.usage()["logical_bytes"] == 3 * usage["logical_bytes"]
-    # What a clone logs: a number for each page, not one for each block.
+    # What a clone logs: the number of the map, or one for each page, not one for each block.
     record = Transaction(1, 99, 1, brick.cloned(SOURCE, stripe_object(10, 0)))
     ingested = store._ingest.resolve(record.changes, memoryview(b""), 1)
     (shared,) = ingested.changes[1].operations
-    assert len(shared.numbers) == PAGES  # type: ignore[union-attr]
+    if brick.shared == STRIPE_BLOCKS:
+        assert isinstance(shared, SharedMap)
+        assert not list(store._state.maps.all_shared()), "no page was looked at"
+    else:
+        assert isinstance(shared, SharedPages)
+        assert len(shared.numbers) == PAGES
 
 
 async def test_each_goes_its_own_way_and_the_last_one_takes_the_pages_over(brick: Brick) -> None:
@@ -220,19 +232,125 @@ async def test_a_full_brick_is_not_said_to_gain_room_by_what_clones_still_have()
     await brick.store.close()
 
 
-async def test_a_checkpoint_of_format_2_has_no_shared_pages(brick: Brick) -> None:
-    await brick.store.checkpoint()
-    await brick.store.close()
-    key, table = b"L", brick.disk.open_table()
-    value = open_value(key, table.get(key) or b"")
-    assert value is not None
-    total = struct.pack("<IQQ", 2, 0, 0)  # looked at for its format only
-    assert damage_in([], {TOTAL: seal_value(TOTAL, total)}.get) is None
-    table.commit([(key, seal_value(key, value[:16]))])
-    brick.store = await Store.open(brick.disk, KEY, options=OPTIONS)
-    brick.store.validate()
+async def test_a_map_is_copied_by_the_first_who_writes_and_kept_by_the_last(brick: Brick) -> None:
+    """A write to a map that nobody else has any more makes no copy of it, nor of its pages."""
+    brick.shared, store = STRIPE_BLOCKS, brick.store
+    state = store._state
+    for target in (CLONE, AGAIN):
+        await brick.apply(*brick.cloned(SOURCE, target))
+    number = number_of(state.owner(SOURCE))
+    assert [number_of(state.owner(o)) for o in (CLONE, AGAIN)] == [number, number]
+    assert state.whole_maps.find(number) == (3, BLOCKS)
+    new = b"n" * BLOCK_BYTES
+    await brick.apply(brick.change(SOURCE, Write(0, 1)), payload=new)
+    assert number_of(state.owner(SOURCE)) != number
+    assert state.whole_maps.find(number) == (2, BLOCKS)
+    assert references(store) == BLOCKS + MAP_BLOCKS
+    await brick.apply(brick.change(SOURCE, Delete()))
+    assert references(store) == BLOCKS
+    assert await brick.content(CLONE) == CONTENT
+    await brick.apply(brick.change(AGAIN, Delete()))
+    await brick.apply(brick.change(CLONE, Write(1, 1)), payload=new)
+    assert number_of(state.owner(CLONE)) == number, "the last one has it for itself"
+    assert state.whole_maps.find(number) is None
+    assert references(store) == BLOCKS
+    assert store.statistics()["logical_blocks"] == BLOCKS
+
+
+async def test_what_one_overwrites_is_free_when_the_other_is_gone(brick: Brick) -> None:
+    """In whatever order: only what somebody can read takes room."""
+    chance = random.Random(brick.shared)
+    for _ in range(6):
+        await brick.apply(*brick.cloned(SOURCE, CLONE))
+        await brick.apply(*brick.cloned(CLONE, AGAIN))
+        readable = {name: dict.fromkeys(range(BLOCKS), "old") for name in (SOURCE, CLONE, AGAIN)}
+        for _ in range(5):
+            name, first = chance.choice(list(readable)), chance.randrange(BLOCKS - 9)
+            if chance.random() < 0.5:
+                new = b"".join(chance.randbytes(BLOCK_BYTES) for _ in range(3))
+                await brick.apply(brick.change(name, Write(first, 3)), payload=new)
+                readable[name] |= dict.fromkeys(range(first, first + 3), "new")
+            else:
+                await brick.apply(brick.change(name, Discard(first, 9)))
+                for block in range(first, first + 9):
+                    readable[name].pop(block, None)
+            old = set().union(*({b for b, v in r.items() if v == "old"} for r in readable.values()))
+            fresh = sum(list(found.values()).count("new") for found in readable.values())
+            assert brick.store.usage()["live_bytes"] == (len(old) + fresh) * BLOCK_BYTES
+        order = [SOURCE, CLONE, AGAIN]
+        chance.shuffle(order)
+        for name in order:
+            await brick.apply(
+                brick.change(name, *chance.choice([(Delete(),), (Discard(0, 1 << 14),)]))
+            )
+        assert brick.store.usage()["live_bytes"] == brick.store.usage()["logical_bytes"] == 0
+        await brick.fill()
+
+
+async def test_a_clone_of_all_replaces_what_the_target_had(brick: Brick) -> None:
+    brick.shared, store = STRIPE_BLOCKS, brick.store
+    new = b"n" * BLOCK_BYTES
+    await brick.apply(brick.change(CLONE, Write(9, 1)), payload=new)
     await brick.apply(*brick.cloned(SOURCE, CLONE))
     assert await brick.content(CLONE) == CONTENT
+    await brick.apply(*brick.cloned(SOURCE, CLONE))  # it is that already
+    await brick.apply(brick.change(SOURCE, Share(0, STRIPE_BLOCKS, SOURCE, 0)))
+    assert store.usage()["live_bytes"] == BLOCKS * BLOCK_BYTES
+    assert store._state.whole_maps.find(number_of(store._state.owner(CLONE))) == (2, BLOCKS)
+    await brick.apply(brick.change(AGAIN, Put(b"k", b"v")))  # a source without a block
+    await brick.apply(*brick.cloned(AGAIN, CLONE))
+    assert await brick.content(CLONE) == bytes(len(CONTENT))
+    assert await brick.content(SOURCE) == CONTENT
+
+
+def as_older(disk: SimulatedDisk, version: int) -> None:
+    """Make a checkpoint without clones what an older clusterfs would have written."""
+    table = disk.open_table()
+    changes: list[tuple[bytes, bytes | None]] = []
+    owners = {}
+    for key in [key for key in disk.medium.table if key.startswith(b"O")]:
+        value = open_value(key, table.get(key) or b"")
+        assert value is not None
+        owners[owner_of(key[1:], struct.unpack_from("<Q", value, 18)[0])] = key[1:]
+        changes.append((key, seal_value(key, value[:18])))
+    for key in [key for key in disk.medium.table if key.startswith(b"M")]:
+        older = b"M" + owners[key[1:17]] + key[17:]
+        value = open_value(key, table.get(key) or b"")
+        assert value is not None
+        changes += [(key, None), (older, seal_value(older, value))]
+    value = open_value(b"L", table.get(b"L") or b"")
+    assert value is not None
+    changes.append((b"L", seal_value(b"L", value[: {2: 16, 3: 32}[version]])))
+    table.commit(changes)
+    total = struct.pack("<IQQ", version, 0, 0)  # looked at for its format only
+    assert damage_in([], {TOTAL: seal_value(TOTAL, total)}.get) is None
+
+
+@pytest.mark.parametrize("version", [2, 3])
+async def test_a_checkpoint_of_an_older_format_goes_on(brick: Brick, version: int) -> None:
+    """Maps lie under their objects' ids there, and nobody counted their blocks."""
+    await brick.store.checkpoint()
+    await brick.store.close()
+    as_older(brick.disk, version)
+    assert not check_brick(brick.disk).problems
+    brick.store = await Store.open(brick.disk, KEY, options=OPTIONS)
+    brick.store.validate()
+    new = b"n" * BLOCK_BYTES
+    await brick.apply(brick.change(SOURCE, Write(3, 1)), payload=new)
+    assert number_of(brick.store._state.owner(SOURCE)) == 0
+    changed = CONTENT[: 3 * BLOCK_BYTES] + new + CONTENT[4 * BLOCK_BYTES :]
+    await brick.apply(*brick.cloned(SOURCE, CLONE))
+    await brick.apply(brick.change(SOURCE, Write(4, 1)), payload=new)
+    await brick.store.sync()
+    await brick.crash()
+    assert await brick.content(CLONE) == changed
+    await brick.store.checkpoint()
+    assert brick.store.statistics()["logical_blocks"] == 2 * BLOCKS
+    await brick.apply(brick.change(SOURCE, Discard(0, STRIPE_BLOCKS)))
+    await brick.apply(brick.change(SOURCE, Write(4, 1)), payload=new)
+    assert number_of(brick.store._state.owner(SOURCE)), "an empty object is as a new one"
+    await brick.apply(brick.change(CLONE, Delete()), brick.change(SOURCE, Delete()))
+    assert brick.store.usage()["live_bytes"] == brick.store.usage()["logical_bytes"] == 0
 
 
 async def test_random_clones_equal_the_model() -> None:
@@ -241,5 +359,6 @@ async def test_random_clones_equal_the_model() -> None:
         await trial.random.choice([trial.share, trial.share, trial.transact, trial.decide])()
     shared = dict(trial.store._contents.state.maps.all_shared())
     assert any(page.references > 1 for page in shared.values())
+    assert list(trial.store._state.whole_maps.all_shared())
     await trial.check_live()
     await trial.store.close()

@@ -17,11 +17,14 @@ from clusterfs.store.location import place_of
 from clusterfs.store.objects import (
     ABSENT,
     BLOCK_BYTES,
+    STRIPE_BLOCKS,
     Change,
     Delete,
     Discard,
     ObjectId,
+    Operation,
     Put,
+    Share,
     Write,
     inode_object,
     stripe_object,
@@ -111,6 +114,40 @@ async def test_a_brick_that_was_away_becomes_equal_again(tmp_path: Path) -> None
         assert await world.nodes[3].volume.read(stripe, 1, 10, 1) == block(1000)
         assert world.nodes[3].volume.statistics()["resync"]["pulled_bytes"] <= 300 * BLOCK_BYTES
         await world.nodes[3].volume.sync()
+
+
+async def test_clones_of_whole_stripes_on_a_brick_that_was_away_are_right(tmp_path: Path) -> None:
+    """A source is overwritten meanwhile, a clone removed, another made: only that changes."""
+    async with bricks(tmp_path) as world:
+        volume = world.nodes[1].volume
+        names = [stripe_object(n, 0) for n in (7, 8, 9, 10)]
+        versions = dict.fromkeys(names, ABSENT)
+
+        def change(name: ObjectId, *operations: Operation) -> Change:
+            before, versions[name] = versions[name], versions[name].after(volume.epoch)
+            return Change(name, 1, before, versions[name], operations)
+
+        async def clone(source: ObjectId, target: ObjectId) -> None:
+            share = Share(0, STRIPE_BLOCKS, source, 0)
+            await volume.commit([change(source), change(target, share)])
+
+        data = b"".join(block(n) for n in range(1, 601))
+        await volume.commit([change(names[0], Write(0, 600))], data)
+        await clone(names[0], names[1])
+        await clone(names[0], names[2])
+        await world.stop(3)
+        await volume.commit([change(names[0], Write(300, 1))], block(1000))
+        await volume.commit([change(names[1], Delete())])
+        await clone(names[2], names[3])
+        await world.start_on_brick(3)
+        await world.settled()
+        assert world.image(3) == world.image(1) == world.image(2)
+        three = world.nodes[3].volume
+        for name, expected in zip(names[2:], (block(301), block(301)), strict=True):
+            assert await three.read(name, 1, 300, 1) == expected
+        assert await three.read(names[0], 1, 300, 1) == block(1000)
+        for store in world.stores.values():
+            cast(Any, store).validate()
 
 
 async def test_a_dead_clients_transaction_is_rolled_forward_with_its_data(tmp_path: Path) -> None:
