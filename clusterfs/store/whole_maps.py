@@ -29,6 +29,7 @@ _KEY = struct.Struct(">Q")
 _OWNER = struct.Struct(">QQ")
 _OWNERS = (1 << 64) - 1  # stands where an object's id has its inode number: none is so high
 _COUNTS = struct.Struct("<II")
+_SINGLE = 1 << 14
 _LAST = b"\xff" * 9
 
 
@@ -94,6 +95,7 @@ class WholeMaps:
         self._counts: Family[SharedCounts] = Family(values, b"T", _encode, _decode)
         self.families = (self._counts,)
         self.next_number = 1
+        self._single: set[int] = set()  # some of the maps that are known to have no record
 
     # -- questions
 
@@ -116,7 +118,7 @@ class WholeMaps:
     def own(self, held: Held) -> bytes:
         """Return the name of the object's pages, for changing them: nobody else has them now."""
         if not held.is_own:
-            counts = self.find(held.number)
+            counts = None if held.number in self._single else self.find(held.number)
             if counts is not None and counts.references > 1:
                 self._part(held, counts)
             elif counts is not None:
@@ -124,6 +126,9 @@ class WholeMaps:
             elif not held.number and not held.blocks:
                 self._name(held)
             held.is_own = True
+            if len(self._single) >= _SINGLE:
+                self._single.clear()
+            self._single.add(held.number)
         return held.owner
 
     def _part(self, held: Held, counts: SharedCounts) -> None:
@@ -157,4 +162,5 @@ class WholeMaps:
 
     def put(self, number: int, counts: SharedCounts | None) -> None:
         """Set what is known of a map."""
+        self._single.discard(number)
         self._counts.put(b"", _KEY.pack(number), counts)
