@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 import typer
 
 from clusterfs import control
 from clusterfs.cli.control import find_socket
-from clusterfs.errors import NotAnswering
+from clusterfs.errors import NotAnswering, SetupError
 
 app = typer.Typer(no_args_is_help=True, help="For those who look into a problem.")
 
@@ -56,16 +56,26 @@ def bundle(
             "process": Path(f"/proc/{status['pid']}/status").read_bytes,
             "log": lambda: _log_end(status["pid"]),
         }
-    with tarfile.open(out, "w:gz") as archive:
+    with _private(out) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
         for name, content in parts.items():
             _add(archive, f"clusterfs-debug/{name}", content)
-    out.chmod(0o600)
     typer.echo(f"{out}: it has names of files and hosts in it, but no data and no keys")
 
 
 def without_secrets(text: str) -> str:
     """Return a config with the values of keys that sound like secrets left out."""
     return _SECRET.sub(r"\1 '(left out)'", text)
+
+
+def _private(path: Path) -> BinaryIO:
+    """Open a file that nobody else may read at any moment, whoever could before."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.fchmod(descriptor, 0o600)
+        os.ftruncate(descriptor, 0)
+    except OSError as failure:
+        raise SetupError(f"cannot write {path}: {failure.strerror}") from failure
+    return os.fdopen(descriptor, "wb")
 
 
 def _add(archive: tarfile.TarFile, name: str, content: Callable[[], bytes]) -> None:
@@ -105,7 +115,7 @@ def _versions() -> bytes:
 
 def _log_end(pid: int) -> bytes:
     """Return the end of the file that the daemon writes its log to."""
-    path = Path(f"/proc/{pid}/fd/2").readlink()
+    path = Path(f"/proc/{pid}/fd/2")  # also if it has no name any more
     if not path.is_file():
         return b"the log goes to no file: see the journal of the service\n"
     with path.open("rb") as log:

@@ -4,8 +4,10 @@ Exit codes: 0 it is so, 1 it is not (one line on stderr says why), 2 wrong usage
 its own.
 """
 
+import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +32,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="clusterfs: a POSIX cluster filesystem in user space.",
 )
 dev = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine.")
 app.add_typer(dev, name="dev")
@@ -58,6 +59,31 @@ Target = Annotated[
 ]
 HERE = Path("clusterfs-dev")
 _WRONG_USAGE = 2
+_CLEANING = {"clone", "snapshot"}  # SIGTERM ends them as Ctrl-C does: what is half done goes
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _say_version(wanted: bool) -> None:  # noqa: FBT001  (typer calls it so)
+    if wanted:
+        typer.echo(f"clusterfs {version('clusterfs')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _clusterfs(
+    context: typer.Context,
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Show it.")
+    ] = False,
+) -> None:
+    """clusterfs: a POSIX cluster filesystem in user space."""
+    del show_version  # the callback has said it
+    if context.invoked_subcommand in _CLEANING:
+        signal.signal(signal.SIGTERM, _end)
 
 
 @app.command()
@@ -150,11 +176,15 @@ def _show(
 
 
 def run(command: Callable[[], None], name: str) -> None:
-    """Run a command line; a SetupError becomes one line on stderr and exit code 1."""
+    """Run a command line; a SetupError, or what the system refuses, is one line and exit code 1."""
     try:
         command()
     except SetupError as failure:
         typer.echo(f"{name}: {failure}", err=True)
+        raise SystemExit(1) from None
+    except OSError as failure:
+        where = f"{failure.filename}: " if failure.filename else ""
+        typer.echo(f"{name}: {where}{failure.strerror or failure}", err=True)
         raise SystemExit(1) from None
 
 

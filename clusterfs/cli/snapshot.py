@@ -91,6 +91,9 @@ def list_(directory: Directory, *, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(found)))
         return
+    if not found:
+        typer.echo(f"{directory} has no snapshots")
+        return
     table = Table.grid(padding=(0, 2))
     for one in found:
         made = dt.datetime.fromtimestamp(float(str(one["made"])), tz=dt.UTC)
