@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from clusterfs.errors import WouldBlock
 from clusterfs.fs.inodes import Inode
+from clusterfs.fs.keys import NAME_BYTES
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.results import Entry, Opened, Status
 
 if TYPE_CHECKING:
+    from clusterfs.fs.directories import Directories
     from clusterfs.fs.file_locks import FileLocks
     from clusterfs.fs.files import Files
 
@@ -22,8 +24,14 @@ class AtOnce:
     """What can be answered without waiting."""
 
     def __init__(
-        self, parts: Parts, files: "Files", file_locks: "FileLocks", unnamed: set[int]
+        self,
+        parts: Parts,
+        directories: "Directories",
+        files: "Files",
+        file_locks: "FileLocks",
+        unnamed: set[int],
     ) -> None:
+        self._directories = directories
         self._gate = parts.gate
         self._inodes = parts.inodes
         self._coherence = parts.coherence
@@ -35,17 +43,18 @@ class AtOnce:
         self.answers = 0
 
     def lookup(self, parent: int, name: bytes) -> Entry:
-        """Return what a cached name leads to, and count the kernel's reference. Raises WouldBlock.
+        """Return what a name leads to, if it is known here, and count the kernel's reference.
 
-        attributes None: it does not exist.
+        attributes None: it does not exist. Raises WouldBlock.
         """
         directory = self._readable(parent)
         record = directory.record
         assert record is not None
-        if not record.is_directory or not record.nlink or name not in directory.entries:
+        special = name in (b".", b"..") or len(name) > NAME_BYTES
+        if not record.is_directory or not record.nlink or special:
             raise WouldBlock
         stamp = directory.lock.stamp
-        found = directory.entries[name]
+        found = self._directories.find_nowait(directory, name)
         if found is None:
             self.answers += 1
             return self._coherence.absent(directory, stamp)

@@ -6,7 +6,7 @@ position in that list, so it stays put while the directory changes. Names that e
 exactly once.
 """
 
-from clusterfs.errors import DirectoryNotEmpty, NoSuchEntry
+from clusterfs.errors import DirectoryNotEmpty, NoSuchEntry, WouldBlock
 from clusterfs.fs import asking
 from clusterfs.fs.handles import OpenDirectory
 from clusterfs.fs.inodes import Inode
@@ -31,13 +31,26 @@ class Directories:
     async def find(self, directory: Inode, name: bytes) -> Entry | None:
         """Return the entry of that name; needs the directory's lock."""
         try:
-            return directory.entries[name]
-        except KeyError:
+            return self.find_nowait(directory, name)
+        except WouldBlock:
             pass
         stamp = directory.lock.stamp
         _, (stored,) = await self._transactions.fetch(directory, (ENTRY + name,))
         if directory.lock.stamp != stamp:
             raise LockLost
+        return self._found(directory, name, stored)
+
+    def find_nowait(self, directory: Inode, name: bytes) -> Entry | None:
+        """Return the entry of that name if it is known or here. Raises WouldBlock."""
+        try:
+            return directory.entries[name]
+        except KeyError:
+            pass
+        place = directory.object_id, directory.group
+        _, (stored,) = self._volume.fetch_nowait(*place, (ENTRY + name,))
+        return self._found(directory, name, stored)
+
+    def _found(self, directory: Inode, name: bytes, stored: bytes | None) -> Entry | None:
         entry = None if stored is None else decode_entry(stored)
         self.remember(directory, name, entry)
         return entry

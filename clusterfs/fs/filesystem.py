@@ -163,7 +163,7 @@ class Filesystem:
     def _outlive(self, parts: Parts) -> None:
         """Make what goes on with things that their makers left: other clients, this node, names."""
         self._unnamed: set[int] = set()  # made without a name, and open here
-        self.at_once = AtOnce(parts, self._files, self.file_locks, self._unnamed)
+        self.at_once = AtOnce(parts, self._directories, self._files, self.file_locks, self._unnamed)
         self._orphans = Orphans(parts, self._files.truncation)
         self._readmission = Readmission(parts, self.file_locks)
         self._succession = Succession(parts, self._files, self.file_locks, self._readmission)

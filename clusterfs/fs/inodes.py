@@ -11,13 +11,14 @@ Invariants (`validate`):
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import msgspec
 
+from clusterfs.fs.asking import Asker
 from clusterfs.fs.attributes import Record
 from clusterfs.fs.keys import Entry
 from clusterfs.fs.lock_cache import LockCache
@@ -240,8 +241,36 @@ class Inode:
 
 async def exclude_all(stack: AsyncExitStack, inodes: Iterable[Inode]) -> None:
     """Take the locks of several inodes exclusively, in number order, until the stack unwinds."""
-    for inode in sorted(set(inodes), key=lambda inode: inode.number):
-        await stack.enter_async_context(inode.lock.excluding())
+    locks = {inode.number: inode.lock for inode in inodes}
+    await stack.enter_async_context(_Excluding([locks[number] for number in sorted(locks)]))
+
+
+class _Excluding:
+    """A context in which locks are used exclusively."""
+
+    __slots__ = ("_locks", "_taken")
+
+    def __init__(self, locks: Sequence[CachedLock]) -> None:
+        self._locks = locks
+        self._taken: list[tuple[CachedLock, Asker | None]] = []
+
+    async def __aenter__(self) -> None:
+        try:
+            for lock in self._locks:
+                await lock.wait_exclusive()
+                self._taken.append((lock, lock.enter_use()))
+        except BaseException:
+            self._release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        while self._taken:
+            lock, asker = self._taken.pop()
+            lock.leave_use(asker)
+            lock.release()
 
 
 class _Parking:

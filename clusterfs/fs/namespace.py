@@ -108,7 +108,16 @@ class Namespace:
             raise NoSuchEntry
         return found
 
+    async def look(self, directory: Inode, name: bytes) -> keys.Entry | None:
+        """Return where a name leads, None: nowhere. Raises NoSuchEntry: the directory is gone."""
+        return (await self._find(directory, name))[0]
+
     async def _find(self, directory: Inode, name: bytes) -> tuple[keys.Entry | None, int]:
+        record = directory.record
+        if record is not None and name in directory.entries and directory.lock.shared_nowait():
+            directory.lock.release()  # what follows does not await
+            if record.is_directory and record.nlink:
+                return directory.entries[name], directory.lock.stamp
         if len(name) > keys.NAME_BYTES:
             raise NameTooLong
         async with directory.lock.sharing():

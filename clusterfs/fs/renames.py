@@ -93,12 +93,7 @@ class Renames:
                     return await mover.run(exchange=bool(flags & EXCHANGE))
 
     async def _look(self, place: Place) -> Entry | None:
-        try:
-            return await self._namespace.find(place.directory.number, place.name)
-        except NoSuchEntry:
-            async with place.directory.lock.sharing():
-                await self._transactions.load_directory(place.directory)
-            return None
+        return await self._namespace.look(place.directory, place.name)
 
     async def _look_held(self, place: Place) -> Entry | None:
         await self._transactions.load_directory(place.directory)

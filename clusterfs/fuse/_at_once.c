@@ -7,7 +7,8 @@
  * After such an answer the next request is often there already, or soon: the program that asked goes on at once. So it is waited
  * for here, for a moment, instead of by trio, whose pass costs more than the request. That is done only while trio has nothing
  * else to do: no task may run (`runnable`, counted by an instrument), nothing that a task waits for has come (`others` is trio's
- * epoll, which is polled, too), and its last pass was at most MOST_NS ago, for the sake of timers.
+ * epoll, which is polled, too), and its last pass was at most MOST_NS ago, for the sake of timers. After other answers trio
+ * waits, but awake for the first moment.
  *
  * Invariant: everything here runs on the thread of pyfuse3's main loop, with the GIL held but while it waits.
  */
@@ -41,7 +42,10 @@ static bool answered;     /* the request being processed was */
 static int others = -1;   /* trio's epoll; -1: not known, so nothing is waited for here */
 static long runnable;     /* tasks that trio will run before it waits again */
 static int64_t passed_ns; /* when trio waited last */
+static int64_t waits_ns;  /* when it began to */
+static bool replied;      /* something was, since then: its program may go on at once */
 static int64_t vigil_ns = VIGIL_NS;
+static int64_t trios_vigil_ns = VIGIL_NS;
 
 /* ---- calls ---- */
 
@@ -254,6 +258,11 @@ static int64_t now_ns(void)
     return (int64_t)now.tv_sec * NS + now.tv_nsec;
 }
 
+void note_reply(void)
+{
+    replied = true;
+}
+
 void note_answered(void)
 {
     answered = true;
@@ -269,24 +278,25 @@ bool was_answered(void)
 /* Poll for a moment without sleeping: to be put to sleep and woken costs more than most answers, here and at the program that asks.
  * Others who want this processor get it. It is worth it only if requests come that fast, so it adapts as the kernel's haltpoll
  * governor does. */
-static int look_out(struct pollfd *awaited)
+static int look_out(struct pollfd *awaited, nfds_t count, int64_t *vigil_ns)
 {
     int64_t began_ns = now_ns();
-    int ready = poll(awaited, 2, 0);
-    while (!ready && now_ns() - began_ns < vigil_ns) {
+    int ready = poll(awaited, count, 0);
+    while (!ready && now_ns() - began_ns < *vigil_ns) {
         sched_yield();
-        ready = poll(awaited, 2, 0);
+        ready = poll(awaited, count, 0);
     }
-    if (ready) {
-        vigil_ns = VIGIL_NS;
-        return ready;
-    }
-    vigil_ns /= 2;
-    static const struct timespec patience = {.tv_nsec = PATIENCE_NS};
-    ready = ppoll(awaited, 2, &patience, NULL);
-    if (ready && now_ns() - began_ns < 2 * VIGIL_NS)
-        vigil_ns = VIGIL_NS;
+    *vigil_ns = ready ? VIGIL_NS : *vigil_ns / 2;
     return ready;
+}
+
+/* The same, for all that trio waits for, before it does. */
+static void look_out_for_trio(void)
+{
+    struct pollfd awaited = {.fd = others, .events = POLLIN};
+    Py_BEGIN_ALLOW_THREADS
+    look_out(&awaited, 1, &trios_vigil_ns);
+    Py_END_ALLOW_THREADS
 }
 
 /* Tell whether a request can be read now; waits for it for a moment, if there is nothing else to do. */
@@ -295,9 +305,16 @@ bool comes_next(int fd)
     if (others < 0 || runnable > 0 || now_ns() - passed_ns > MOST_NS)
         return false;
     struct pollfd awaited[] = {{.fd = fd, .events = POLLIN}, {.fd = others, .events = POLLIN}};
+    static const struct timespec patience = {.tv_nsec = PATIENCE_NS};
+    int64_t began_ns = now_ns();
     int ready;
     Py_BEGIN_ALLOW_THREADS
-    ready = look_out(awaited);
+    ready = look_out(awaited, 2, &vigil_ns);
+    if (!ready) {
+        ready = ppoll(awaited, 2, &patience, NULL);
+        if (ready && now_ns() - began_ns < 2 * VIGIL_NS)
+            vigil_ns = VIGIL_NS;
+    }
     Py_END_ALLOW_THREADS
     return ready == 1 && awaited[0].revents == POLLIN;
 }
@@ -363,6 +380,9 @@ PyObject *scheduler_waits(PyObject *module, PyObject *seconds)
         return NULL;
     if (patience > 0)
         runnable = 0;
+    waits_ns = now_ns();
+    if (replied && others >= 0 && patience * NS > VIGIL_NS)
+        look_out_for_trio();
     Py_RETURN_NONE;
 }
 
@@ -370,5 +390,8 @@ PyObject *scheduler_waited(PyObject *module, PyObject *seconds)
 {
     (void)module, (void)seconds;
     passed_ns = now_ns();
+    if (replied && passed_ns - waits_ns < 2 * VIGIL_NS)
+        trios_vigil_ns = VIGIL_NS;
+    replied = false;
     Py_RETURN_NONE;
 }

@@ -10,6 +10,7 @@ struct fuse_lowlevel_ops;
 struct fuse_file_info;
 
 void hasten_operations(struct fuse_lowlevel_ops *operations); /* if Python has left functions */
+void note_reply(void);                                        /* the kernel gets an answer */
 void note_answered(void);                                     /* the request being processed is answered */
 bool was_answered(void);
 bool comes_next(int fd);

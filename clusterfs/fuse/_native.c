@@ -93,6 +93,7 @@ static ssize_t complete_and_writev(int fd, struct iovec *parts, int count, void 
     const struct fuse_out_header *header = parts[0].iov_base;
     if (reply_goes_nowhere())
         return length_of(parts, count);
+    note_reply();
     if (!init_completed) {
         if (count == 2 && header->error == 0 && parts[1].iov_len == sizeof(struct fuse_init_out))
             complete_init(parts[1].iov_base);

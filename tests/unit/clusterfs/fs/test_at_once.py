@@ -41,12 +41,13 @@ async def test_they_are_what_those_that_wait_would_say() -> None:
         assert fs.read_nowait(opened.handle, 0, 9) == b"data"
         writing = fs.at_once.open(inode, os.O_RDWR, privileged=False)
         assert writing.direct_io
+        assert fs.at_once.lookup(ROOT, b"never asked for").attributes is None
         world.validate()
         fs.at_once.release(writing.handle)
         fs.at_once.release(opened.handle)
         assert not known.opened
         world.validate()
-        assert fs.statistics()["answers_at_once"] == 7
+        assert fs.statistics()["answers_at_once"] == 8
 
 
 async def test_what_another_node_changes_is_not_answered_from_what_was_known() -> None:
@@ -143,6 +144,8 @@ async def test_what_has_to_wait_is_left_alone() -> None:
             fs.at_once.open(inode, os.O_RDWR | os.O_TRUNC, privileged=True)
         with pytest.raises(WouldBlock):
             fs.at_once.lookup(ROOT, b"..")
+        with pytest.raises(WouldBlock):
+            fs.at_once.lookup(ROOT, b"n" * 256)
         with pytest.raises(WouldBlock):
             fs.at_once.lookup(inode, b"f")  # no directory
         cached = fs.at_once.open(inode, os.O_RDONLY, privileged=True)
