@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from clusterfs.cli.dev import Cluster
+
 
 @contextlib.contextmanager
 def opened(path: Path, flags: int) -> Iterator[int]:
@@ -267,3 +269,29 @@ def test_two_names_exchanged_on_one_node_are_exchanged_on_the_others(folders: li
     assert answer == 0, os.strerror(ctypes.get_errno())
     for path in folders:
         assert ((path / "a").read_text(), (path / "b").read_text()) == ("B", "A")
+
+
+def test_small_files_change_elsewhere_while_they_are_answered_for_at_once(
+    cluster: Cluster, folders: list[Path]
+) -> None:
+    """Opened, read and closed again and again: mostly without waiting, and never stale."""
+
+    def answers() -> int:
+        return int(
+            cluster.nodes[1].ask("statistics")["statistics"]["filesystem"]["answers_at_once"]
+        )
+
+    before = answers()
+    names = [f"small-{number}" for number in range(20)]
+    for round_number in range(5):
+        for name in names:
+            (folders[0] / name).write_text(f"{name} {round_number}")
+        for _ in range(3):
+            for name in names:
+                assert (folders[1] / name).read_text() == f"{name} {round_number}"
+    (folders[0] / names[0]).rename(folders[0] / "moved")
+    assert not (folders[1] / names[0]).exists()
+    assert (folders[1] / "moved").read_text() == f"{names[0]} 4"
+    (folders[0] / "moved").unlink()
+    assert not (folders[1] / "moved").exists()
+    assert answers() - before > 5 * 2 * len(names), "opens and closes"
