@@ -100,8 +100,8 @@ class _Search:
         return found
 
     def _unlikely(self, node: _Node) -> tuple[bool, int]:
-        returned = self._operations[node.last].returned
-        return returned is None, returned or self._operations[node.last].invoked
+        invoked, returned = self._operations[node.last][:2]
+        return returned is None, invoked if returned is None else returned
 
     def _candidates(self, done: int) -> Iterator[int]:
         """Yield the operations that were invoked before any other that is left returned."""
@@ -114,8 +114,10 @@ class _Search:
                 break
             if not done >> position & 1:
                 chosen.append(position)
-                if operation.returned is not None:
-                    earliest = min(operation.returned, earliest or operation.returned)
+                if operation.returned is not None and (
+                    earliest is None or operation.returned < earliest
+                ):
+                    earliest = operation.returned
             position += 1
         return (
             position

@@ -107,6 +107,12 @@ def registers(*operations: Operation) -> bool | None:
     return check(operations, file_models.EMPTY_REGISTER, file_models.register).linearizable
 
 
+def test_what_returned_at_time_zero_came_before_what_was_invoked_later() -> None:
+    read = op(0, 0, R, result=1)
+    assert not registers(read, op(1, 1, W, 1), op(0, 1, W, 2))
+    assert registers(read, op(0, 1, W, 1))
+
+
 def test_a_stale_read_is_found() -> None:
     assert not registers(op(0, 1, W, 1), op(2, 3, W, 2), op(4, 5, R, result=1))
 
