@@ -166,7 +166,7 @@ class HostCluster:
                 _CONFIG.format(
                     name=node.name,
                     endpoints=self.etcd.endpoints,
-                    address=Network.address(number),
+                    address=Network.node_address(number),
                     replicas=replicas,
                     lease_s=self.lease_s,
                 )

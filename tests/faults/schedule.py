@@ -12,6 +12,8 @@ from clusterfs.cli import processes
 from tests.faults.cluster import HostCluster
 
 LEASES = (0.15, 0.4, 1.3, 2.0)  # how long a fault lasts: two within a lease, two beyond
+# Nodes that reach etcd and not each other: two do not part, for two they have time to (10 s).
+APART_LEASES = (0.4, 2.0, 6.0, 8.0)
 
 
 class Fault(NamedTuple):
@@ -32,6 +34,8 @@ KINDS = {
     "cut_out": 1.5,
     "cut_into": 1.5,
     "cut_pair": 2,
+    "part": 1,
+    "part_pair": 1,
     "flap": 1,
     "pause": 3,
     "kill": 2,
@@ -41,6 +45,7 @@ KINDS = {
     "etcd_stop_two": 1,
     "fill": 0.7,
 }
+PARTINGS = ("part", "part_pair")  # only the nodes' own connections are cut
 ENDING_DAEMONS = ("kill", "kill_host")
 
 
@@ -55,7 +60,8 @@ def draw(seed: str, hosts: int, lease_s: float) -> list[Fault]:
     for _ in range(source.choice([1, 1, 2])):
         kind = source.choices(list(KINDS), list(KINDS.values()))[0]
         host, other = source.sample(range(1, hosts + 1), 2)
-        lasts_s = lease_s * source.choice(LEASES) * source.uniform(0.9, 1.2)
+        leases = APART_LEASES if kind in PARTINGS else LEASES
+        lasts_s = lease_s * source.choice(leases) * source.uniform(0.9, 1.2)
         fault = Fault(kind, host, other, source.uniform(0, 0.7), lasts_s)
         if not any(_clash(fault, one) for one in found):
             found.append(fault)
@@ -105,7 +111,7 @@ class Player:
 
     def _cut(self, fault: Fault) -> None:
         network = self._cluster.network
-        if fault.kind == "cut_pair":
+        if fault.kind.endswith("_pair"):
             pairs = {(fault.host, fault.other), (fault.other, fault.host)}
         else:
             pairs = network.around(
@@ -115,7 +121,11 @@ class Player:
         self._set_cuts()
 
     def _set_cuts(self) -> None:
-        self._cluster.network.set_cut(set().union(*self._cuts.values()))
+        whole: set[tuple[int, int]] = set()
+        nodes: set[tuple[int, int]] = set()
+        for fault, pairs in self._cuts.items():
+            (nodes if fault.kind in PARTINGS else whole).update(pairs)
+        self._cluster.network.set_cut(whole, between_nodes=nodes)
 
     def _rest(self, _fault: Fault) -> None:
         """Nothing breaks."""
