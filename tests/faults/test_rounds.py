@@ -1,7 +1,8 @@
 """Clients on all hosts share files while hosts, links, daemons, etcd fail; histories are checked.
 
 Seeded: round after round from `CLUSTERFS_SEED` (default 0), for `CLUSTERFS_FAULT_MINUTES` minutes
-in this file and test_rounds_of_five.py together. A failing round is named, and leaves everything in
+in this file and test_rounds_of_five.py together (if that is set, nodes that reach etcd are parted
+from each other, too). A failing round is named, and leaves everything in
 `build/faults`; `CLUSTERFS_FAULT_ROUND=NAME` plays that one alone, over and over.
 """
 
