@@ -17,7 +17,7 @@ help: ## show what there is
 
 setup: $(VENV)/.ready ## install what is needed: apt packages that are missing, and a venv
 
-$(VENV)/.ready: pyproject.toml scripts/setup scripts/sqlite $(wildcard clusterfs/fuse/_*.[ch])
+$(VENV)/.ready: pyproject.toml scripts/setup scripts/sqlite $(wildcard clusterfs/*/_*.[ch])
 	PYTHON=$(PYTHON) scripts/setup $(VENV)
 
 check: setup ## format, lint, types, layers, unit and property tests

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from clusterfs.errors import SetupError
+from clusterfs.store.lane import Lane
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.table import TOTAL, Table, Total, damage_in
 
@@ -258,6 +259,10 @@ class SimulatedDisk:
         if self.fail_syncs:
             raise OSError(errno.EIO, "simulated sync failure")
         self._record(Synced(frozenset(segments)))
+
+    def lane(self) -> Lane | None:
+        """Return none: every write is the executors'."""
+        return None
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Read what was written last, unless a block of it is unreadable."""

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Protocol
 
 from clusterfs.errors import SetupError
+from clusterfs.store.lane import Lane, open_lane
 from clusterfs.store.table import LmdbTable, Table
 
 Buffer = bytes | bytearray | memoryview
@@ -64,6 +65,9 @@ class Disk(Protocol):
 
     def sync(self, segments: Iterable[int]) -> None:
         """Make every earlier write to these segments durable."""
+
+    def lane(self) -> Lane | None:
+        """Return a new lane past Python's threads, for its owner to close; None: there is none."""
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Read; may block."""
@@ -215,6 +219,10 @@ class DirectoryDisk:
         """Call fdatasync on each."""
         for segment in segments:
             os.fdatasync(self._direct_fd(segment))
+
+    def lane(self) -> Lane | None:
+        """Return one, but not past the `write` and `sync` of a class that is built on this one."""
+        return open_lane(self._direct) if type(self) is DirectoryDisk else None
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Read through the page cache."""

@@ -9,6 +9,10 @@ before it are. Whoever completes the row up to a requested sync syncs, once for 
 it wrote just before is reported with the sync, unless another executor has something to report
 meanwhile: each report wakes the trio thread.
 
+A small log that comes while nothing else is under way goes to the disk's lane, if it has one, which
+needs neither an executor nor the interpreter (lane.py). It is chained before it goes there, and
+written and synced in one job; what comes meanwhile goes to the executors as ever.
+
 Invariants:
   * logs are reported written, and become durable, in the order of their ids;
   * a sync covers every log handed over before it;
@@ -26,6 +30,7 @@ import trio
 
 from clusterfs.store.disk import Disk
 from clusterfs.store.format import Header, finish_log
+from clusterfs.store.lane import LANE_BYTES, LANE_SEGMENTS, Lane
 from clusterfs.store.objects import BLOCK_BYTES
 from clusterfs.store.tail import USER
 
@@ -98,8 +103,13 @@ class Flusher:
         self._sync_upto = 0
         self._syncing = False
         self._failed = False
+        self._posted = 0  # reports that the trio thread has not seen yet
+        # The lane, and the log that is in it.
+        self._lane: Lane | None = None
+        self._laned: Sealed | None = None
+        self._lane_left = trio.lowlevel.ParkingLot()
         self.marked = durable  # the highest durable id that a written header tells
-        self.syncs = 0
+        self.syncs = self.lane_logs = 0
 
     def start(
         self,
@@ -113,6 +123,9 @@ class Flusher:
         self._report_durable = durable
         self._report_failed = failed
         self.set_executors(self.executors)
+        self._lane = lane = self._disk.lane()
+        if lane is not None:
+            trio.lowlevel.spawn_system_task(self._watch, lane)
 
     def set_executors(self, count: int) -> None:
         """Use so many threads from now on; what is handed over is not disturbed."""
@@ -132,7 +145,8 @@ class Flusher:
     def write(self, log: Sealed, *, sync: bool = False) -> None:
         """Hand over a sealed log; sync: as `sync` after it would do."""
         log.synced = sync
-        self._hand_over(log)
+        if not self._take_lane(log):
+            self._hand_over(log)
 
     def sync(self) -> None:
         """Ask that everything handed over so far becomes durable."""
@@ -147,6 +161,12 @@ class Flusher:
 
     async def stop(self) -> None:
         """Let them finish what they have, then end the threads."""
+        while self._laned is not None:
+            await self._lane_left.park()
+        if self._lane is not None:
+            lane, self._lane = self._lane, None
+            trio.lowlevel.notify_closing(lane.fileno())
+            lane.close()
         for _ in range(self.executors):
             self._hand_over("stop")
         await trio.to_thread.run_sync(self._join)
@@ -154,6 +174,79 @@ class Flusher:
     def _join(self) -> None:
         for thread in self._threads:
             thread.join()
+
+    # -- the lane
+
+    def _take_lane(self, log: Sealed) -> bool:
+        """Begin to write the log in the lane, if it may; tell whether it did."""
+        lane = self._lane
+        small = log.blocks * BLOCK_BYTES <= LANE_BYTES
+        if lane is None or self._laned is not None or not small or not lane.takes(log.segment):
+            return False
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            with self._books:
+                alone = not self._jobs and self._written == log.id - 1 and not self._syncing
+                if not alone or self._failed or len(self._unsynced) >= LANE_SEGMENTS:
+                    return False
+                self._chain(log)
+                segments: set[int] = set()
+                if log.synced:
+                    self._sync_upto = max(self._sync_upto, log.id)
+                    self._syncing = True
+                    segments, self._unsynced = self._unsynced | {log.segment}, set()
+        finally:
+            self._turn.release()
+        self._laned = log
+        self.lane_logs += 1
+        lane.begin(log.segment, log.block * BLOCK_BYTES, _content(log), segments)
+        return True
+
+    async def _watch(self, lane: Lane) -> None:
+        """Report what the lane has done, until it is closed."""
+        fileno = lane.fileno()
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(fileno)
+                self._leave_lane(lane)
+        except trio.ClosedResourceError:
+            return
+        finally:
+            lane.close()
+
+    def _leave_lane(self, lane: Lane) -> None:
+        """If the lane is done with its log, tell what follows from it."""
+        outcome, log = lane.finish(), self._laned
+        if outcome is False or log is None:
+            return
+        self._laned = None
+        self._lane_left.unpark_all()
+        if isinstance(outcome, OSError):
+            self._fail(outcome)
+            return
+        row: list[Sealed] = []
+        durable = log.id if log.synced else 0
+        with self._books:
+            if log.synced:
+                self._syncing = False
+            if self._failed:
+                return
+            if log.synced:
+                self._durable = log.id
+                self.syncs += 1
+            else:
+                self._unsynced.add(log.segment)
+            self._note_written(log)
+            due = self._durable < self._sync_upto <= self._written
+            if self._posted:  # in their order
+                self._report(durable)
+            else:
+                row, self._unreported = self._unreported, []
+        if due:
+            self.sync()
+        if row:
+            self._reported(row, durable)
 
     # -- on an executor
 
@@ -195,7 +288,7 @@ class Flusher:
 
     def _chain(self, log: Sealed) -> None:
         """Complete the header; under _turn, so in the order of the ids."""
-        memory = log.memory[: log.blocks * BLOCK_BYTES]
+        memory = _content(log)
         log.durable = self._durable
         header = Header(
             kind=log.kind,
@@ -219,15 +312,18 @@ class Flusher:
     def _write(self, log: Sealed) -> None:
         if self._failed:
             return
-        content = log.memory[: log.blocks * BLOCK_BYTES]
-        self._disk.write(log.segment, log.block * BLOCK_BYTES, content)
+        self._disk.write(log.segment, log.block * BLOCK_BYTES, _content(log))
         with self._books:
             self._unsynced.add(log.segment)
-            self._early[log.id] = log
-            while (following := self._early.pop(self._written + 1, None)) is not None:
-                self._unreported.append(following)
-                self._written = following.id
-                self.marked = following.durable
+            self._note_written(log)
+
+    def _note_written(self, log: Sealed) -> None:
+        """Under _books: count the logs whose predecessors are all written."""
+        self._early[log.id] = log
+        while (following := self._early.pop(self._written + 1, None)) is not None:
+            self._unreported.append(following)
+            self._written = following.id
+            self.marked = following.durable
 
     def _sync_if_due(self) -> None:
         while True:
@@ -265,6 +361,12 @@ class Flusher:
         if not self._failed and (row or durable):
             self._post(self._reported, row, durable)
 
+    def _deliver(self, report: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        """On the trio thread."""
+        with self._books:
+            self._posted -= 1
+        report(*arguments)
+
     def _reported(self, row: list[Sealed], durable: int) -> None:
         """On the trio thread."""
         if row:
@@ -273,8 +375,15 @@ class Flusher:
             self._report_durable(durable)
 
     def _post(self, report: Callable[..., None], *arguments: object) -> None:
+        """Under _books."""
         assert self._token is not None
         try:
-            self._token.run_sync_soon(report, *arguments)
+            self._token.run_sync_soon(self._deliver, report, arguments)
+            self._posted += 1
         except trio.RunFinishedError:
             self._failed = True
+
+
+def _content(log: Sealed) -> memoryview:
+    """Return the bytes of the log as they are written."""
+    return log.memory[: log.blocks * BLOCK_BYTES]
