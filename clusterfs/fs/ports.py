@@ -171,11 +171,17 @@ class Volume(Protocol):
         ...
 
     async def commit(
-        self, changes: Sequence[Change], payload: bytes = b"", *, durable: bool = False
+        self,
+        changes: Sequence[Change],
+        payload: bytes = b"",
+        *,
+        durable: bool = False,
+        shield: bool = False,
     ) -> None:
         """Apply changes at every in-sync replica's memory, all or none; durable: and `sync`.
 
-        Raises LockLost: nothing was sent, or as OutcomeUnknown, which says what to ask for.
+        shield: the wait cannot be cancelled. Raises LockLost: nothing was sent, or as
+        OutcomeUnknown, which says what to ask for.
         """
         ...
 

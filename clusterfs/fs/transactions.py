@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-import trio
-
 from clusterfs.errors import (
     NoSuchEntry,
     NotADirectory,
@@ -231,8 +229,7 @@ class Transactions:
         for inode in stale:
             inode.record_dirty = False  # what is written from now on is not in `sent`
         try:
-            with trio.CancelScope(shield=True):
-                await self._volume.commit(sent, payload, durable=durable)
+            await self._volume.commit(sent, payload, durable=durable, shield=True)
         except BaseException as failure:
             for inode in stale:
                 inode.record_dirty = True

@@ -169,9 +169,18 @@ class MemoryVolume:
         return self._read(object_id, group, first, count)
 
     async def commit(
-        self, changes: Sequence[Change], payload: bytes = b"", *, durable: bool = False
+        self,
+        changes: Sequence[Change],
+        payload: bytes = b"",
+        *,
+        durable: bool = False,
+        shield: bool = False,
     ) -> None:
         """Apply all or none."""
+        with trio.CancelScope(shield=shield):
+            await self._commit(changes, payload, durable=durable)
+
+    async def _commit(self, changes: Sequence[Change], payload: bytes, *, durable: bool) -> None:
         if self.before_commit is not None:
             self.before_commit()
         await self._may_wait(refused=False)

@@ -107,13 +107,11 @@ def finish_log(memory: memoryview, header: Header, records: bytes | bytearray) -
     """
     assert len(memory) == header.length_bytes
     assert blocks_needed(len(records), header.payload_blocks) * BLOCK_BYTES == len(memory)
-    inline = records[:INLINE_RECORD_BYTES]
-    memory[: HEADER_BYTES + len(inline)] = _pack_header(header) + inline
-    memory[HEADER_BYTES + len(inline) : BLOCK_BYTES] = bytes(INLINE_RECORD_BYTES - len(inline))
-    tail = records[INLINE_RECORD_BYTES:]
-    at = (1 + header.payload_blocks) * BLOCK_BYTES
-    memory[at : at + len(tail)] = tail
-    memory[at + len(tail) :] = bytes(len(memory) - at - len(tail))
+    inline, tail = records[:INLINE_RECORD_BYTES], records[INLINE_RECORD_BYTES:]
+    memory[:BLOCK_BYTES] = (_pack_header(header) + inline).ljust(BLOCK_BYTES, b"\0")
+    if tail:
+        at = (1 + header.payload_blocks) * BLOCK_BYTES
+        memory[at:] = tail.ljust(len(memory) - at, b"\0")
     checksum = xxhash.xxh3_64_intdigest(memory)
     _CHECKSUM.pack_into(memory, _CHECKSUM_AT, checksum)
     return checksum

@@ -156,8 +156,8 @@ class Log:
         """
         self._serial += 1
         self._newest_cid = first_cid or self._newest_cid
-        log = self._open
-        if log is not None and len(ranges) <= 1:
+        if len(ranges) <= 1:
+            log = self._open if self._open is not None else self._open_next()
             blocks = (ranges[0][1] - ranges[0][0]) // BLOCK_BYTES if ranges else 0
             records = len(log.records) + FRAGMENT_BYTES + len(body)
             if layout.blocks_needed(records, log.payload_blocks + blocks) <= self._open_limit:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from clusterfs.errors import (
+    BrickFailed,
     InvalidArgument,
     NoSuchChunk,
     OutOfSpace,
@@ -107,16 +108,19 @@ class Transactions:
             else:
                 return
 
-    def apply(self, transaction: Transaction, payload: Buffer = b"") -> int:
+    def apply(
+        self, transaction: Transaction, payload: Buffer = b"", *, hasten: bool = False
+    ) -> int:
         """Apply a transaction in memory and log it; return its position. All or nothing.
 
-        A transaction that is already applied changes nothing. Raises VersionMismatch, OutOfSpace,
+        hasten: somebody is about to wait until it is durable, so let the disk begin at once. A
+        transaction that is already applied changes nothing. Raises VersionMismatch, OutOfSpace,
         WouldBlock (see `admit`), BrickFailed, InvalidArgument.
         """
         self._log.check()
         if self._outcomes.applied(transaction.client, transaction.sequence):
             return self._log.position
-        return self._append_changes(Changes, transaction, payload)
+        return self._append_changes(Changes, transaction, payload, hasten=hasten)
 
     def prepare(self, transaction: Transaction, payload: Buffer = b"") -> int:
         """Log a transaction that waits for `commit` or `abort`; its objects are locked until then.
@@ -207,7 +211,12 @@ class Transactions:
         return self._state.chunks.next_cid
 
     def _append_changes(
-        self, kind: type[Changes], transaction: Transaction, payload: Buffer
+        self,
+        kind: type[Changes],
+        transaction: Transaction,
+        payload: Buffer,
+        *,
+        hasten: bool = False,
     ) -> int:
         changes = transaction.changes
         locked, version = self._outcomes.locked, self._state.version
@@ -221,12 +230,16 @@ class Transactions:
         self._check_room(self._check_shape(changes, payload), changes)
         ingested = self._ingest.resolve(changes, memoryview(payload), self._next_cid)
         record = kind(transaction.client, transaction.sequence, transaction.epoch, ingested.changes)
-        return self._append_ingested(record, ingested, payload)
+        return self._append_ingested(record, ingested, payload, hasten=hasten)
 
-    def _append_ingested(self, record: Changes, ingested: Ingested, payload: Buffer) -> int:
+    def _append_ingested(
+        self, record: Changes, ingested: Ingested, payload: Buffer, *, hasten: bool = False
+    ) -> int:
         first_cid = ingested.first_cid if ingested.fresh else 0
         data = memoryview(payload)
         runs = self._log.append(encode(record), data, ingested.ranges, first_cid)
+        if hasten:
+            self._log.when_durable(self._log.position, _nobody_waits)
         self._contents.enact(record, runs, ingested.checksums, first_cid)
         if ingested.fresh:
             self._ingest.learn(ingested, data)
@@ -279,6 +292,10 @@ class Transactions:
                 raise NoSuchChunk(f"no chunk {identity.hex()} for block {block}")
             placed.append(Placed(block, array("Q", [cid]), b""))
         return placed
+
+
+def _nobody_waits(_: BrickFailed | None) -> None:
+    """Who waits until it is durable comes later."""
 
 
 def _unresolved(prepared: Prepared) -> Transaction:

@@ -5,7 +5,7 @@ nothing has happened and the transaction fails.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clusterfs.errors import (
     BrickFailed,
@@ -79,7 +79,7 @@ class Pending:
         self.since_s = 0.0
         self.finished = False
         self.error: Exception | None = None
-        self.wake: object = None
+        self.wake: Any = None  # whom to wake when it is finished
 
     def expect(self, stage: Stage, mask: int, now_s: float) -> None:
         """Wait for answers of these nodes."""

@@ -35,8 +35,8 @@ class LocalStore(Protocol):
         """Wait until the transaction can be applied. Raises OutOfSpace, BrickFailed."""
         ...
 
-    def apply(self, transaction: Transaction, payload: Buffer) -> int:
-        """Apply whole or not at all.
+    def apply(self, transaction: Transaction, payload: Buffer, *, hasten: bool = False) -> int:
+        """Apply whole or not at all; hasten: `when_durable` is called next.
 
         Raises VersionMismatch, OutOfSpace, BrickFailed, or WouldBlock when there is no room yet.
         """

@@ -225,7 +225,7 @@ class Replica:
         if code is Code.OK:
             self._set_stable(arrival.incarnation, message.stable)
             try:
-                self._take(transaction, arrival.payload)
+                self._take(transaction, arrival.payload, hasten=message.durable)
             except WouldBlock:
                 return functools.partial(self._make_room, transaction)
             except FilesystemError as error:
@@ -237,7 +237,7 @@ class Replica:
         self._reply(arrival, transaction, Stage.APPLY, code)
         return None
 
-    def _take(self, transaction: Transaction, payload: Buffer) -> None:
+    def _take(self, transaction: Transaction, payload: Buffer, *, hasten: bool) -> None:
         """Apply a transaction unless that was done; note what a syncing group cannot take."""
         store = self._store
         client, sequence = transaction.client, transaction.sequence
@@ -254,7 +254,7 @@ class Replica:
             if self._resync.concerns(transaction):
                 self._resync.take(transaction, payload)
             else:
-                store.apply(transaction, payload)
+                store.apply(transaction, payload, hasten=hasten)
         except FilesystemError:
             self.tombstones.remove(gone)
             raise

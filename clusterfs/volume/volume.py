@@ -251,23 +251,30 @@ class Volume:
     # -- changes --------------------------------------------------------------------------------
 
     async def commit(
-        self, changes: Sequence[Change], payload: Buffer = b"", *, durable: bool = False
+        self,
+        changes: Sequence[Change],
+        payload: Buffer = b"",
+        *,
+        durable: bool = False,
+        shield: bool = False,
     ) -> None:
         """Apply changes at every replica's memory, all or none; sent in the order of calls.
 
         The payload must not change before this returns. durable: wait, as `sync` does, until this
         and all that was committed before is on all disks; that takes one round trip, not two.
+        shield: once it is sent the wait cannot be cancelled, at less cost than a scope's.
 
         Raises:
             OutOfSpace, VersionMismatch, BrickFailed: nothing happened.
             LockLost: this incarnation is out; OutcomeUnknown: and whether it happened is unknown.
         """
         stable = self._writer.oldest() - 1
-        everywhere = await self._writer.commit(changes, payload, durable=durable)
+        everywhere = await self._writer.commit(changes, payload, durable=durable, shield=shield)
         if everywhere:
             self._synced(stable)
         elif durable:
-            await self.sync({split_object_id(change.object_id)[0] for change in changes})
+            with trio.CancelScope(shield=shield):
+                await self.sync({split_object_id(change.object_id)[0] for change in changes})
 
     async def sync(self, inodes: Collection[int] | None = None) -> None:
         """Wait until all that is committed is on all disks. Raises BrickFailed, LockLost.

@@ -13,6 +13,7 @@ Invariants:
 """
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import msgspec
 import trio
@@ -69,12 +70,18 @@ class Writer:
         self.commits = self.reissues = self.prepares = 0
 
     async def commit(
-        self, changes: Sequence[Change], payload: Buffer, *, durable: bool = False
+        self,
+        changes: Sequence[Change],
+        payload: Buffer,
+        *,
+        durable: bool = False,
+        shield: bool = False,
     ) -> bool:
         """Send a transaction, and wait until every replica has it in memory.
 
-        durable: ask them to answer from disk, if one message does it. Returns whether all that was
-        committed before is on the disks of all replicas now, this transaction included.
+        durable: ask them to answer from disk, if one message does it. shield: the wait cannot be
+        cancelled. Returns whether all that was committed before is on the disks of all replicas
+        now, this transaction included.
         """
         if self._lost:
             raise LockLost("this node was removed from the cluster")
@@ -88,8 +95,9 @@ class Writer:
         self._pendings[self.sequence] = pending
         self._admit(pending)
         if not pending.finished:
-            pending.wake = wake = trio.Event()
-            await wake.wait()
+            pending.wake = trio.lowlevel.current_task()
+            abort = _never if shield else partial(_stop_waiting, pending)
+            await trio.lowlevel.wait_task_rescheduled(abort)
         if pending.error is not None:
             raise pending.error
         self.unsynced.note(changes, transaction.sequence)
@@ -288,8 +296,8 @@ class Writer:
         pending.payload = b""
         pending.error = error
         pending.finished = True
-        if isinstance(pending.wake, trio.Event):
-            pending.wake.set()
+        if pending.wake is not None:
+            trio.lowlevel.reschedule(pending.wake)
 
     # -- another view ---------------------------------------------------------------------------
 
@@ -314,3 +322,12 @@ class Writer:
         for pending in list(self._pendings.values()):
             if not pending.finished:
                 self._admit(pending)
+
+
+def _never(_: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
+
+
+def _stop_waiting(pending: Pending, _: object) -> trio.lowlevel.Abort:
+    pending.wake = None
+    return trio.lowlevel.Abort.SUCCEEDED

@@ -101,12 +101,10 @@ async def test_one_that_cannot_be_stored_keeps_nobody_else() -> None:
         refused = files[3][0]
         commit = world.nodes[1].volume.commit
 
-        async def refusing(
-            changes: Sequence[Change], payload: bytes = b"", *, durable: bool = False
-        ) -> None:
+        async def refusing(changes: Sequence[Change], payload: bytes = b"", **how: bool) -> None:
             if any(split_object_id(change.object_id)[0] == refused for change in changes):
                 raise OutOfSpace
-            await commit(changes, payload, durable=durable)
+            await commit(changes, payload, **how)
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(world.nodes[1].volume, "commit", refusing)

@@ -159,8 +159,12 @@ async def test_a_dead_clients_transaction_is_rolled_forward_with_its_data(tmp_pa
         world.network.cut(1, 3)
         second = first.after(volume.epoch)
         change = Change(stripe, 1, first, second, (Write(1, 1), Put(b"k", b"w")))
-        with trio.move_on_after(0.3):
-            await volume.commit([change], block(3))
+        async with trio.open_nursery() as committing:
+            committing.start_soon(volume.commit, [change], block(3))
+            with trio.fail_after(60):
+                while world.stores[2].version(stripe) != second:
+                    await trio.sleep(0.01)
+            committing.cancel_scope.cancel()
         await world.stop(1)
         await world.settled()
         for number in (2, 3):
