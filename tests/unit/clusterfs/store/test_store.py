@@ -454,3 +454,20 @@ async def test_scattered_blocks_are_read_by_several_threads(
     assert await store.read(STRIPE, 0, 64) == b"".join(content[number] for number in range(64))
     assert disk.reads > 8 * readers if scattered else disk.reads <= 4  # logs that it is in
     await store.close()
+
+
+async def test_what_is_hastened_is_on_its_way_to_the_disk_when_apply_returns(
+    tmp_path: Path,
+) -> None:
+    store = await opened(tmp_path)
+    store.apply(transaction(1, change(INODE, ABSENT, ONE, Put(b"k", b"1"))))
+    written = store.statistics()["logs_written"]
+    position = store.apply(
+        transaction(2, change(STRIPE, ABSENT, ONE, Write(0, 1))), b"x" * BLOCK_BYTES, hasten=True
+    )
+    assert store.statistics()["logs_written"] == written + 1
+    with trio.fail_after(60):
+        while store.statistics()["durable"] < position:
+            await trio.sleep(0.001)
+    store.validate()
+    await store.close()

@@ -699,3 +699,19 @@ async def test_a_view_in_the_middle_of_a_comparison_begins_it_anew(
         with pytest.raises(WouldBlock):
             await resync._merge(1, resync.groups)
         assert not resync._cursors, "a comparison goes on in the middle"
+
+
+@pytest.mark.parametrize("shield", [True, False])
+async def test_only_a_shielded_commit_is_waited_for_by_who_is_cancelled(
+    autojump_clock: Clock, *, shield: bool
+) -> None:
+    async with cluster() as world:
+        volume = world.nodes[1].volume
+        world.nodes[3].mesh.paused = trio.Event()
+        change = put(volume, inode_object(7), 0, b"v", ABSENT)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await volume.commit([change], shield=shield)
+        answered = not world.agreement.view.in_sync[0] >> 3 & 1  # or rather given up
+        assert answered == shield
+        assert scope.cancelled_caught == (not shield)
