@@ -74,7 +74,7 @@ async def test_blocks_and_holes_read_back_everywhere(autojump_clock: Clock) -> N
         await volume.commit([change], data)
         for node in world.nodes.values():
             assert await node.volume.read(stripe, 1, 1, 3) == bytes(4096) + data + bytes(4096)
-            assert await node.volume.stripes(7) == [(0, 1)]
+            assert [found[:2] for found in await node.volume.stripes(7)] == [(0, 1)]
 
 
 async def test_pipelined_commits_of_one_object_keep_their_order(autojump_clock: Clock) -> None:
