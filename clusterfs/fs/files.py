@@ -185,6 +185,8 @@ class Files:
                 data = await self._read_waiting(inode, record, offset, size)
                 if lock.stamp != stamp:
                     raise LockLost
+                if cached and inode.writers and level < EX:
+                    continue  # opened to write meanwhile: the page could be changed unheard
                 inode.pages_possible |= cached
                 if opened.noted:
                     self._access_times.note(inode)

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ import trio.testing
 from clusterfs.fs.coherence import complement
 from clusterfs.fs.filesystem import Filesystem
 from clusterfs.fs.keys import ROOT
+from clusterfs.fs.locks import EX, PR
 from clusterfs.fs.results import Changes
 from clusterfs.sim.mounts import World
 from clusterfs.store.objects import BLOCK_BYTES
@@ -232,3 +234,28 @@ def test_registers_never_go_back(seed: int) -> None:  # noqa: C901
             world.validate()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+
+
+async def test_a_page_that_comes_in_while_the_file_is_opened_to_write_is_not_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with World(2).running() as world:
+        inode = await make_public(world, bytes(BLOCK_BYTES))
+        node = world.nodes[1]
+        opened = await node.fs.open(inode, os.O_RDONLY)
+        known, files = node.fs._inodes.get(inode), node.fs._files
+        await world.nodes[2].fs.getattr(inode)
+        await node.fs.getattr(inode)
+        assert known.lock.level == PR
+        read = files._read_waiting
+
+        async def read_and_open(*arguments: Any) -> bytes:
+            data = await read(*arguments)
+            if not known.writers:
+                await node.fs.open(inode, os.O_RDWR)
+            return data
+
+        monkeypatch.setattr(files, "_read_waiting", read_and_open)
+        await node.kernel.read_page(inode, opened.handle, 0)
+        assert known.lock.level == EX, "a mapping may store into the page without a word"
+        world.validate()
