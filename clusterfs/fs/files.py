@@ -178,8 +178,6 @@ class Files:
             await lock.wait_shared(level)
             asker = lock.enter_use()
             try:
-                if cached and inode.writers and level < EX:
-                    continue
                 record = await self._transactions.load(inode)
                 stamp = lock.stamp
                 data = await self._read_waiting(inode, record, offset, size)

@@ -242,6 +242,8 @@ async def test_a_page_that_comes_in_while_the_file_is_opened_to_write_is_not_sha
     async with World(2).running() as world:
         inode = await make_public(world, bytes(BLOCK_BYTES))
         node = world.nodes[1]
+        for left in list(node.fs._inodes.get(inode).opened):
+            await node.fs.release(left.handle)
         opened = await node.fs.open(inode, os.O_RDONLY)
         known, files = node.fs._inodes.get(inode), node.fs._files
         await world.nodes[2].fs.getattr(inode)
