@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from clusterfs.errors import WouldBlock
+from clusterfs.fs.attributes import Record
 from clusterfs.fs.inodes import Inode
 from clusterfs.fs.keys import NAME_BYTES
 from clusterfs.fs.parts import Parts
@@ -47,9 +48,7 @@ class AtOnce:
 
         attributes None: it does not exist. Raises WouldBlock.
         """
-        directory = self._readable(parent)
-        record = directory.record
-        assert record is not None
+        directory, record = self._readable(parent)
         special = name in (b".", b"..") or len(name) > NAME_BYTES
         if not record.is_directory or not record.nlink or special:
             raise WouldBlock
@@ -58,8 +57,8 @@ class AtOnce:
         if found is None:
             self.answers += 1
             return self._coherence.absent(directory, stamp)
-        inode = self._readable(found.inode)
-        if not inode.record or not inode.record.nlink:
+        inode, record = self._readable(found.inode)
+        if not record.nlink:
             raise WouldBlock
         entry = self._coherence.entry(directory, stamp, inode)
         inode.lookups += 1
@@ -68,18 +67,16 @@ class AtOnce:
 
     def getattr(self, number: int) -> Status:
         """Return an inode's attributes. Raises WouldBlock."""
-        status = self._coherence.status(self._readable(number))
+        status = self._coherence.status(self._readable(number)[0])
         self.answers += 1
         return status
 
     def open(self, number: int, flags: int, *, privileged: bool) -> Opened:
         """Open a file that need not be truncated. Raises WouldBlock."""
-        inode = self._readable(number)
-        assert inode.record is not None
-        changes = flags & (os.O_ACCMODE | os.O_TRUNC)
-        if inode.record.is_directory or flags & os.O_TRUNC:
+        inode, record = self._readable(number)
+        if record.is_directory or flags & os.O_TRUNC:
             raise WouldBlock
-        if changes and (self._transactions.read_only or inode.pages_possible):
+        if flags & os.O_ACCMODE and (self._transactions.read_only or inode.pages_possible):
             raise WouldBlock
         if not inode.open_lock.join_nowait() and not inode.open_lock.shared_nowait():
             raise WouldBlock
@@ -107,10 +104,11 @@ class AtOnce:
         inode.open_lock.release()
         self.answers += 1
 
-    def _readable(self, number: int) -> Inode:
-        """Return an inode whose cached record may be believed now. Raises WouldBlock."""
+    def _readable(self, number: int) -> tuple[Inode, Record]:
+        """Return an inode and its cached record, if that may be believed now. Raises WouldBlock."""
         inode = self._inodes.get(number)
-        if inode.record is None or not self._gate.passable() or not inode.lock.shared_nowait():
+        record = inode.record
+        if record is None or not self._gate.passable() or not inode.lock.shared_nowait():
             raise WouldBlock
         inode.lock.release()  # nobody else runs until the answer is given
-        return inode
+        return inode, record

@@ -216,14 +216,6 @@ static void release(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info 
     Py_DECREF(answer);
 }
 
-static void forget(fuse_req_t request, fuse_ino_t inode, uint64_t count)
-{
-    PyObject *arguments[] = {number(inode), number(count)};
-    Py_XDECREF(ask(FORGET, arguments, 2));
-    answered = true;
-    fuse_reply_none(request);
-}
-
 static void forget_multi(fuse_req_t request, size_t count, struct fuse_forget_data *forgotten)
 {
     for (size_t i = 0; i < count; i++) {
@@ -232,6 +224,11 @@ static void forget_multi(fuse_req_t request, size_t count, struct fuse_forget_da
     }
     answered = true;
     fuse_reply_none(request);
+}
+
+static void forget(fuse_req_t request, fuse_ino_t inode, uint64_t count)
+{
+    forget_multi(request, 1, &(struct fuse_forget_data){.ino = inode, .nlookup = count});
 }
 
 void hasten_operations(struct fuse_lowlevel_ops *operations)
