@@ -138,6 +138,7 @@ class Daemon:
         provider = open_provider(self.config)
         try:
             await self._open_and_serve(provider)
+            self._log.info("ends")
             self.handover.end()
         finally:
             self._closing.close()
@@ -464,10 +465,12 @@ class Daemon:
 
     async def _end(self) -> None:
         """Leave nothing behind: everything on disk, no lock, no membership."""
+        self._log.info("leaving the cluster")
         await self.filesystem.close()
         await self.locks.trees.leave(_LEAVE_S)
         await self.volume.sync()
         self.handover.left(await self.membership.leave())
+        self._log.info("left the cluster")
 
     def _stored_epoch(self) -> int:
         epoch = None if self.store is None else self.store.fact(_EPOCH)

@@ -33,9 +33,12 @@ from clusterfs.cli import processes
 from clusterfs.cli.control import mount_at
 from clusterfs.errors import NotAnswering, SetupError
 
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
-OTHERS_TIMEOUT_S = 150.0  # longer than any verb takes, so that verbs queue
+# A disk that others keep busy may take seconds for each sync, and there are a dozen on the way.
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 180.0
+OTHERS_TIMEOUT_S = 900.0  # longer than any verb takes, so that verbs queue
+BUSY_TIMEOUT_S = 30.0  # for programs to leave a mount
+PATIENCE_S = 10.0  # then what is waited for is said
 MOST_NODES = 62
 
 MOUNT_PROGRAM = (sys.executable, "-P", "-m", "clusterfs.cli.mount")
@@ -112,10 +115,19 @@ class Node(msgspec.Struct, frozen=True):
 class Cluster:
     """The nodes under one folder and what can be done with them."""
 
-    def __init__(self, folder: Path, program: Callable[[Node], list[str]] | None = None) -> None:
-        """`program` says how a node's mount.clusterfs is run, on another host say."""
+    def __init__(
+        self,
+        folder: Path,
+        program: Callable[[Node], list[str]] | None = None,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """`program` says how a node's mount.clusterfs is run, on another host say.
+
+        `say` is told what takes long, a line each, perhaps on other threads.
+        """
         self.folder = folder.absolute()
         self._program = program or (lambda _node: list(MOUNT_PROGRAM))
+        self._say = say
 
     @property
     def nodes(self) -> list[Node]:
@@ -162,7 +174,7 @@ class Cluster:
             process = node.process
             if process is None or not processes.send(process, signal.SIGKILL):
                 raise SetupError(f"{name} does not run")
-            if not processes.wait_gone(process, STOP_TIMEOUT_S):
+            if not self._ended(node, process):
                 raise SetupError(f"{name}: process {process.pid} survives SIGKILL")
 
     def pause(self, name: str) -> None:
@@ -172,7 +184,7 @@ class Cluster:
             process = node.process
             if process is None or not processes.send(process, signal.SIGSTOP):
                 raise SetupError(f"{name} does not run")
-            _wait(f"{name} stands still", lambda: node.state() == "paused", STOP_TIMEOUT_S)
+            self._wait(f"{name} stands still", lambda: node.state() == "paused", STOP_TIMEOUT_S)
 
     def resume(self, name: str) -> None:
         """Let a paused node go on; returns when it is a member in sync."""
@@ -181,7 +193,7 @@ class Cluster:
             process = node.process
             if process is None or not processes.send(process, signal.SIGCONT):
                 raise SetupError(f"{name} does not run")
-            _wait(f"{name} goes on", lambda: node.state() == "running", STOP_TIMEOUT_S)
+            self._wait(f"{name} goes on", lambda: node.state() == "running", STOP_TIMEOUT_S)
             self._wait_synced([node])
 
     def down(self) -> None:
@@ -190,7 +202,7 @@ class Cluster:
             for node in self.nodes:
                 if node.state() == "paused" and (process := node.process):
                     processes.send(process, signal.SIGCONT)
-            _in_parallel(_stop, self.nodes)
+            _in_parallel(self._stop, self.nodes)
 
     def status(self) -> dict[str, Any]:
         """Return what is so now; a node that does not answer has no `daemon`."""
@@ -207,7 +219,7 @@ class Cluster:
         elif not run.is_dir():
             raise SetupError(f"{self.folder}: no cluster here; `clusterfs dev up` makes one")
         with (run / "lock").open("ab") as lock:
-            _wait(
+            self._wait(
                 f"the other `clusterfs dev` at work on {self.folder} has ended",
                 functools.partial(_taken, lock.fileno()),
                 OTHERS_TIMEOUT_S,
@@ -261,16 +273,62 @@ class Cluster:
     def _start(self, nodes: Sequence[Node]) -> None:
         """Mount all at once: after a full stop they need one another."""
         try:
-            _in_parallel(lambda node: _start(node, self._program(node)), nodes)
+            _in_parallel(self._start_one, nodes)
         except SetupError:
             for node in nodes:
                 with contextlib.suppress(SetupError):
-                    _stop(node)
+                    self._stop(node)
             raise
+
+    def _start_one(self, node: Node) -> None:
+        process = node.process
+        if process and processes.state(process) != "gone":
+            raise SetupError(
+                f"{node.name}: process {process.pid} runs but does not serve {node.mount}"
+            )
+        if node.supervisor and not self._ended(node, node.supervisor):
+            raise SetupError(f"{node.name}: the supervisor of its last run does not end")
+        _start(node, self._program(node))
+
+    def _stop(self, node: Node) -> None:
+        process = node.process
+        if process is None or processes.state(process) == "gone":
+            clear_mount(node.mount)
+            return
+        if mount_at(node.mount):
+            _unmount(node)
+        elif not self._ended(node, process):  # it may be busy with its last flush
+            processes.send(process, signal.SIGTERM)
+        for member in (process, node.supervisor):
+            if member and not self._ended(node, member):
+                raise SetupError(
+                    f"{node.name}: process {member.pid} has not ended {STOP_TIMEOUT_S:g} s after "
+                    f"umount ({processes.doing(member)}); see {node.log}"
+                )
+
+    def _wait(self, what: str, so: Callable[[], bool], timeout_s: float) -> None:
+        started_s = time.monotonic()  # noqa: TID251  (a shell reads clocks)
+        said = False
+        while not so():
+            waited_s = time.monotonic() - started_s  # noqa: TID251
+            if waited_s > timeout_s:
+                raise SetupError(f"it is not so after {timeout_s:g} s: {what}")
+            if waited_s > PATIENCE_S and not said:
+                self._say(f"waiting until {what}")
+                said = True
+            time.sleep(_POLL_S)
+
+    def _ended(self, node: Node, process: processes.Process) -> bool:
+        """Wait for the end of a process; False if it does not come."""
+        if processes.wait_gone(process, PATIENCE_S):
+            return True
+        doing = processes.doing(process)
+        self._say(f"{node.name}: waiting for the end of process {process.pid} ({doing})")
+        return processes.wait_gone(process, STOP_TIMEOUT_S - PATIENCE_S)
 
     def _wait_synced(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
-            _wait(f"{node.name} is in sync", functools.partial(_synced, node), START_TIMEOUT_S)
+            self._wait(f"{node.name} is in sync", functools.partial(_synced, node), START_TIMEOUT_S)
 
 
 def _taken(lock: int) -> bool:
@@ -282,11 +340,6 @@ def _taken(lock: int) -> bool:
 
 
 def _start(node: Node, program: list[str]) -> None:
-    process = node.process
-    if process and processes.state(process) != "gone":
-        raise SetupError(f"{node.name}: process {process.pid} runs but does not serve {node.mount}")
-    if node.supervisor and not processes.wait_gone(node.supervisor, STOP_TIMEOUT_S):
-        raise SetupError(f"{node.name}: the supervisor of its last run does not end")
     clear_mount(node.mount)
     _make_folder(node.mount)
     command = [*program, str(node.config), str(node.mount)]
@@ -305,25 +358,9 @@ def _start(node: Node, program: list[str]) -> None:
         raise SetupError(f"{node.name}: {line or f'mount.clusterfs failed; see {node.log}'}")
 
 
-def _stop(node: Node) -> None:
-    process = node.process
-    if process is None or processes.state(process) == "gone":
-        clear_mount(node.mount)
-        return
-    if mount_at(node.mount):
-        _unmount(node)
-    elif not processes.wait_gone(process, STOP_TIMEOUT_S):  # it may be busy with its last flush
-        processes.send(process, signal.SIGTERM)
-    ended = processes.wait_gone(process, STOP_TIMEOUT_S)
-    if not ended or (node.supervisor and not processes.wait_gone(node.supervisor, STOP_TIMEOUT_S)):
-        raise SetupError(
-            f"{node.name}: process {process.pid} has not ended {STOP_TIMEOUT_S:g} s after umount"
-        )
-
-
 def _unmount(node: Node) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    deadline_s = time.monotonic() + STOP_TIMEOUT_S  # noqa: TID251  (a shell reads clocks)
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_S  # noqa: TID251  (a shell reads clocks)
     while libc.umount2(os.fsencode(node.mount), 0) != 0:
         number = ctypes.get_errno()
         late = time.monotonic() > deadline_s  # noqa: TID251
@@ -403,11 +440,3 @@ def _in_parallel(action: Callable[[Node], None], nodes: Sequence[Node]) -> None:
         tasks = [pool.submit(action, node) for node in nodes]
     for task in tasks:
         task.result()
-
-
-def _wait(what: str, so: Callable[[], bool], timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s  # noqa: TID251  (a shell reads clocks)
-    while not so():
-        if time.monotonic() > deadline_s:  # noqa: TID251
-            raise SetupError(f"it is not so after {timeout_s:g} s: {what}")
-        time.sleep(_POLL_S)

@@ -124,7 +124,7 @@ def up(
     ] = False,
 ) -> None:
     """Start N daemons, mount DIR/n1 ... DIR/nN, wait until all are in sync."""
-    cluster = Cluster(folder)
+    cluster = _cluster(folder)
     cluster.up(nodes, replicas, provider, tls=encrypt)
     points = ", ".join(str(node.mount) for node in cluster.nodes)
     Console().print(f"mounted and in sync: {points}", highlight=False, soft_wrap=True)
@@ -133,37 +133,41 @@ def up(
 @dev.command("status")
 def dev_status(folder: Folder = HERE, *, as_json: AsJson = False) -> None:
     """Show every node of the cluster."""
-    _show(Cluster(folder).status(), tables.cluster, as_json=as_json)
+    _show(_cluster(folder).status(), tables.cluster, as_json=as_json)
 
 
 @dev.command()
 def kill(node: NodeName, folder: Folder = HERE) -> None:
     """End a node's daemon with SIGKILL."""
-    Cluster(folder).kill(node)
+    _cluster(folder).kill(node)
 
 
 @dev.command()
 def start(node: NodeName, folder: Folder = HERE) -> None:
     """Start a node again and wait until it is in sync."""
-    Cluster(folder).start(node)
+    _cluster(folder).start(node)
 
 
 @dev.command()
 def pause(node: NodeName, folder: Folder = HERE) -> None:
     """Stop a node's daemon with SIGSTOP."""
-    Cluster(folder).pause(node)
+    _cluster(folder).pause(node)
 
 
 @dev.command()
 def resume(node: NodeName, folder: Folder = HERE) -> None:
     """Let a paused node go on and wait until it is in sync."""
-    Cluster(folder).resume(node)
+    _cluster(folder).resume(node)
 
 
 @dev.command()
 def down(folder: Folder = HERE) -> None:
     """Unmount all nodes and end their daemons; the data stays."""
-    Cluster(folder).down()
+    _cluster(folder).down()
+
+
+def _cluster(folder: Path) -> Cluster:
+    return Cluster(folder, say=lambda line: typer.echo(line, err=True))
 
 
 def _show(

@@ -7,6 +7,7 @@ Signals go through a pidfd that was checked after it was opened, so they reach t
 import os
 import select
 import signal
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -59,6 +60,19 @@ def send(process: Process, number: signal.Signals) -> bool:
     return True
 
 
+def doing(process: Process) -> str:
+    """Return what its threads do, as the kernel names it: "2 S futex_wait, 1 D jbd2_log_wait"."""
+    counted: Counter[str] = Counter()
+    for task in Path(f"/proc/{process.pid}/task").glob("[0-9]*"):
+        try:
+            letter = _fields(task / "stat")[_STATE_FIELD]
+            place = (task / "wchan").read_text()
+        except OSError:
+            continue  # it ended meanwhile, or it is not ours to look into
+        counted[f"{letter} {place.strip('0')}".strip()] += 1
+    return ", ".join(f"{count} {what}" for what, count in counted.most_common()) or "gone"
+
+
 def wait_gone(process: Process, timeout_s: float) -> bool:
     """Wait until that process has ended; False if it has not after `timeout_s`."""
     try:
@@ -107,10 +121,14 @@ def recorded(path: Path) -> Family | None:
 
 def _stat(pid: int) -> list[str] | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        return _fields(Path(f"/proc/{pid}/stat"))
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return text.rpartition(")")[2].split()
+
+
+def _fields(stat: Path) -> list[str]:
+    """Return what follows the command name."""
+    return stat.read_text("utf-8", "replace").rpartition(")")[2].split()
 
 
 def _boot() -> str:

@@ -1,10 +1,12 @@
 import fcntl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from clusterfs import config
-from clusterfs.cli import dev
+from clusterfs.cli import dev, processes
 from clusterfs.cli.dev import Cluster, Node, free_ports
 from clusterfs.errors import SetupError
 
@@ -55,6 +57,34 @@ def test_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_node_that_never_ran_is_gone(tmp_path: Path) -> None:
     assert Node(1, tmp_path).state() == "gone"
+
+
+def test_a_daemon_that_does_not_end_is_waited_for_and_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(dev, "STOP_TIMEOUT_S", 0.5)
+    said: list[str] = []
+    cluster = Cluster(tmp_path, say=said.append)
+    cluster.configure(1, 1)
+    (tmp_path / "run").mkdir()
+    deaf = "import signal as s; s.pthread_sigmask(0, {15}); print(flush=True); s.pause()"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            process = processes.identify(child.pid)
+            assert process is not None
+            processes.record(cluster.nodes[0].pidfile, processes.Family(process, process))
+            with pytest.raises(
+                SetupError, match=rf"n1: process {child.pid} has not ended .*\(1 [RS]"
+            ):
+                cluster.down()
+        finally:
+            child.kill()
+    assert said[0].startswith(f"n1: waiting for the end of process {child.pid} (1 ")
+    assert processes.doing(process) == "gone"
+    cluster.down()
 
 
 def test_ports_are_free_distinct_and_not_the_taken_ones() -> None:
