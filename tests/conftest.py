@@ -1,11 +1,12 @@
 """Real etcd clusters on loopback ports. Every member is a process that the test started."""
 
 import contextlib
+import json
 import shutil
 import signal
-import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,7 +39,8 @@ settings.register_profile("alike", _ALIKE)
 settings.register_profile("search", _ALIKE, derandomize=False)
 settings.load_profile("alike")
 
-_START_ATTEMPTS = 1200
+_START_ATTEMPTS = 6000
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 # These play for minutes and mostly wait: whoever starts last with them ends last.
@@ -61,8 +63,9 @@ class EtcdServers:
         self._folder = folder
         self._extra = extra
         self.scheme = "https" if extra else "http"
-        ports = free_ports(2 * count, set())
-        self._clients, self._peers = ports[:count], ports[count:]
+        ports = free_ports(3 * count, set())
+        self._clients, self._peers = ports[:count], ports[count : 2 * count]
+        self._health = ports[2 * count :]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         try:
             for n in range(count):
@@ -89,6 +92,7 @@ class EtcdServers:
                     f"--data-dir={data}",
                     f"--listen-client-urls={self.endpoints[n]}",
                     f"--advertise-client-urls={self.endpoints[n]}",
+                    f"--listen-metrics-urls=http://127.0.0.1:{self._health[n]}",
                     f"--listen-peer-urls=http://127.0.0.1:{self._peers[n]}",
                     f"--initial-advertise-peer-urls=http://127.0.0.1:{self._peers[n]}",
                     f"--initial-cluster={cluster}",
@@ -101,13 +105,15 @@ class EtcdServers:
             )
 
     def wait(self, n: int) -> None:
-        """Wait until member n listens."""
+        """Wait until member n serves: it listens long before, and a slow disk delays the rest."""
+        url = f"http://127.0.0.1:{self._health[n]}/health"
         for _ in range(_START_ATTEMPTS):
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self._clients[n]), timeout=1),
+                _DIRECTLY.open(url, timeout=60) as answer,
             ):
-                return
+                if json.load(answer)["health"] == "true":
+                    return
             time.sleep(0.05)
         raise AssertionError((self._folder / f"m{n}.log").read_text()[-2000:])
 

@@ -16,7 +16,7 @@ from clusterfs.volume.site import Site
 
 _FIRST_S = 5.0
 _LONGEST_S = 600.0
-_QUICK_S = 1.0  # for one write and sync
+_QUICK_S = 4.0  # for one write and sync: others wait longer before they take it for hung
 _FACT = "returned"  # what is written; its value says when, but nobody reads it
 
 

@@ -60,7 +60,7 @@ def rot(disk: SimulatedDisk, store: Store, number: int) -> int:
 async def scrubbed(store: Store) -> dict[str, int | float | bool | None]:
     passes = store.scrub_progress()["passes"]
     store.start_scrub(FAST)
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while store.scrub_progress()["passes"] == passes:
             await trio.sleep(0.001)
     return store.scrub_progress()
@@ -170,14 +170,14 @@ async def test_the_scrub_looks_up_seldom_which_pages_exist(monkeypatch: pytest.M
     assert (await scrubbed(store))["checked_chunks"] == 400
     monkeypatch.setattr(scrubbing, "_LOOK_AHEAD_PAGES", 4096)
     store.start_scrub(1)  # waits for long after its first batch
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while not store.scrub_progress()["part"]:
             await trio.sleep(0.001)
     version = Version(1, store.version(NAME).counter + 1)
     store.replace(NAME, 1, version, (Discard(100, 200),))  # pages that it knows die
     await store.checkpoint()
     store.start_scrub(FAST)
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while store.scrub_progress()["running"]:
             await trio.sleep(0.001)
     assert store.damaged() == 0
@@ -261,7 +261,7 @@ async def test_what_was_damaged_and_reads_well_again_is_forgotten() -> None:
     rot(disk, store, 5)  # the bit flips back
     store = await reopened(store, disk)
     assert store.statistics()["damage_found"] == 0
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while cid in store._damage.cids:
             await trio.sleep(0.001)
     assert store._damage.cids == {other}

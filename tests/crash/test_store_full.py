@@ -163,7 +163,7 @@ async def test_a_checkpoint_without_room_is_tried_again_and_loses_nothing() -> N
     await writer.check()
     taken = store.statistics()["checkpoints"]
     disk.table_full = disk.full = False
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while store.statistics()["checkpoints"] == taken:
             await trio.sleep(0.01)
     assert store.health() == []
@@ -182,14 +182,14 @@ async def test_the_ballast_gives_the_table_its_last_room() -> None:
     with pytest.raises(OutOfSpace):
         await store.checkpoint()
     assert not disk.ballast
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while not store.statistics()["checkpoints"]:
             await trio.sleep(0.01)  # it is tried again by itself
     assert store.failed is None
     disk.table_full = False
     await Writer(store, stripe_object(3, 0)).put(9)
     await store.checkpoint()
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while not disk.ballast:
             await trio.sleep(0.01)
     await store.close()
@@ -201,7 +201,7 @@ async def test_what_others_take_is_not_promised_and_comes_back_when_they_give_it
     store = await opened(disk, msgspec.structs.replace(TIGHT, size_limit_bytes=None))
     total = store.space().total
     disk.others_bytes = 8 * segment
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while store.space().total == total:
             await trio.sleep(0.01)
     less = store.space().total
@@ -209,7 +209,7 @@ async def test_what_others_take_is_not_promised_and_comes_back_when_they_give_it
     await writer.fill()
     assert len(writer.expected) * BLOCK_BYTES == less
     disk.others_bytes = 0
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while store.space().total != total:
             await trio.sleep(0.01)
     await writer.put(10**4)
@@ -229,7 +229,7 @@ async def test_what_changes_while_a_checkpoint_is_written_is_bounded(
     commit = SimulatedTable.commit
 
     def slowly(table: SimulatedTable, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
-        assert go.wait(60)
+        assert go.wait(300)
         commit(table, changes)
 
     monkeypatch.setattr(SimulatedTable, "commit", slowly)

@@ -4,11 +4,14 @@ Only what the etcd provider needs. A request goes to one endpoint; if that one i
 has lost its quorum, to the next, each once, and later requests begin there. Reads are linearizable.
 Keys and values are bytes here and base64 on the wire; 64-bit numbers are decimal strings there.
 
+When every endpoint is too slow, as on disks that take long to sync, it is no use to ask them all
+again and again: the next attempts wait twice as long, up to a limit, until answers are quick again.
+
 Source: etcd's api/etcdserverpb/rpc.proto and its gateway, as of 3.4 (paths /v3/...).
 
 Invariants:
-  * a call raises ProviderAway after at most `attempt_s` for each endpoint; whether its effect took
-    place is then unknown;
+  * a call raises ProviderAway after at most `_SLOWEST * attempt_s` for each endpoint; whether its
+    effect took place is then unknown;
   * a token that etcd no longer accepts is replaced once for each call.
 """
 
@@ -25,6 +28,7 @@ import trio
 
 from clusterfs.errors import ProviderAway, SetupError
 
+_SLOWEST = 3  # times the attempt of quick endpoints
 _UNAUTHENTICATED = 16  # gRPC's status code
 _PERMISSION_DENIED = 7
 _INVALID_ARGUMENT = 3
@@ -62,6 +66,10 @@ class RefusedByEtcd(ProviderAway):
     """The endpoint does not let us in: user, password, or permission."""
 
 
+class TooSlow(ProviderAway):
+    """The endpoint did not answer in time."""
+
+
 class Compacted(Exception):
     """The history that a watch asked for is gone: read anew."""
 
@@ -79,6 +87,7 @@ class Gateway:
 
     def __init__(self, login: Login, attempt_s: float) -> None:
         self._login = login
+        self._quick_s = attempt_s
         self._attempt_s = attempt_s
         self._preferred = 0  # index of the endpoint to ask first: none that failed last
         self._watching: tuple[int, trio.CancelScope] | None = None  # the endpoint that is watched
@@ -185,19 +194,29 @@ class Gateway:
     async def _call(self, path: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
         body = json.dumps(request)
         reasons = []
+        slow = False
         first = self._preferred  # other calls move it meanwhile
         for turn in range(len(self._login.endpoints)):
             index = (first + turn) % len(self._login.endpoints)
+            begun_s = trio.current_time()
             try:
                 answer = await self._ask(self._login.endpoints[index], path, body)
             except RefusedByEtcd:
                 raise
             except ProviderAway as failure:
+                slow |= isinstance(failure, TooSlow)
                 reasons.append(str(failure))
                 self._avoid(index)
             else:
+                self._wait_for(2 * (trio.current_time() - begun_s))
                 return answer
+        if slow:
+            self._wait_for(2 * self._attempt_s)
         raise ProviderAway("; ".join(reasons))
+
+    def _wait_for(self, attempt_s: float) -> None:
+        """Let the next attempts last so long, within what is sensible."""
+        self._attempt_s = max(self._quick_s, min(attempt_s, _SLOWEST * self._quick_s))
 
     async def _ask(self, endpoint: str, path: str, body: str) -> Mapping[str, Any]:
         """Ask one endpoint; logs in anew if the token is not accepted."""
@@ -222,10 +241,15 @@ class Gateway:
             async with self._connected() as client:
                 with trio.fail_after(self._attempt_s):
                     response = await client.post(
-                        endpoint + path, content=body, headers=self._headers()
+                        endpoint + path,
+                        content=body,
+                        headers=self._headers(),
+                        timeout=httpx.Timeout(self._attempt_s),
                     )
             answer = response.json()
-        except (httpx.HTTPError, ssl.SSLError, trio.TooSlowError, ValueError) as failure:
+        except (httpx.TimeoutException, trio.TooSlowError) as failure:
+            raise TooSlow(f"etcd at {endpoint}: {_describe(failure)}") from failure
+        except (httpx.HTTPError, ssl.SSLError, ValueError) as failure:
             raise ProviderAway(f"etcd at {endpoint}: {_describe(failure)}") from failure
         if not isinstance(answer, dict):
             raise ProviderAway(f"etcd at {endpoint}: the answer is no object")

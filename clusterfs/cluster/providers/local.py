@@ -2,7 +2,8 @@
 
 Every call of SQLite's runs on a thread, because it may wait for the file's lock or for the disk.
 Renewals have a connection and a thread of their own: a slow disk under a proposal must not cost the
-lease. A call cannot be abandoned once it is on its thread, so each waits a quarter second at most.
+lease. For the same reason what renewals add to the file's log is tidied up on the other. A call
+cannot be abandoned once it is on its thread, so each waits a quarter second at most.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from clusterfs.cluster.views import View
 
 T = TypeVar("T")
 
+_TIDY_EVERY = 500  # renewals of this node
+
 
 class LocalProvider(Provider):
     """One daemon's access to the file."""
@@ -24,6 +27,7 @@ class LocalProvider(Provider):
     def __init__(self, path: Path | str) -> None:
         self._views = _Worker(LocalFile(path))
         self._beats = _Worker(LocalFile(path, durable=False))
+        self._untidy = 0  # renewals since the file was tidied up
 
     async def run(self) -> None:
         """Do nothing: `changed` asks the file itself."""
@@ -44,10 +48,14 @@ class LocalProvider(Provider):
 
     async def renew(self, node: int, incarnation: int) -> int | None:
         """Move the beat and return the epoch; None if this incarnation is not UP."""
+        self._untidy += 1
         return await self._beats.run(lambda: self._beats.file.renew(node, incarnation))
 
     async def read(self) -> Snapshot:
         """Return the current state."""
+        if self._untidy >= _TIDY_EVERY:
+            self._untidy = 0
+            await self._views.run(self._views.file.tidy)
         return await self._views.run(self._views.file.read)
 
     async def propose(self, view: View, beats: Mapping[int, int]) -> bool:

@@ -54,7 +54,7 @@ async def test_a_scrape_gets_every_number(unused_port: int) -> None:
     address = f"127.0.0.1:{unused_port}"
 
     def scrape() -> str:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=300) as answer:
             return str(answer.read().decode())
 
     with serving(address, snapshot):

@@ -19,7 +19,7 @@ def program() -> str:
 def test_the_program_on_the_page_runs_and_says_what_the_page_says() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-"],
-        input=program(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        input=program(), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done
     assert f"it prints `{done.stdout.splitlines()[-1]}`" in PAGE

@@ -114,7 +114,7 @@ async def test_a_file_opened_at_once_outlives_its_last_name() -> None:
         await world.settle()
         assert await one.read(opened.handle, 0, 9) == b"data"
         one.at_once.release(opened.handle)
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             while inode in {split_object_id(name)[0] for name in world.shelf.objects}:
                 await world.settle()
         with pytest.raises(NoSuchEntry):

@@ -96,7 +96,7 @@ async def test_what_is_written_back_meanwhile_is_no_hole(monkeypatch: pytest.Mon
             volume: MemoryVolume, object_id: ObjectId, group: int, first: int, count: int
         ) -> list[tuple[int, int]]:
             answer = await extents(volume, object_id, group, first, count)
-            with trio.fail_after(10):
+            with trio.fail_after(300):
                 await fs.fsync(handle)
             return answer
 

@@ -29,7 +29,7 @@ class Pages:
         for page in sorted(self.cached | self.locked):
             if offset <= page * PAGE < end:
                 if page in self.locked:
-                    assert self.unlocked.wait(20)
+                    assert self.unlocked.wait(300)
                 self.cached.discard(page)
 
 

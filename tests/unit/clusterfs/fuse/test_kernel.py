@@ -22,7 +22,7 @@ class Calls:
 
     def invalidate(self, _fd: int, inode: int, offset: int, length: int) -> None:
         if offset in self.parked:
-            assert self.parked[offset].wait(20)
+            assert self.parked[offset].wait(300)
         self.made.append((inode, offset, length))
 
 

@@ -48,7 +48,7 @@ class HeldDisk(SimulatedDisk):
         number = offset // BLOCK_BYTES
         self.inside.add(number)
         self.most_inside = max(self.most_inside, len(self.inside))
-        assert self.held[number].wait(20)
+        assert self.held[number].wait(300)
         self.inside.discard(number)
         if number in self.failing:
             raise OSError(errno.EIO, "simulated write failure")
@@ -56,7 +56,7 @@ class HeldDisk(SimulatedDisk):
 
     def sync(self, segments: Iterable[int]) -> None:
         self.syncs_begun += 1
-        assert self.sync_held.wait(20)
+        assert self.sync_held.wait(300)
         super().sync(segments)
 
 
@@ -140,7 +140,7 @@ class Rig:
 
 async def until(condition: object) -> None:
     assert callable(condition)
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while not condition():
             await trio.sleep(0.001)
 

@@ -429,7 +429,7 @@ class SlowDisk(DirectoryDisk):
         self.reads += 1
         if self.together.parties > 1 and not getattr(self.waiting, "done", False):
             self.waiting.done = True
-            self.together.wait(60)
+            self.together.wait(300)
         return super().read(segment, offset, length)
 
 
@@ -466,7 +466,7 @@ async def test_what_is_hastened_is_on_its_way_to_the_disk_when_apply_returns(
         transaction(2, change(STRIPE, ABSENT, ONE, Write(0, 1))), b"x" * BLOCK_BYTES, hasten=True
     )
     assert store.statistics()["logs_written"] == written + 1
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while store.statistics()["durable"] < position:
             await trio.sleep(0.001)
     store.validate()

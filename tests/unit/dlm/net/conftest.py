@@ -162,7 +162,7 @@ class Proxy:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition."""
-    with trio.fail_after(20):
+    with trio.fail_after(300):
         while not condition():
             await trio.sleep(0.002)
 

@@ -28,7 +28,7 @@ async def test_partial_writes_keep_the_order_of_small_and_bulky(nursery: trio.Nu
         sender.push(session.push(Kind.MESSAGE, 1, 0, 0, 0, b"b", bytes(size)))
     nursery.start_soon(sender.run)
     nursery.start_soon(receiver.run)
-    with trio.fail_after(10):
+    with trio.fail_after(300):
         while len(frames) < len(sizes):
             await trio.sleep(0.001)
     assert [len(frame.payload) for frame in frames] == sizes
@@ -40,7 +40,7 @@ async def test_partial_writes_keep_the_order_of_small_and_bulky(nursery: trio.Nu
 async def test_both_ends_learn_that_one_was_killed() -> None:
     near, far = sockets()
     sender, receiver = (Link(sock, Decoder(), lambda _: None) for sock in (near, far))
-    with trio.fail_after(10):
+    with trio.fail_after(300):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sender.run)
             nursery.start_soon(receiver.run)

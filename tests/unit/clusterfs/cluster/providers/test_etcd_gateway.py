@@ -64,10 +64,39 @@ async def test_a_watch_ends_when_calls_find_its_endpoint_dead() -> None:
             failed.set()
 
         nursery.start_soon(watch)
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             await standing.wait()
             assert (await asked.range(b"k")).revision == 7
             await failed.wait()
+
+
+async def test_an_endpoint_that_is_always_slow_is_given_the_time_it_needs() -> None:
+    """As one whose disk takes long to sync."""
+    asked_s = 0.3
+
+    async def slow(stream: trio.SocketStream) -> None:
+        while await stream.receive_some(65536):
+            await trio.sleep(2 * asked_s)
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(
+                    _HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(_FOUND), _FOUND)
+                )
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, slow, listeners)
+        address = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        asked = Gateway(Login((address,)), asked_s)
+        with pytest.raises(ProviderAway):
+            await asked.range(b"k")
+        found = None
+        with trio.fail_after(300):
+            while found is None:
+                with suppress(ProviderAway):
+                    found = await asked.range(b"k")
+        assert found.revision == 7
+        await asked.close()
+        nursery.cancel_scope.cancel()
 
 
 # httpx leaves generators of requests that were cancelled to the garbage collector.
@@ -90,7 +119,7 @@ async def test_calls_that_nobody_answered_leave_connections_for_those_that_come_
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, moody, listeners)
         address = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        asked = Gateway(Login((address,)), 0.1)
+        asked = Gateway(Login((address,)), 0.1)  # soon it waits for a busy machine
         for _ in range(10):
             async with trio.open_nursery() as calls:
                 for _ in range(30):
@@ -98,7 +127,7 @@ async def test_calls_that_nobody_answered_leave_connections_for_those_that_come_
                     await trio.sleep(0.001)
         answering = True
         found = None
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             while found is None:
                 with suppress(ProviderAway):
                     found = await asked.range(b"k")

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from clusterfs.cluster import membership
 from clusterfs.cluster.joining import Applicant
 from clusterfs.cluster.node import Membership
 from clusterfs.cluster.providers import Registration
 from clusterfs.cluster.providers.local import LocalProvider
+from clusterfs.cluster.views import Member, State
 
-LEASE_S = 1.0
+LEASE_S = 6.0  # longer than a busy machine or a slow disk makes a renewal wait
 
 _DAEMON = """
 import sys, trio
@@ -28,7 +30,7 @@ async def announce(start):
 
 async def main(path, name):
     applicant = Applicant(name, "store-" + name, groups=4)
-    async with Membership.joined(LocalProvider(path), applicant, announce, lease_s=1.0) as member:
+    async with Membership.joined(LocalProvider(path), applicant, announce, lease_s=6.0) as member:
         print("up", member.node, flush=True)
         while True:
             await member.lost.wait()
@@ -69,8 +71,24 @@ async def announce(start: Registration) -> str:
     return f"h:{start.node}"
 
 
+async def test_what_renewals_leave_in_the_log_is_tidied_up(tmp_path: Path) -> None:
+    provider = LocalProvider(tmp_path / "cluster.db")
+    await provider.identity(LEASE_S)
+    founded = membership.founded("c", 4, 3)
+    me = Member(1, 1, "n1", "h:1", State.UP, "s1")
+    assert await provider.propose(membership.joined(founded, me), {})
+    sizes = []
+    for _ in range(4):
+        for _ in range(500):
+            assert await provider.renew(1, 1) == 1
+        await provider.read()
+        sizes.append((tmp_path / "cluster.db-wal").stat().st_size)
+    assert sizes[-1] == sizes[0]
+    await provider.close()
+
+
 async def until_member(observer: Membership, node: int, *, is_in: bool) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while (observer.view.member(node) is not None) != is_in:
             await observer.entered(observer.view.epoch + 1)
 

@@ -91,6 +91,28 @@ def test_only_the_incarnation_that_is_up_can_renew(file: LocalFile) -> None:
     assert file.read().beats == {1: 1}
 
 
+def test_renewals_leave_the_file_alone_whose_log_somebody_else_moves_into_it(
+    file: LocalFile, tmp_path: Path
+) -> None:
+    """SQLite syncs when it does that: on a slow disk it would cost the lease."""
+    first_view(file)
+    file.tidy()
+    beats = LocalFile(tmp_path / "cluster.db", durable=False)
+    before = (tmp_path / "cluster.db").stat().st_mtime_ns
+    for _ in range(2500):
+        assert beats.renew(1, 1) == 1
+    assert (tmp_path / "cluster.db").stat().st_mtime_ns == before
+    file.tidy()
+    assert (tmp_path / "cluster.db").stat().st_mtime_ns > before
+    log_bytes = (tmp_path / "cluster.db-wal").stat().st_size
+    for _ in range(2500):
+        assert beats.renew(1, 1) == 1
+    assert (tmp_path / "cluster.db-wal").stat().st_size == log_bytes, "its room is used again"
+    assert file.read().beats == {1: 5000}
+    beats.close()
+    file.close()
+
+
 def test_a_removal_fails_when_the_heart_has_beaten_meanwhile(file: LocalFile) -> None:
     view = first_view(file)
     file.renew(1, 1)
@@ -201,7 +223,7 @@ def test_of_many_threads_one_wins_each_epoch(file: LocalFile, tmp_path: Path) ->
     wins: list[int] = []
 
     def compete(node: int) -> None:
-        mine = LocalFile(tmp_path / "cluster.db", wait_s=30.0)
+        mine = LocalFile(tmp_path / "cluster.db", wait_s=600.0)
         for turn in range(10):
             view = mine.read().view
             assert view is not None
@@ -224,7 +246,7 @@ def test_of_many_threads_one_wins_each_epoch(file: LocalFile, tmp_path: Path) ->
 def test_processes_that_start_at_once_found_one_cluster(tmp_path: Path) -> None:
     code = (
         "import sys; from clusterfs.cluster.providers.local_file import LocalFile\n"
-        "f = LocalFile(sys.argv[1], wait_s=30.0); f.create()\n"
+        "f = LocalFile(sys.argv[1], wait_s=600.0); f.create()\n"
         "print(f.identity(5.0).cluster, *[f.register(sys.argv[2]).incarnation for _ in range(20)])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "c.db")]
