@@ -21,9 +21,12 @@ from clusterfs.store.objects import (
     BLOCK_BYTES,
     STRIPE_BLOCKS,
     Change,
+    Delete,
     Discard,
     Lose,
     ObjectId,
+    Put,
+    Remove,
     Share,
     Write,
 )
@@ -40,6 +43,7 @@ from clusterfs.store.records import (
 from clusterfs.store.state import State
 
 _ZEROS = bytes(64 << 10)
+_RESOLVED = frozenset((Put, Remove, Discard, Delete))  # operations that stay as they are
 
 
 class Ingested:
@@ -92,7 +96,9 @@ class Ingest:
         for change in changes:
             operations: list[Resolved] = []
             for operation in change.operations:
-                if type(operation) is Write:
+                if type(operation) in _RESOLVED:
+                    operations.append(operation)  # type: ignore[arg-type]
+                elif isinstance(operation, Write):
                     end = at + operation.count * BLOCK_BYTES
                     if _is_zero(payload, at, end):
                         self.zeros += operation.count
@@ -106,8 +112,6 @@ class Ingest:
                 elif isinstance(operation, Share):
                     operations.extend(self._shared(operation, result))
                     self.shared += operation.count
-                else:
-                    operations.append(operation)  # type: ignore[arg-type]
             result.changes.append(
                 ResolvedChange(
                     change.object_id, change.group, change.expected, change.version, operations

@@ -46,7 +46,7 @@ class Outcomes:
     def applied(self, client: int, sequence: int) -> bool:
         """Tell whether that transaction is applied."""
         known = self.clients.get(client)
-        return known is not None and known.has(sequence)
+        return known is not None and (sequence <= known.stable or sequence in known.above)
 
     def add(self, client: int, sequence: int) -> None:
         """Remember that it is."""

@@ -220,7 +220,11 @@ def _encode_changes(record: Changes) -> bytes:
             )
         )
         for operation in operations:
-            _encode_operation(operation, parts)
+            if isinstance(operation, Put):  # most of them
+                key, value = operation.key, operation.value
+                parts += (_PUT.pack(_TAG_PUT, len(key), len(value)), key, value)
+            else:
+                _encode_operation(operation, parts)
     return b"".join(parts)
 
 
@@ -248,7 +252,9 @@ def _encode_one_write(record: Changes, change: ResolvedChange, write: Placed) ->
     return head + write.cids.tobytes() + write.identities
 
 
-def _encode_operation(operation: Resolved, parts: list[bytes]) -> None:
+def _encode_operation(
+    operation: Remove | Placed | SharedPages | SharedMap | Discard | Delete, parts: list[bytes]
+) -> None:
     if isinstance(operation, Placed):
         cids, identities = operation.cids, operation.identities
         fresh = len(identities) // IDENTITY_BYTES
@@ -257,10 +263,6 @@ def _encode_operation(operation: Resolved, parts: list[bytes]) -> None:
         parts.append(identities)
         return
     match operation:
-        case Put(key=key, value=value):
-            parts.append(_PUT.pack(_TAG_PUT, len(key), len(value)))
-            parts.append(key)
-            parts.append(value)
         case Remove(key=key):
             parts.append(_REMOVE.pack(_TAG_REMOVE, len(key)))
             parts.append(key)

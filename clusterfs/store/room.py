@@ -64,14 +64,13 @@ def need_of(changes: tuple[Change, ...]) -> Need:
     data_blocks = 0
     nbytes = _CHANGE_BYTES
     for change in changes:
-        nbytes += _CHANGE_BYTES
+        nbytes += _CHANGE_BYTES + _OPERATION_BYTES * len(change.operations)
         for operation in change.operations:
             kind = type(operation)
-            nbytes += _OPERATION_BYTES
-            if kind is Write:
-                data_blocks += operation.count  # type: ignore[union-attr]
-            elif kind is Put:
+            if kind is Put:
                 nbytes += len(operation.key) + len(operation.value)  # type: ignore[union-attr]
+            elif kind is Write:
+                data_blocks += operation.count  # type: ignore[union-attr]
             elif kind is Remove:
                 nbytes += len(operation.key)  # type: ignore[union-attr]
             elif kind is Lose:

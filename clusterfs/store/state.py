@@ -33,7 +33,6 @@ from clusterfs.store.placing import Placing
 from clusterfs.store.records import (
     HOLE,
     Placed,
-    Resolved,
     ResolvedChange,
     SharedMap,
     SharedPages,
@@ -42,6 +41,7 @@ from clusterfs.store.whole_maps import UNKNOWN, Held, WholeMaps, number_of, owne
 
 _MAP_MASK = MAP_BLOCKS - 1
 _KEY_OPERATIONS = frozenset((Put, Remove))
+_SHARED = frozenset((SharedPages, SharedMap))
 _GROUP_KEY = struct.Struct(">H")
 _HEAD = struct.Struct("<HQQQI")
 _OLD_HEAD = struct.Struct("<HQQ")  # until format 3
@@ -198,7 +198,11 @@ class State:
                 self._delete(object_id, held)
                 return
             if kind in _KEY_OPERATIONS:
-                self._perform_rare(object_id, operation)
+                key = operation.key  # type: ignore[union-attr]
+                value = operation.value if kind is Put else None  # type: ignore[union-attr]
+                self._keys.put(object_id, key, value)
+                if key == MARK:
+                    self._mark(object_id, value)
                 continue
             if held is None:
                 held = self._hold(object_id, old)
@@ -219,18 +223,11 @@ class State:
         number, blocks = (0, 0) if head is None else (head.map, head.blocks)
         return Held(object_id, number, blocks, self.logical_blocks)
 
-    def _perform_rare(self, object_id: ObjectId, operation: Resolved) -> None:
-        match operation:
-            case Put(key=key, value=value):
-                self._keys.put(object_id, key, value)
-                if key == MARK:
-                    self.marked.add(object_id)
-            case Remove(key=key):
-                self._keys.put(object_id, key, None)
-                if key == MARK:
-                    self.marked.discard(object_id)
-            case _:
-                raise AssertionError(operation)
+    def _mark(self, object_id: ObjectId, value: bytes | None) -> None:
+        if value is None:
+            self.marked.discard(object_id)
+        else:
+            self.marked.add(object_id)
 
     def hold(self, changes: Sequence[ResolvedChange]) -> None:
         """Take the references of a prepared transaction."""
@@ -356,8 +353,8 @@ def shares_of(changes: Sequence[ResolvedChange]) -> Iterator[SharedPages | Share
     """Yield what the changes share, in order."""
     for change in changes:
         for operation in change.operations:
-            if isinstance(operation, SharedPages | SharedMap):
-                yield operation
+            if type(operation) in _SHARED:
+                yield operation  # type: ignore[misc]
 
 
 def _cids_of(changes: Sequence[ResolvedChange]) -> Iterator[int]:

@@ -268,9 +268,10 @@ class Transactions:
             raise InvalidArgument("a transaction changes an object only once")
         for change in changes:
             for operation in change.operations:
-                if type(operation) is Put and not 0 < len(operation.key) <= _MAX_KEY_BYTES:
-                    raise InvalidArgument("a key has 1 to 320 bytes")
-                if type(operation) is Share and operation.source not in changed:
+                if type(operation) is Put:
+                    if not 0 < len(operation.key) <= _MAX_KEY_BYTES:
+                        raise InvalidArgument("a key has 1 to 320 bytes")
+                elif type(operation) is Share and operation.source not in changed:
                     raise VersionMismatch("blocks are shared with an object that is not here")
         return need
 

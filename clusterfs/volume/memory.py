@@ -28,18 +28,23 @@ class Memory:
     def remember(self, transaction: Transaction) -> None:
         """Note an applied transaction."""
         objects = tuple([touched_by(change) for change in transaction.changes])
-        self.add(Trace(transaction.client, transaction.sequence, objects))
+        self._note(transaction.client, transaction.sequence, objects)
 
     def add(self, trace: Trace) -> None:
         """Note what a transaction did, unless it is stable already."""
-        if trace.sequence <= self._stable.get(trace.client, 0):
+        self._note(trace.client, trace.sequence, tuple(dict.fromkeys(trace.objects)))
+
+    def _note(self, client: int, sequence: int, objects: tuple[Touched, ...]) -> None:
+        """Note different objects."""
+        if sequence <= self._stable.get(client, 0):
             return
-        known = self._traces.setdefault(trace.client, {})
+        known = self._traces.get(client)
+        if known is None:
+            known = self._traces[client] = {}
+        before = known.get(sequence)
         # A transaction over several groups may be known in parts: keep all of them.
-        known[trace.sequence] = tuple(
-            dict.fromkeys((*known.get(trace.sequence, ()), *trace.objects))
-        )
-        for touched in trace.objects:
+        known[sequence] = objects if before is None else tuple(dict.fromkeys((*before, *objects)))
+        for touched in objects:
             if touched.deleted:
                 self._entomb(touched.object_id, touched.version)
 

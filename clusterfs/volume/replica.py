@@ -58,7 +58,7 @@ class Arrival(NamedTuple):
 
     sender: int
     incarnation: int
-    message: Apply | Prepare | Decide
+    message: Message  # Apply, Prepare or Decide
     payload: Buffer
 
 
@@ -97,7 +97,7 @@ class Replica:
 
     def message(self, sender: int, incarnation: int, message: Message, payload: Buffer) -> None:
         """Take a client's message."""
-        if isinstance(message, Apply | Prepare | Decide):
+        if type(message) in self._serve:
             lane = self._lanes.get(sender)
             if lane is None:
                 lane = self._lanes[sender] = Lane(self._spawn, self._attempt)
@@ -192,17 +192,17 @@ class Replica:
         view = site.view
         if transaction.epoch > view.epoch:
             return functools.partial(site.views.entered, transaction.epoch)
-        if not view.has(arrival.sender, arrival.incarnation):
+        if site.up.get(arrival.sender) != arrival.incarnation:
             return Code.STALE
         if transaction.client != arrival.incarnation:
             return Code.MALFORMED
         if site.read_only and self._is_read_only(arrival.sender):
             return Code.READ_ONLY
-        for change in transaction.changes:
-            group = change.group
-            if group >= len(view.generation) or view.generation[group] > transaction.epoch:
+        generation, bit = view.generation, site.bit
+        for group in {change.group for change in transaction.changes}:
+            if group >= len(generation) or generation[group] > transaction.epoch:
                 return Code.STALE
-            if view.stopped[group] or not (view.in_sync[group] | view.syncing[group]) & site.bit:
+            if view.stopped[group] or not (view.in_sync[group] | view.syncing[group]) & bit:
                 return Code.STALE
         if not site.gate_open:
             return self._wait_gate

@@ -32,6 +32,7 @@ class Site:
         self.view = views.view
         self.replicas = 0  # mask: who has a part of any running group
         self.incarnations: dict[int, int] = {}  # of every member, by node
+        self.up: dict[int, int] = {}  # of every member that is not leaving
         self.replica_incarnations: list[int] = []
         self._look_at(self.view)
         self.node = views.node
@@ -61,6 +62,7 @@ class Site:
         """Work out what each write wants to know of a view."""
         self.replicas = replica_nodes(view)
         self.incarnations = known = {m.node: m.incarnation for m in view.members}
+        self.up = {n: i for n, i in known.items() if view.has(n, i)}
         self.replica_incarnations = [known[n] for n in nodes_of(self.replicas) if n in known]
 
     def begin(self) -> None:

@@ -74,11 +74,11 @@ class Tombstones:
 
 def deletions(transaction: Transaction) -> dict[ObjectId, Version]:
     """Return what a transaction deletes."""
-    return {
-        change.object_id: change.version
-        for change in transaction.changes
-        if change.operations and isinstance(change.operations[-1], Delete)
-    }
+    found = {}
+    for change in transaction.changes:
+        if change.operations and type(change.operations[-1]) is Delete:
+            found[change.object_id] = change.version
+    return found
 
 
 def _unpack(packed: bytes) -> dict[ObjectId, Version]:

@@ -57,6 +57,7 @@ from dlm.errors import LockLost, PeerLost
 from dlm.net.errors import Malformed, Refused
 from dlm.net.wire import decode, encode
 
+_ANSWERS = frozenset((Answered, Synced, Granted, Patience))
 _TICK_S = 0.25
 _CREDIT_ROUNDS = 3
 _CREDIT_WAIT_S = 1.0
@@ -477,15 +478,13 @@ class Volume:
     # -- below ----------------------------------------------------------------------------------
 
     def _take(self, sender: int, incarnation: int, message: Message, payload: Buffer) -> None:
-        if isinstance(message, Answered | Synced | Granted | Patience):
-            if self._site.view.has(sender, incarnation):
+        if type(message) in _ANSWERS:
+            if self._site.up.get(sender) == incarnation:
                 self._take_answer(sender, incarnation, message)
         elif self._replica is not None and self._site.incarnation == self._views.incarnation:
             self._replica.message(sender, incarnation, message, payload)
 
-    def _take_answer(
-        self, sender: int, incarnation: int, message: Answered | Synced | Granted | Patience
-    ) -> None:
+    def _take_answer(self, sender: int, incarnation: int, message: Message) -> None:
         if isinstance(message, Answered):
             if message.grant is not None:
                 self._purse.granted(incarnation, message.grant)
@@ -495,7 +494,7 @@ class Volume:
         elif isinstance(message, Granted):
             self._purse.granted(incarnation, message.grant)
             self._hear_of_credit()
-        else:
+        elif isinstance(message, Patience):
             self._writer.patience(sender, trio.current_time())
 
     def _hear_of_credit(self) -> None:
@@ -512,8 +511,8 @@ class Volume:
         if node == self._site.node:
             self._take(node, self._site.incarnation, message, b"")
             return
-        member = self._site.view.member(node)
-        if member is not None and incarnation in {member.incarnation, 0}:
+        known = self._site.incarnations.get(node)
+        if known is not None and incarnation in {known, 0}:
             self._site.send(node, encode(message))
 
     def _mend(self) -> None:
