@@ -18,10 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import trio
+from xxhash import xxh3_64_intdigest
 
 from clusterfs.store.checking import check_brick
 from clusterfs.store.disk import DirectoryDisk
 from clusterfs.store.objects import (
+    ABSENT,
     BLOCK_BYTES,
     STRIPE_BLOCKS,
     Change,
@@ -31,6 +33,7 @@ from clusterfs.store.objects import (
     stripe_object,
 )
 from clusterfs.store.opening import Options
+from clusterfs.store.records import Placed, Replaced, ResolvedChange, encode
 from clusterfs.store.store import Store
 
 KEY = bytes(32)
@@ -39,6 +42,7 @@ WRITE_BLOCKS = 256
 _NUMBER = 8
 _REPEATED = BLOCK_BYTES // _NUMBER
 _MIB = 1 << 20
+_ODD, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
 
 class NumberDisk(DirectoryDisk):
@@ -52,17 +56,15 @@ class NumberDisk(DirectoryDisk):
 
     def write(self, segment: int, offset: int, content: memoryview) -> None:
         """Keep the numbers of what is numbers, and the rest as it is."""
-        words = content.cast("B").cast("Q")
+        whole = bytes(content)
+        words = memoryview(whole).cast("Q")[::_REPEATED]
         numbers, first = array("Q"), offset // BLOCK_BYTES
-        fd = self._buffered_fd(segment)
-        for at in range(0, len(words), _REPEATED):
-            number = words[at]
-            if number and content[at * 8 : at * 8 + 4096] == number.to_bytes(8, "little") * 512:
+        for at, number in zip(range(0, len(whole), BLOCK_BYTES), words, strict=True):
+            if number and whole[at : at + BLOCK_BYTES] == block(number):
                 numbers.append(number)
             else:
                 numbers.append(0)
-                super().write(segment, offset + at * 8, content[at * 8 : at * 8 + 4096])
-        del fd
+                super().write(segment, offset + at, content[at : at + BLOCK_BYTES])
         with self._numbers_path(segment).open("r+b") as file:
             file.seek(first * _NUMBER)
             file.write(numbers.tobytes())
@@ -132,15 +134,34 @@ def block(number: int) -> bytes:
 
 
 async def fill(folder: Path, chunks: int) -> None:
-    """Write all chunks, each once, to a new brick."""
-    with step("open an empty brick"):
+    """Write all chunks, each once, to a new brick, or go on with one that has some."""
+    with step("open a brick to fill"):
         store = await opened(folder)
-    with step(f"write {chunks:,} chunks"):
-        for first in range(0, chunks, WRITE_BLOCKS):
-            await write(store, first, first + 1)
+    begun = store._state.chunks.count  # noqa: SLF001
+    with step(f"write {chunks - begun:,} chunks"):
+        for first in range(begun, chunks, WRITE_BLOCKS):
+            await enter(store, first, first + 1)
         await store.sync()
     with step("close"):
         await store.close()
+
+
+async def enter(store: Store, first: int, number: int) -> None:
+    """Do what `write` does with blocks that are new, but for hashing and remembering each."""
+    name = stripe_object(1, first // STRIPE_BLOCKS)
+    contents, cid = store._contents, store._state.chunks.next_cid  # noqa: SLF001
+    await store.admit(WRITE_BLOCKS * BLOCK_BYTES)
+    version = store.version(name).after(1)
+    blocks = [block(each) for each in range(number, number + WRITE_BLOCKS)]
+    identities = array("Q", [each * _ODD & _MASK for each in range(2 * cid, 2 * cid + 512)])
+    placed = Placed(
+        first % STRIPE_BLOCKS, array("Q", range(cid, cid + WRITE_BLOCKS)), identities.tobytes()
+    )
+    record = Replaced(0, 0, 0, [ResolvedChange(name, 1, ABSENT, version, [placed])])
+    payload = memoryview(b"".join(blocks))
+    runs = store._log.append(encode(record), payload, [(0, len(payload))], cid)  # noqa: SLF001
+    contents.enact(record, runs, list(map(xxh3_64_intdigest, blocks)), cid)
+    store._upkeep.poke_if_due()  # noqa: SLF001
 
 
 async def write(store: Store, first: int, number: int) -> None:

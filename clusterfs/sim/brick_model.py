@@ -65,7 +65,8 @@ class Model:
                     _write(now.blocks, operation.first, payload[at:end])
                     at = end
                 elif isinstance(operation, Share):
-                    _share(now.blocks, before[operation.source].blocks, operation)
+                    source = before.get(operation.source)
+                    _share(now.blocks, source.blocks if source else {}, operation)
                 else:
                     gone = isinstance(operation, Delete)
                     _perform(now, operation)

@@ -10,7 +10,7 @@ all acknowledged ones; no step is there in part.
 """
 
 import random
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 from blake3 import blake3
@@ -363,16 +363,16 @@ class Trial:
         assert not report.problems, report.problems
         self._step_of(found, at)
 
-    async def next_life(self, brick: SimulatedDisk, at: int) -> "Trial":
+    async def next_life(self, brick: SimulatedDisk, at: int) -> Self:
         """Open what is left of the brick after `at` events, compare, and return its own trial."""
         store = await Store.open(brick, KEY, options=self._options)
         found = await dump(store, self._sequence)
         step = self.steps[self._step_of(found, at)]
-        life = Trial(store, brick, self._seed + 1, self._options)
+        life = type(self)(store, brick, self._seed + 1, self._options)
         life.model = step.model.copy()
         life.steps = [Step(0, step.dump, step.model)]
         life.acknowledged = [(len(brick.journal), 0)]
-        life._sequence = self._sequence
+        life._sequence = self._sequence  # noqa: SLF001 - of the same class
         return life
 
     def _step_of(self, found: dict[str, object], at: int) -> int:

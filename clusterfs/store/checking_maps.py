@@ -1,7 +1,8 @@
 """fsck of what clones share: maps, map pages, and how many blocks that saves.
 
 Counted anew, against what is stored beside them: who has each numbered map, who refers to each
-shared page, and at last how many blocks each object has.
+shared page, and at last how many blocks each object has. And the numbers that come next are free: a
+new map or page under a number in use would be another object's, too.
 
 Memory: 8 bytes for each object with a numbered map; some 100 bytes for each map and each page that
 several have.
@@ -12,10 +13,12 @@ Invariant: as in checking.py, nothing is written here; `problem` decides what is
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from clusterfs.store.contents import Contents
+from clusterfs.store.maps import Maps
 from clusterfs.store.objects import ObjectId
-from clusterfs.store.whole_maps import UNKNOWN, SharedCounts, number_of, owner_of
+from clusterfs.store.whole_maps import UNKNOWN, SharedCounts, WholeMaps, number_of, owner_of
 
 MAPS, PAGES = "shared map", "shared map page"
 
@@ -39,6 +42,7 @@ class MapChecks:
         numbers = (number for _, number in self._contents.map_users() if number)
         self._users = array("Q", sorted(array("Q", numbers)))
         stored = dict(whole_maps.all_shared())
+        self._check_next(MAPS, whole_maps, max(chain(self._users[-1:], stored), default=0))
         for number, users in self._runs():
             said = stored.pop(number, SharedCounts(1, 0)).references
             if said != users:
@@ -59,6 +63,8 @@ class MapChecks:
         """Count who refers to each shared page."""
         maps = self._state.maps
         counted = self._contents.page_references()
+        numbers = (number for number, _ in maps.all_shared())
+        self._check_next(PAGES, maps, max(chain(counted, numbers), default=0))
         for number, page in list(maps.all_shared()):
             should = counted.pop(number, 0)
             if page.references != should:
@@ -71,6 +77,15 @@ class MapChecks:
                 )
         for number in counted:
             self._problem(PAGES, f"there is no page {number}: its blocks are lost", None)
+
+    def _check_next(self, kind: str, numbered: Maps | WholeMaps, highest: int) -> None:
+        """Compare the number that comes next with the highest one in use."""
+        if highest >= numbered.next_number:
+            self._problem(
+                kind,
+                f"the highest number is {highest}, the next one would be {numbered.next_number}",
+                lambda: setattr(numbered, "next_number", highest + 1),
+            )
 
     def check_blocks(self, *, silently: bool) -> None:
         """Count the blocks of all maps; last, for what is lost was said to be so meanwhile.

@@ -80,6 +80,8 @@ async def test_a_sound_brick_is_clean_and_is_not_written_to() -> None:
         (b"C", one_more_reference, "references: chunk"),
         (b"L", lambda value: bytes([value[0] ^ 1]) + value[1:], "in all"),
         (b"L", lambda value: value[:24] + bytes([value[24] ^ 1]) + value[25:], "sharing saves"),
+        (b"L", lambda value: value[:16] + bytes(8) + value[24:], "the next one would be 0"),
+        (b"L", lambda value: value[:32] + bytes(8) + value[40:], "the next one would be 0"),
         (b"N", one_more_map, "shared map page"),
         (b"T", one_more_map, "shared map: "),
         (b"T", lambda _: None, "its count says 1"),

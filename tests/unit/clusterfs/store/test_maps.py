@@ -1,15 +1,14 @@
 """Maps and map pages that clones share: what is counted, who gets a copy, what a crash leaves."""
 
 import random
-import struct
 from collections.abc import AsyncIterator
 
 import pytest
 
 from clusterfs.sim.bricks import KEY, open_trial
 from clusterfs.sim.disk import SimulatedDisk, dropped
+from clusterfs.sim.older import as_older
 from clusterfs.store.checking import check_brick
-from clusterfs.store.format import open_value, seal_value
 from clusterfs.store.maps import MAP_BLOCKS
 from clusterfs.store.objects import (
     ABSENT,
@@ -31,8 +30,7 @@ from clusterfs.store.opening import Options
 from clusterfs.store.records import SharedMap, SharedPages
 from clusterfs.store.state import INCOMPLETE
 from clusterfs.store.store import Store
-from clusterfs.store.table import TOTAL, damage_in
-from clusterfs.store.whole_maps import number_of, owner_of
+from clusterfs.store.whole_maps import number_of
 
 pytestmark = pytest.mark.trio
 
@@ -301,29 +299,6 @@ async def test_a_clone_of_all_replaces_what_the_target_had(brick: Brick) -> None
     await brick.apply(*brick.cloned(AGAIN, CLONE))
     assert await brick.content(CLONE) == bytes(len(CONTENT))
     assert await brick.content(SOURCE) == CONTENT
-
-
-def as_older(disk: SimulatedDisk, version: int) -> None:
-    """Make a checkpoint without clones what an older clusterfs would have written."""
-    table = disk.open_table()
-    changes: list[tuple[bytes, bytes | None]] = []
-    owners = {}
-    for key in [key for key in disk.medium.table if key.startswith(b"O")]:
-        value = open_value(key, table.get(key) or b"")
-        assert value is not None
-        owners[owner_of(key[1:], struct.unpack_from("<Q", value, 18)[0])] = key[1:]
-        changes.append((key, seal_value(key, value[:18])))
-    for key in [key for key in disk.medium.table if key.startswith(b"M")]:
-        older = b"M" + owners[key[1:17]] + key[17:]
-        value = open_value(key, table.get(key) or b"")
-        assert value is not None
-        changes += [(key, None), (older, seal_value(older, value))]
-    value = open_value(b"L", table.get(b"L") or b"")
-    assert value is not None
-    changes.append((b"L", seal_value(b"L", value[: {2: 16, 3: 32}[version]])))
-    table.commit(changes)
-    total = struct.pack("<IQQ", version, 0, 0)  # looked at for its format only
-    assert damage_in([], {TOTAL: seal_value(TOTAL, total)}.get) is None
 
 
 @pytest.mark.parametrize("version", [2, 3])
