@@ -55,9 +55,9 @@ class Client:
         self.post("/v3/lock/unlock", {"key": key})
 
     def repeat(self, name: str, end_s: float) -> list[tuple[float, float]]:
-        """Lock and unlock until then; return the microseconds of each lock and pair."""
-        times = []
-        while (start_s := time.perf_counter()) < end_s:
+        """Lock and unlock until then, but once at least; return the microseconds of each."""
+        times: list[tuple[float, float]] = []
+        while (start_s := time.perf_counter()) < end_s or not times:
             key = self.lock(name)
             locked_s = time.perf_counter()
             self.unlock(key)

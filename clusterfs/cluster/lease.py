@@ -103,6 +103,33 @@ class Heartbeats:
         return 0.0 if pulse is None else now_s - pulse.since_s
 
 
+class Reprieve:
+    """Accusations that wait: of a node that alone has more of the data than who accuses it.
+
+    Of two that do not reach each other the one without data could go on with nothing. So the other
+    gets two leases to accuse it, and only if it does not, whoever insists has it removed after all.
+    """
+
+    def __init__(self, lease_s: float) -> None:
+        self._lease_s = lease_s
+        self._accused: dict[int, tuple[float, float]] = {}  # incarnation -> first, last
+
+    def holds(self, view: View, me: int, accused: Member, now_s: float) -> bool:
+        """Note that node `me` accuses that member now; tell whether to let it pass."""
+        if alone(view, accused.node) <= alone(view, me):
+            return False
+        first_s, last_s = self._accused.get(accused.incarnation, (now_s, now_s))
+        if now_s - last_s > self._lease_s:
+            first_s = now_s
+        self._accused[accused.incarnation] = first_s, now_s
+        return now_s - first_s < 2 * self._lease_s
+
+
+def alone(view: View, node: int) -> int:
+    """Return of how many groups no other node has all the data."""
+    return sum(in_sync == 1 << node for in_sync in view.in_sync)
+
+
 class Verdict(NamedTuple):
     """Which incarnations to refuse from now on, and which to forget."""
 

@@ -23,7 +23,7 @@ from clusterfs.cluster import membership
 from clusterfs.cluster.incarnation import Incarnation
 from clusterfs.cluster.joining import Applicant, Application, admit, check_identity
 from clusterfs.cluster.latest import Latest, Subscriber
-from clusterfs.cluster.lease import Heartbeats, judge, undecided
+from clusterfs.cluster.lease import Heartbeats, Reprieve, judge, undecided
 from clusterfs.cluster.providers import Identity, Provider, Registration, Snapshot
 from clusterfs.cluster.revocation import revoke
 from clusterfs.cluster.views import View
@@ -35,7 +35,7 @@ Change = Callable[[View], View | None]
 Announce = Callable[[Registration], Awaitable[str]]
 
 REMOVED = "removed/"  # notes: the names of nodes that were removed for good
-_PROVIDER_PATIENCE_S = 30.0
+_PROVIDER_PATIENCE_S = 60.0
 
 
 def boottime_s() -> float:
@@ -66,6 +66,7 @@ class Membership:
         self._heartbeats = Heartbeats(identity.lease_s)
         self._caches_dropped: frozenset[int] = frozenset()
         self._accused: set[int] = set()
+        self._reprieve = Reprieve(identity.lease_s)
         self._poked = trio.Event()
         self._begun = trio.Event()
         self._proposals = self._conflicts = 0
@@ -161,8 +162,11 @@ class Membership:
 
     def accuse(self, node: int, incarnation: int) -> None:
         """Say that a fresh connection to that incarnation failed too: its process is gone."""
-        member = self.view.member(node)
-        if member is not None and member.incarnation == incarnation and node != self.node:
+        view, me = self.view, self.node
+        member = view.member(node)
+        if member is None or member.incarnation != incarnation or node == me:
+            return
+        if not self._reprieve.holds(view, me, member, self._now()):
             self._accused.add(incarnation)
             self._poked.set()
 
@@ -204,8 +208,13 @@ class Membership:
             return
         wanted = None if groups is None else sorted(groups)
         incarnation = member.incarnation
-        self._log.warning("replica dropped", replica=member.name, groups=wanted, reason=reason)
-        await self.propose(lambda view: membership.replica_dropped(view, node, incarnation, wanted))
+        before = self.view
+        after = await self.propose(
+            lambda view: membership.replica_dropped(view, node, incarnation, wanted)
+        )
+        if after is not before:
+            told = {"replica": member.name, "groups": wanted, "reason": reason}
+            self._log.warning("replica dropped", **told)
 
     async def return_replica(self) -> None:
         """Let this node's replica sync again after it was dropped. Raises Unavailable."""

@@ -3,7 +3,8 @@
 Two members that reach the provider but not each other cannot both stay: what one of them masters
 the other one could wait for without end. The first to have the other removed goes on; the loser
 comes back when the way is free. To reach somebody is to open a connection to its address, or to be
-told that nobody listens there: then its process is gone, and the others will notice.
+told that nobody listens there: then its process is gone, and the others will notice. Who does not
+answer is dead only when its heart has not beaten for a whole lease: renewals may be slow.
 
 A node that for long was never connected with somebody who lives is in the way in any case: a wrong
 address, certificate or clock, a firewall. (One whose lease ended right after it had joined was not
@@ -49,13 +50,16 @@ class Comeback:
         unmet = await insist(lambda: self._alive(set(strangers)), math.inf)
         if unmet and not serving:
             raise SetupError(self._explained(unmet))
-        while names := await insist(lambda: unreached(self._provider, me, self._reach), math.inf):
+        while names := await insist(lambda: self._unreached(me), math.inf):
             log.warning("waits: members cannot be reached from here", members=names)
             await trio.sleep(_LOOK_AGAIN_S)
         self._in_vain = self._in_vain + 1 if unmet else 0
         if unmet:
             log.error("joins again later", reason=self._explained(unmet))
             await trio.sleep(min(_FIRST_PAUSE_S * 2 ** (self._in_vain - 1), _LONGEST_PAUSE_S))
+
+    async def _unreached(self, me: int) -> list[str]:
+        return await unreached(self._provider, me, self._reach, self._lease_s)
 
     async def _alive(self, nodes: set[int]) -> list[str]:
         if not nodes:
@@ -72,10 +76,11 @@ class Comeback:
         )
 
 
-async def unreached(provider: Provider, me: int, reach: Reach) -> list[str]:
+async def unreached(provider: Provider, me: int, reach: Reach, lease_s: float) -> list[str]:
     """Return the names of the members that live and cannot be reached from here, in order.
 
-    Who lives is told by its beat, which moves while nothing is heard. Raises ProviderAway.
+    Who lives is told by its beat, which moves while nothing is heard, within a lease at least.
+    Raises ProviderAway.
     """
     before = await provider.read()
     members = () if before.view is None else before.view.members
@@ -89,7 +94,13 @@ async def unreached(provider: Provider, me: int, reach: Reach) -> list[str]:
         for member in members:
             if member.node != me and member.state is State.UP:
                 nursery.start_soon(look, member)
-    return _moved(before, await provider.read(), silent) if silent else []
+    if not silent:
+        return []
+    moved = _moved(before, await provider.read(), silent)
+    if len(moved) < len(silent):
+        await trio.sleep(lease_s)
+        moved = _moved(before, await provider.read(), silent)
+    return moved
 
 
 def _moved(before: Snapshot, after: Snapshot, nodes: set[int]) -> list[str]:

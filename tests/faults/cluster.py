@@ -8,6 +8,7 @@ daemons, which are made to outlive the command that started them, are ended by s
 import contextlib
 import datetime as dt
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,7 +26,17 @@ from tests.watchdog import abort_mounts
 PATIENCE_S = 300.0  # many clusters may share a slow machine
 DAEMON = Path(__file__).with_name("daemon.py")
 _RESYNC_NS = 15 * 10**9
-_CLIENTS, _PEERS, _NODES = 2379, 2380, 7400
+_CLIENTS, _PEERS, _HEALTH, _NODES = 2379, 2380, 2381, 7400
+_ASK_HEALTH = """
+import json, sys, time, urllib.request
+away = True
+while away:
+    try:
+        with urllib.request.urlopen(sys.argv[1], timeout=60) as answer:
+            away = json.load(answer)["health"] != "true"
+    except OSError:
+        time.sleep(0.05)
+"""
 _CONFIG = """\
 name = "{name}"
 brick = "../bricks/{name}"
@@ -76,6 +87,7 @@ class Etcd:
                     f"--data-dir={data}",
                     f"--listen-client-urls=https://{address}:{_CLIENTS}",
                     f"--advertise-client-urls=https://{address}:{_CLIENTS}",
+                    f"--listen-metrics-urls=http://{address}:{_HEALTH}",
                     f"--listen-peer-urls=https://{address}:{_PEERS}",
                     f"--initial-advertise-peer-urls=https://{address}:{_PEERS}",
                     "--initial-cluster="
@@ -90,6 +102,12 @@ class Etcd:
                 stdout=log,
                 stderr=log,
             )
+
+    def wait(self, n: int) -> None:
+        """Wait until a member serves."""
+        health = f"http://{Network.address(n)}:{_HEALTH}/health"
+        ask = [*self._network.hosts[n].enter, sys.executable, "-c", _ASK_HEALTH, health]
+        subprocess.run(ask, check=True, timeout=PATIENCE_S, env={**os.environ, "no_proxy": "*"})
 
     def signal(self, n: int, number: signal.Signals) -> None:
         self._processes[n].send_signal(number)
@@ -143,6 +161,8 @@ class HostCluster:
         try:
             for n in self.etcd.members:
                 self.etcd.start(n)
+            for n in self.etcd.members:
+                self.etcd.wait(n)
             self._configure(hosts, replicas)
             if small_brick_mib:
                 self._make_small(self.node(hosts), small_brick_mib)

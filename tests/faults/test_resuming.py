@@ -12,7 +12,7 @@ from tests.faults.cluster import HostCluster, wait
 
 pytestmark = pytest.mark.timeout(900)
 BLOCK = 4096
-LEASE_S = 8.0  # a busy machine keeps it: only who is cut off loses it
+LEASE_S = 12.0  # a busy machine keeps it: only who is cut off loses it
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module")
 def hosts(make_hosts: Callable[..., HostCluster]) -> HostCluster:
-    return make_hosts(2, replicas=2, lease_s=10.0)  # who is left must keep its lease, however busy
+    return make_hosts(2, replicas=2, lease_s=12.0)  # who is left must keep its lease, however busy
 
 
 @pytest.fixture

@@ -138,6 +138,44 @@ async def test_an_accused_member_leaves_at_once_and_goes_down_after_its_lease(
     assert trio.current_time() >= end
 
 
+async def accuse_for(accuser: Membership, node: int, incarnation: int, seconds: float) -> None:
+    """Accuse it once a second, as the mesh does while there is no connection."""
+    for _ in range(round(seconds)):
+        accuser.accuse(node, incarnation)
+        await trio.sleep(1)
+
+
+@in_a_world
+async def test_who_has_no_data_does_not_have_the_only_one_removed_that_has_it(
+    world: World,
+) -> None:
+    """Two that did not reach each other: the one without data was first, and nobody went on."""
+    a, b, c = await three_in_sync(world)
+    for node in (1, 2):
+        await c.drop_replica(node)
+    await a.entered(c.view.epoch)
+    assert a.view.in_sync == (0b1000,) * GROUPS
+    await accuse_for(a, 3, c.incarnation, LEASE_S)
+    assert c.lease_left_s() > 0
+    c.accuse(1, a.incarnation)
+    await until(b, lambda view: view.member(1) is None)
+    assert c.lease_left_s() > 0
+
+
+@in_a_world
+async def test_who_has_all_data_and_accuses_nobody_is_removed_after_all(world: World) -> None:
+    a, _b, c = await three_in_sync(world)
+    for node in (1, 2):
+        await c.drop_replica(node)
+    await a.entered(c.view.epoch)
+    a.accuse(3, c.incarnation)
+    await trio.sleep(3 * LEASE_S)  # that was another time
+    await accuse_for(a, 3, c.incarnation, LEASE_S)
+    assert c.lease_left_s() > 0
+    await accuse_for(a, 3, c.incarnation, 2 * LEASE_S)
+    await until(a, lambda view: view.member(3) is None)
+
+
 @in_a_world
 async def test_a_supervisors_word_ends_the_wait(world: World) -> None:
     a, _b, c = await three_in_sync(world)

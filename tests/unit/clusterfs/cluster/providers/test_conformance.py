@@ -87,7 +87,7 @@ async def test_names_keep_their_numbers_and_incarnations_never_repeat(
     starts: list[Registration] = []
 
     async def register(provider: Provider, name: str) -> None:
-        starts.append(await provider.register(name))
+        starts.append(await insist(lambda: provider.register(name)))
 
     await provider.register("a")
     async with trio.open_nursery() as nursery:
@@ -125,7 +125,8 @@ async def test_of_two_proposals_at_once_one_wins(provider: Provider, opener: Ope
     results: dict[int, bool] = {}
 
     async def propose(provider: Provider, node: int) -> None:
-        results[node] = await provider.propose(membership.joined(view, member(node, node)), {})
+        proposal = membership.joined(view, member(node, node))
+        results[node] = await insist(lambda: provider.propose(proposal, {}))
 
     async with trio.open_nursery() as nursery:
         for node in (2, 3, 4, 5):
