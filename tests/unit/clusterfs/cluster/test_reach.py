@@ -1,5 +1,7 @@
 """Who was removed comes back when it reaches everybody who lives."""
 
+# ruff: noqa: ARG001  a clock that is asked for is the clock of the test
+
 import random
 
 import pytest
@@ -14,6 +16,7 @@ from clusterfs.errors import SetupError
 from clusterfs.sim.provider import SharedStore, SimulatedProvider
 
 LEASE_S = 5.0
+Clock = trio.testing.MockClock
 
 
 class World:
@@ -49,17 +52,16 @@ class World:
 
 
 @pytest.fixture
-async def world(
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001  it is the clock of the test
-    nursery: trio.Nursery,
-) -> World:
+async def world(nursery: trio.Nursery) -> World:
     world = World()
     await world.join("a", "b")
     nursery.start_soon(world.beat)
     return world
 
 
-async def test_it_waits_until_every_member_that_lives_can_be_reached(world: World) -> None:
+async def test_it_waits_until_every_member_that_lives_can_be_reached(
+    world: World, autojump_clock: Clock
+) -> None:
     world.cut = {"host:1", "host:2"}
     assert await unreached(world.provider, 3, world.reach, LEASE_S) == ["a", "b"]
     del world.beating[1]  # it is dead: nobody has to reach it
@@ -73,7 +75,9 @@ async def test_it_waits_until_every_member_that_lives_can_be_reached(world: Worl
         await comeback.wait(3, (), serving=True)
 
 
-async def test_whose_renewals_are_slow_is_not_taken_for_dead(world: World) -> None:
+async def test_whose_renewals_are_slow_is_not_taken_for_dead(
+    world: World, autojump_clock: Clock
+) -> None:
     """It was let in where it could not reach anybody, and was in everybody's way."""
     world.cut = {"host:1", "host:2"}
     world.every_s = 0.8 * LEASE_S  # as on a disk that takes seconds to sync
@@ -81,7 +85,9 @@ async def test_whose_renewals_are_slow_is_not_taken_for_dead(world: World) -> No
     assert await unreached(world.provider, 3, world.reach, LEASE_S) == ["a", "b"]
 
 
-async def test_who_starts_and_meets_nobody_gives_up_and_says_what_to_look_at(world: World) -> None:
+async def test_who_starts_and_meets_nobody_gives_up_and_says_what_to_look_at(
+    world: World, autojump_clock: Clock
+) -> None:
     comeback = Comeback(world.provider, LEASE_S, world.reach, "here:1")
     with pytest.raises(SetupError, match=r"between this node and a, b .* reach here:1"):
         await comeback.wait(3, [1, 2], serving=False)
@@ -90,7 +96,9 @@ async def test_who_starts_and_meets_nobody_gives_up_and_says_what_to_look_at(wor
     await comeback.wait(3, [1, 2], serving=False)
 
 
-async def test_who_serves_and_meets_nobody_comes_back_later_each_time(world: World) -> None:
+async def test_who_serves_and_meets_nobody_comes_back_later_each_time(
+    world: World, autojump_clock: Clock
+) -> None:
     comeback = Comeback(world.provider, LEASE_S, world.reach, "here:1")
     waits = []
     for strangers in ([1], [1], [1], [], [1]):
