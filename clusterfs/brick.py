@@ -11,6 +11,7 @@ Invariants:
     the disk, and is looked at by a person.
 """
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,7 @@ async def _open(config: Config, identity: Identity, on_failed: Callable[[OSError
             compression=config.compression,
             hints=config.dedup_window_gib << 18,  # blocks of 4 KiB
             cache_bytes=config.chunk_cache_mib << 20,
+            open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         ),
         on_failed=on_failed,
     )

@@ -34,6 +34,7 @@ from clusterfs.fs.directories import Directories
 from clusterfs.fs.endangered import Endangered, Journal
 from clusterfs.fs.events import Events
 from clusterfs.fs.file_locks import FileLocks
+from clusterfs.fs.file_times import FileClock
 from clusterfs.fs.files import Files
 from clusterfs.fs.gate import Attempt, Gate
 from clusterfs.fs.inodes import Inode, Inodes
@@ -105,7 +106,7 @@ class Filesystem:
     ) -> None:
         settings = settings or Settings()
         self._volume = volume
-        self._now_ns = now_ns
+        self._now_ns = clock = FileClock(now_ns)
         self._read_only = settings.read_only
         self._gate = Gate(lease_left_s, fail_when_lost=settings.fail_when_lost)
         self._locks = LockCache(lockspace)
@@ -120,10 +121,10 @@ class Filesystem:
         )
         self._aging = Aging(self._writeback, self._transactions)
         self._coherence = Coherence(kernel, self._writeback, self._endangered, settings.cache_s)
-        self._inodes = Inodes(volume, self._locks, self._coherence.give_up, settings.inodes)
+        self._inodes = Inodes(volume, self._locks, self._coherence.give_up, clock, settings.inodes)
         self._quotas.use(self._inodes, self._transactions)
         self._access_times = AccessTimes(
-            self._gate, self._locks, self._transactions, now_ns, settings.keeps_reads_s
+            self._gate, self._locks, self._transactions, clock, settings.keeps_reads_s
         )
         parts = Parts(
             volume,
@@ -137,7 +138,7 @@ class Filesystem:
             self._quotas,
             self.events,
             self._access_times,
-            now_ns,
+            clock,
         )
         self._begun = trio.Event()
         self._directories = Directories(volume, self._transactions)

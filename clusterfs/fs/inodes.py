@@ -20,6 +20,7 @@ import msgspec
 
 from clusterfs.fs.asking import Asker
 from clusterfs.fs.attributes import Record
+from clusterfs.fs.file_times import FileClock
 from clusterfs.fs.keys import Entry
 from clusterfs.fs.lock_cache import LockCache
 from clusterfs.fs.locks import EX, NL, CachedLock
@@ -60,6 +61,7 @@ class Inode:
 
     __slots__ = (
         "__weakref__",
+        "_clock",
         "_locks",
         "_volume",
         "accessed_ns",
@@ -97,7 +99,10 @@ class Inode:
         "xattrs",
     )
 
-    def __init__(self, number: int, volume: Volume, locks: LockCache, give_up: GiveUp) -> None:
+    def __init__(
+        self, number: int, volume: Volume, locks: LockCache, give_up: GiveUp, clock: FileClock
+    ) -> None:
+        self._clock = clock
         self.number = number
         self.group = volume.group_of_inode(number)
         self.object_id = inode_object(number)
@@ -192,12 +197,16 @@ class Inode:
             value = unpack(block)
             self.record, self.version, self.mark = value.record, value.version, value.mark
             self.committed_size = value.record.size
-            self.recall_access()
+            self.learned()
 
-    def recall_access(self) -> None:
-        """Apply a read that is not stored to a new record, unless that is of a later change."""
+    def learned(self) -> None:
+        """Note a new record: what is changed from now on is later.
+
+        A read that is not stored is applied to it, unless it is of a later change.
+        """
         record, accessed_ns = self.record, self.accessed_ns
         assert record is not None
+        self._clock.saw(record.ctime_ns)
         if accessed_ns and max(record.ctime_ns, record.atime_ns) < accessed_ns:
             record.atime_ns = accessed_ns
         else:
@@ -298,7 +307,10 @@ class Inodes:
     An operation may still refer to one that went: `get` then finds the very same object again.
     """
 
-    def __init__(self, volume: Volume, locks: LockCache, give_up: GiveUp, limit: int) -> None:
+    def __init__(
+        self, volume: Volume, locks: LockCache, give_up: GiveUp, clock: FileClock, limit: int
+    ) -> None:
+        self._clock = clock
         self._volume = volume
         self._locks = locks
         self._give_up = give_up
@@ -323,7 +335,7 @@ class Inodes:
             self._evict()
         inode = self._alive.get(number)
         if inode is None:
-            inode = Inode(number, self._volume, self._locks, self._give_up)
+            inode = Inode(number, self._volume, self._locks, self._give_up, self._clock)
             self._alive[number] = inode
         self._table[number] = inode
         return inode

@@ -5,6 +5,8 @@ write: it goes to the replicas with what is dirty, at fsync, when the lock is gi
 what a file that was just made gets (its contents, owner, mode and times) costs one transaction.
 """
 
+import msgspec
+
 from clusterfs.errors import InvalidArgument, IsADirectory
 from clusterfs.fs import acl, asking
 from clusterfs.fs.attributes import ACCESS_ACL, Record
@@ -103,12 +105,14 @@ class Metadata:
             raise IsADirectory
         if not inode.record.is_regular:
             raise InvalidArgument
-        now_ns = self._now_ns()
+        now_ns = fields["ctime_ns"]
         await self._files.truncation.truncate(inode, size, now_ns, attempt=attempt, **fields)
 
 
 def _fields(record: Record, changes: Changes, caller: Caller, now_ns: int) -> dict[str, int]:
     """Return the fields of the record to replace."""
+    if changes.size is not None and changes.mtime_ns is not None:
+        changes = msgspec.structs.replace(changes, mtime_ns=now_ns)  # the kernel's clock, no more
     fields = {"ctime_ns": now_ns if changes.ctime_ns is None else changes.ctime_ns}
     for name in ("uid", "gid", "atime_ns", "mtime_ns"):
         value = getattr(changes, name)

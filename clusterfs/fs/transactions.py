@@ -143,7 +143,7 @@ class Transactions:
         inode.committed_size = inode.record.size
         inode.version = version
         inode.mark = mark
-        inode.recall_access()
+        inode.learned()
         return inode.record
 
     async def peek(self, inode: Inode) -> Record:
@@ -270,7 +270,7 @@ class Transactions:
             if edit.accessed_ns == inode.accessed_ns:
                 inode.accessed_ns = 0  # stored, unless the edit knows better
             else:
-                inode.recall_access()
+                inode.learned()
             inode.record_dirty |= inode.committed_size != edit.record.size
 
     def _distrust(self, inode: Inode) -> None:

@@ -242,6 +242,9 @@ class SimulatedDisk:
         """Return the segments' numbers."""
         return sorted(self.medium.segments)
 
+    def hold_open(self, segments: Iterable[int]) -> None:
+        """Do nothing: there are no descriptors."""
+
     def create_segment(self, segment: int, size_bytes: int) -> None:
         """Create it, unless the disk is full."""
         if self.full or self.free_bytes() < size_bytes:

@@ -57,8 +57,11 @@ class Disk(Protocol):
     def segments(self) -> list[int]:
         """Return the numbers of the segments that exist."""
 
+    def hold_open(self, segments: Iterable[int]) -> None:
+        """Open them for good: later there may be no descriptors left. Raises OSError."""
+
     def create_segment(self, segment: int, size_bytes: int) -> None:
-        """Preallocate a segment, durably. Raises OSError (ENOSPC)."""
+        """Preallocate a segment, durably. Raises OSError (ENOSPC, EMFILE, ENFILE)."""
 
     def write(self, segment: int, offset: int, content: memoryview) -> None:
         """Write whole blocks. `content` is page-aligned memory."""
@@ -191,8 +194,14 @@ class DirectoryDisk:
                 numbers.append(int(entry.name))
         return sorted(numbers)
 
+    def hold_open(self, segments: Iterable[int]) -> None:
+        """Open them: later there may be no descriptors left."""
+        for segment in segments:
+            self._direct_fd(segment)
+            self._buffered_fd(segment)
+
     def create_segment(self, segment: int, size_bytes: int) -> None:
-        """Preallocate beside it, sync, rename, sync the directory."""
+        """Preallocate beside it, sync, rename, sync the directory, open it."""
         path = self._segments / f"{segment:08d}"
         beside = path.with_suffix(".new")
         try:
@@ -207,6 +216,7 @@ class DirectoryDisk:
             raise
         beside.rename(path)
         _sync_directory(self._segments)
+        self.hold_open([segment])
 
     def write(self, segment: int, offset: int, content: memoryview) -> None:
         """Write O_DIRECT."""

@@ -24,6 +24,7 @@ from clusterfs.store.segments import Segments
 from clusterfs.store.superblock import Superblock, enter_epoch, open_superblock
 
 _MIN_SEGMENTS = 6
+_OTHER_FILES = 256  # connections of peers and tools, the checkpoint
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -33,11 +34,19 @@ class Options(msgspec.Struct, frozen=True):
     log_bytes: int = 1 << 20
     buffers: int = 16  # RAM buffers of log_bytes each
     size_limit_bytes: int | None = None  # None: what the filesystem has free, less a reserve
+    open_files: int | None = None  # that this process may have: two a segment, and _OTHER_FILES
     executors: int = EXECUTORS  # threads that write; see Store.tune
     compression: Codec = "off"  # of what the cleaner moves
     checkpoint_bytes: int = 256 << 20  # log between two checkpoints
     hints: int = 8 << 20  # blocks in the dedup window, 12 bytes each
     cache_bytes: int = 64 << 20  # verified chunks in RAM
+
+    def most_bytes(self, segment_bytes: int) -> int | None:
+        """Return what all segments may take; None: as much as there is."""
+        if self.open_files is None:
+            return self.size_limit_bytes
+        openable_bytes = (self.open_files - _OTHER_FILES) // 2 * segment_bytes
+        return min(openable_bytes, self.size_limit_bytes or openable_bytes)
 
 
 class Tuning(msgspec.Struct, frozen=True):
@@ -73,6 +82,7 @@ class Opening:
         self.table = disk.open_table()
         try:
             self.inspect(superblock, self._limit(superblock.segment_bytes))
+            disk.hold_open(disk.segments())
             disk.sync(sorted(self.recovered.touched))
             self._enter(superblock)
             disk.hold_ballast()
@@ -87,8 +97,10 @@ class Opening:
         """Return how many segments there may be."""
         disk, limit_bytes = self._disk, self._options.size_limit_bytes
         existing = len(disk.segments())
+        self._check_files(max(existing, _MIN_SEGMENTS))
         if limit_bytes is None:
             limit_bytes = existing * size_bytes + disk.free_bytes()
+        limit_bytes = min(limit_bytes, self._options.most_bytes(size_bytes) or limit_bytes)
         limit = max(existing, limit_bytes // size_bytes)
         if limit < _MIN_SEGMENTS:
             raise SetupError(
@@ -96,6 +108,14 @@ class Opening:
                 f"{_MIN_SEGMENTS * size_bytes}"
             )
         return limit
+
+    def _check_files(self, segments: int) -> None:
+        most, needed = self._options.open_files, _OTHER_FILES + 2 * segments
+        if most is not None and most < needed:
+            raise SetupError(
+                f"this process may have {most} files open, and the brick needs {needed}: raise the "
+                "hard limit (`ulimit -Hn`, LimitNOFILE= of systemd)"
+            )
 
     def inspect(self, superblock: Superblock, limit: int) -> None:
         """Read checkpoint and log into memory; writes nothing. `table` is open.

@@ -124,7 +124,7 @@ class Store(Transactions):
             Reclaiming(segments, chunks, log, cleaner),
             epoch=superblock.epoch,
             segment_bytes=superblock.segment_bytes,
-            size_limit_bytes=options.size_limit_bytes,
+            size_limit_bytes=options.most_bytes(superblock.segment_bytes),
             checkpoint_bytes=options.checkpoint_bytes,
         )
         self._cache = ChunkCache(options.cache_bytes)

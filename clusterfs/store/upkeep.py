@@ -28,6 +28,7 @@ _MARK_AFTER_S = 0.01
 _DIRTY_RECORDS = 100_000
 _MOST_DIRTY_RECORDS = 200_000  # while a checkpoint is being written: then changes wait for it
 _PIECE = 2000
+_NO_ROOM = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)  # now, but perhaps later
 
 
 class Upkeep:
@@ -169,11 +170,12 @@ class Upkeep:
                     self._disk.create_segment, number, self._segment_bytes
                 )
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in _NO_ROOM:
                     self._log.fail(error)
                     raise BrickFailed(f"cannot create segment {number}: {error}") from error
-                segments.limit = segments.count  # others filled the filesystem
-                self._refused_bytes = self._disk.free_bytes()
+                segments.limit = segments.count  # others filled the filesystem, or opened files
+                if error.errno == errno.ENOSPC:
+                    self._refused_bytes = self._disk.free_bytes()
                 return
             self._refused_bytes = -1
             segments.add(number)

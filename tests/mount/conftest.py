@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from clusterfs.cli.dev import Cluster
+from clusterfs.cli.dev import Cluster, Node
 from tests.watchdog import watched, wreck
 
 LOG_LINES = 25
@@ -57,8 +57,9 @@ def make_cluster() -> Iterator[Callable[..., Cluster]]:
         *,
         tls: bool = False,
         settings: dict[str, str] | None = None,
+        program: Callable[[Node], list[str]] | None = None,
     ) -> Cluster:
-        cluster = Cluster(Path(tempfile.mkdtemp(prefix="clusterfs-test-")))
+        cluster = Cluster(Path(tempfile.mkdtemp(prefix="clusterfs-test-")), program)
         cluster.folder.chmod(0o755)  # some tests act as another user
         made.append(cluster)
         _clusters.append(cluster)

@@ -35,7 +35,7 @@ async def test_it_writes_syncs_and_tells_so(tmp_path: Path) -> None:
         disk.create_segment(segment, 4 * BLOCK_BYTES)
     lane = disk.lane()
     assert isinstance(lane, NativeLane)
-    assert not lane.takes(1)
+    assert not lane.takes(3)
     for segment in (1, 2):
         disk.write(segment, 0, page(b"a"))
     assert lane.takes(1)
