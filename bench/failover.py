@@ -60,9 +60,10 @@ class Writer(threading.Thread):
 
     def wait(self, lines: int) -> None:
         """Wait until so many more are written."""
-        wanted = self.lines + lines
-        wait(lambda: self.lines >= wanted or self.failure is not None, "the writer goes on")
-        assert self.failure is None, self.failure
+        for _ in range(lines):  # each may take seconds on a slow disk
+            before = self.lines
+            wait(lambda n=before: self.lines > n or self.failure is not None, "the writer goes on")
+            assert self.failure is None, self.failure
 
     def stop(self) -> bytes:
         """End it; returns what its file must be."""

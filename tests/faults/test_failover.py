@@ -7,7 +7,7 @@ import pytest
 from bench import failover
 from tests.faults.cluster import HostCluster
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.cluster import HostCluster, wait
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 BLOCK = 4096
 LEASE_S = 12.0  # a busy machine keeps it: only who is cut off loses it
 

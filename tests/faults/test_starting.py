@@ -10,6 +10,7 @@ from clusterfs.cli.dev import Cluster
 from tests.faults.cluster import DAEMON, PATIENCE_S, logged
 
 
+@pytest.mark.timeout(1800)
 def test_a_node_that_is_lost_before_it_serves_joins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

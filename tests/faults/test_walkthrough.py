@@ -28,7 +28,7 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
         yield found
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_three_hosts_are_installed_as_the_document_says(hosts: dict[str, Host]) -> None:
     for where, commands in blocks(DOCUMENT, HEADING):
         for name in hosts_meant(where, list(hosts)):
