@@ -46,6 +46,7 @@ from clusterfs.fuse.squash import SquashedOperations
 from clusterfs.fuse.supervisor import ReadyPipe
 from clusterfs.fuse.unmounting import ending_signals
 from clusterfs.handover import Handover
+from clusterfs.heap import keep_buffers
 from clusterfs.lock_channel import LOCKS, LockChannel
 from clusterfs.service_manager import ServiceManager
 from clusterfs.store.disk import DirectoryDisk
@@ -82,6 +83,7 @@ def run(  # noqa: PLR0913, PLR0917  (the command line decides what there is)
     """
     observe.set_up_logs(None, config.log_level, node=config.name)
     options = MountOptions(fsname=str(source), read_only=config.is_read_only, extra=kernel_options)
+    keep_buffers()
     gc.freeze()  # the modules stay: do not look at them in every collection
     gc.set_threshold(*_COLLECTED_AFTER)
     try:

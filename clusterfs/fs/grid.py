@@ -23,6 +23,10 @@ def place(
 
     edges: the old content of the blocks that are filled in part; it is changed and kept.
     """
+    if not edges:
+        cut = [view[at : at + BLOCK_BYTES] for at in range(0, len(view), BLOCK_BYTES)]
+        blocks.update(enumerate(cut, offset >> SHIFT))
+        return
     position = 0
     for index in range(offset >> SHIFT, ((offset + len(view) - 1) >> SHIFT) + 1):
         edge = edges.get(index)

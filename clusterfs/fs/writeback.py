@@ -150,7 +150,7 @@ class Writeback:
     def _fresh(self, dirty: dict[int, Block], first: int, last: int) -> int:
         if not dirty:
             return last - first + 1
-        return sum(index not in dirty for index in range(first, last + 1))
+        return last - first + 1 - sum(map(dirty.__contains__, range(first, last + 1)))
 
     def _check_amount(self, inode: Inode, first: int, last: int, fresh: int) -> None:
         """Raise WouldBlock or FileTooLarge if one commit would be too much with these blocks."""
@@ -291,7 +291,7 @@ class Writeback:
     def settle(self, inode: Inode) -> None:
         """What was on its way is in the replicas' memory."""
         moved, inode.flushing = inode.flushing, {}
-        inode.joined.difference_update(n for n in moved if n not in inode.dirty)
+        inode.joined.difference_update(moved.keys() - inode.dirty.keys())
         self.flushed_blocks += len(moved)
         self._give_back(len(moved))
 

@@ -15,6 +15,7 @@ Invariants: it takes at most `capacity_bytes`, its bookkeeping included; no chun
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from clusterfs.store.objects import BLOCK_BYTES
 
@@ -53,14 +54,18 @@ class ChunkCache:
         self.hits += block is not None
         return block
 
-    def wrote(self, cid: int, block: bytes | memoryview) -> None:
-        """Tell that the chunk is new: it is kept for a while."""
-        if len(self) < self._capacity:
-            self._blocks[cid] = bytes(block)
-        elif self._most_written:
-            full = len(self._written) >= self._most_written
-            (self._written if full else self._blocks).popitem(last=False)
-            self._written[cid] = bytes(block)
+    def wrote(self, first_cid: int, blocks: Sequence[bytes]) -> None:
+        """Tell of new chunks with consecutive cids: they are kept for a while."""
+        room = max(0, self._capacity - len(self))
+        fitting = zip(range(first_cid, first_cid + room), blocks, strict=False)
+        self._blocks.update(fitting)
+        if len(blocks) <= room or not self._most_written:
+            return
+        written, most = self._written, self._most_written
+        for cid, block in enumerate(blocks[room:], first_cid + room):
+            full = len(written) >= most
+            (written if full else self._blocks).popitem(last=False)
+            written[cid] = block
 
     def offer(self, cid: int, block: bytes | memoryview) -> None:
         """Tell that the chunk was read and verified; it is kept, noted, or not."""

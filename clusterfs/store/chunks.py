@@ -22,7 +22,7 @@ from itertools import islice
 
 from clusterfs.store.format import seal_value
 from clusterfs.store.layers import Rubbish, Values
-from clusterfs.store.location import segment_of, units_of
+from clusterfs.store.location import SEGMENT_AT, segment_of, units_of
 from clusterfs.store.records import IDENTITY_BYTES
 
 PAGE_CIDS = 64
@@ -186,28 +186,69 @@ class ChunkTable:
 
     def take_all(self, cids: Iterable[int]) -> None:
         """Count one more reference for each; 0 is none. As `take`, all in one go."""
-        number, taken, gained, live = -1, 0, 0, self.live
+        number, taken, place, run = -1, 0, 0, 0
         for cid in cids:
             if not cid:
                 continue
             if cid >> _PAGE_BITS != number:
                 number = cid >> _PAGE_BITS
-                found = self._dirty.get(number) or self._own(number)
-                assert found is not None, f"chunk {cid} is not in the table"
-                page, references = found, found.references
+                page = self._page_of(cid)
+                locations, references = page.locations, page.references
             slot = cid & _PAGE_MASK
             count = references[slot]
             references[slot] = count + 1
             taken += 1
             if not count:
                 page.live += 1
-                location = page.locations[slot]
-                units, segment = units_of(location), segment_of(location)
-                live[segment] = live.get(segment, 0) + units
-                gained += units
-                self.count += 1
-        self.live_total += gained
+                if locations[slot] >> SEGMENT_AT != place:
+                    self._count(place, run)
+                    place, run = locations[slot] >> SEGMENT_AT, 0
+                run += 1
+        self._count(place, run)
         self.references_total += taken
+
+    def drop_all(self, cids: Iterable[int]) -> None:
+        """Count one reference less for each; 0 is none. As `drop`, all in one go."""
+        number, dropped, place, run = -1, 0, 0, 0
+        for cid in cids:
+            if not cid:
+                continue
+            if cid >> _PAGE_BITS != number:
+                number = cid >> _PAGE_BITS
+                page = self._page_of(cid)
+                locations, references = page.locations, page.references
+            slot = cid & _PAGE_MASK
+            count = references[slot] - 1
+            references[slot] = count  # raises OverflowError below 0
+            dropped += 1
+            if not count:
+                page.live -= 1
+                if not page.live:
+                    self._emptied.add(number)
+                if locations[slot] >> SEGMENT_AT != place:
+                    self._count(place, -run)
+                    place, run = locations[slot] >> SEGMENT_AT, 0
+                run += 1
+        self._count(place, -run)
+        self.references_total -= dropped
+
+    def _page_of(self, cid: int) -> ChunkPage:
+        """Return the page of a chunk that exists, for changing."""
+        page = self._dirty.get(cid >> _PAGE_BITS) or self._own(cid >> _PAGE_BITS)
+        assert page is not None, f"chunk {cid} is not in the table"
+        return page
+
+    def _count(self, place: int, chunks: int) -> None:
+        """Count chunks that live from now on, or (below 0) no more.
+
+        place: their location without the block; raw chunks of one segment have it in common.
+        """
+        if chunks:
+            location = place << SEGMENT_AT
+            segment, units = segment_of(location), units_of(location) * chunks
+            self.live[segment] = self.live.get(segment, 0) + units
+            self.live_total += units
+            self.count += chunks
 
     def move(self, cid: int, source: int, target: int) -> bool:
         """Relocate a chunk, if it still lives at `source`."""

@@ -15,7 +15,7 @@ Invariant: the window takes 12 bytes * `capacity`, whatever the brick holds.
 import mmap
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from clusterfs.store.chunks import ChunkTable, cids_of_page
@@ -62,6 +62,18 @@ class Hints:
         self._tag_bytes.move(base * 4 + 4, base * 4, at * 4)
         self._cid_bytes.move(base * 8 + 8, base * 8, at * 8)
         self._tags[base], self._cids[base] = tag, cid
+
+    def add_new(self, identities: Iterable[bytes], first_cid: int) -> None:
+        """Remember where blocks are that were not found just now; their cids are consecutive."""
+        sets, tags, cids = self._sets, self._tags, self._cids
+        move_tags, move_cids = self._tag_bytes.move, self._cid_bytes.move
+        for cid, (low, tag) in enumerate(map(_HEAD, identities), first_cid):
+            base = low % sets * _WAYS
+            if not cids[base + _WAYS - 1]:
+                self._count += 1
+            move_tags(base * 4 + 4, base * 4, 4 * _WAYS - 4)
+            move_cids(base * 8 + 8, base * 8, 8 * _WAYS - 8)
+            tags[base], cids[base] = tag, cid
 
     def find(self, identity: bytes) -> int | None:
         """Return the cid of a live, undamaged chunk with that identity, or None."""

@@ -49,24 +49,34 @@ _RESOLVED = frozenset((Put, Remove, Discard, Delete))  # operations that stay as
 class Ingested:
     """A payload that found its chunks."""
 
-    __slots__ = ("changes", "checksums", "first_cid", "fresh", "maps", "numbers", "ranges")
+    __slots__ = (
+        "blocks",
+        "changes",
+        "checksums",
+        "first_cid",
+        "fresh",
+        "maps",
+        "numbers",
+        "ranges",
+    )
 
     def __init__(self, first_cid: int) -> None:
         self.changes: list[ResolvedChange] = []
         self.first_cid = first_cid
         self.fresh: dict[bytes, int] = {}  # identity -> cid of each new chunk, in order
+        self.blocks: list[bytes] = []  # their content
         self.checksums: list[int] = []
         self.maps: dict[ObjectId, int] = {}  # numbers of maps that get one, by object
         self.numbers: dict[tuple[bytes, int], int] = {}  # of map pages that get one
         self.ranges: list[tuple[int, int]] = []  # bytes of the payload that become new chunks
 
 
-def _is_zero(payload: memoryview, at: int, end: int) -> bool:
+def _is_zero(payload: bytes, at: int, end: int) -> bool:
     """Tell whether all these bytes are zeros; at once if the first one or the last one is not."""
     if payload[at] or payload[end - 1]:
         return False
     return all(
-        bytes(payload[first : min(first + len(_ZEROS), end)]) == _ZEROS[: end - first]
+        payload[first : min(first + len(_ZEROS), end)] == _ZEROS[: end - first]
         for first in range(at, end, len(_ZEROS))
     )
 
@@ -89,7 +99,7 @@ class Ingest:
         """Return a block's identity."""
         return blake3(block, key=self._key).digest(IDENTITY_BYTES)
 
-    def resolve(self, changes: Sequence[Change], payload: memoryview, next_cid: int) -> Ingested:
+    def resolve(self, changes: Sequence[Change], payload: bytes, next_cid: int) -> Ingested:
         """Give every written block its chunk. Changes nothing."""
         result = Ingested(next_cid)
         at = 0
@@ -119,20 +129,17 @@ class Ingest:
             )
         return result
 
-    def _place(
-        self, first: int, payload: memoryview, at: int, end: int, result: Ingested
-    ) -> Placed:
+    def _place(self, first: int, payload: bytes, at: int, end: int, result: Ingested) -> Placed:
         cids = array("Q")
         identities: list[bytes] = []
         key, find = self._key, self._hints.find
         fresh, ranges = result.fresh, result.ranges
-        while at < end:
-            following = at + BLOCK_BYTES
-            block = payload[at:following]
-            if not (payload[at] or payload[following - 1]) and bytes(block) == ZERO_BLOCK:
+        for start in range(at, end, BLOCK_BYTES):
+            following = start + BLOCK_BYTES
+            block = payload[start:following]
+            if block == ZERO_BLOCK:
                 self.zeros += 1  # told without a hash: sparse images are full of them
                 cids.append(HOLE)
-                at = following
                 continue
             identity = blake3(block, key=key).digest(IDENTITY_BYTES)
             if known := fresh.get(identity) or find(identity):
@@ -142,12 +149,12 @@ class Ingest:
                 cid = fresh[identity] = result.first_cid + len(fresh)
                 identities.append(identity)
                 result.checksums.append(xxh3_64_intdigest(block))
-                if ranges and ranges[-1][1] == at:
+                result.blocks.append(block)
+                if ranges and ranges[-1][1] == start:
                     ranges[-1] = (ranges[-1][0], following)
                 else:
-                    ranges.append((at, following))
+                    ranges.append((start, following))
             cids.append(cid)
-            at = following
         return Placed(first, cids, b"".join(identities))
 
     def _shared(self, share: Share, result: Ingested) -> Iterator[Resolved]:
@@ -202,14 +209,8 @@ class Ingest:
             yield Placed(start, cids, b"") if any(cids) else Discard(start, stop - start)
             start = stop
 
-    def learn(self, result: Ingested, payload: memoryview) -> None:
+    def learn(self, result: Ingested) -> None:
         """The new chunks are in the table: later blocks may share them, and reads find them."""
         self.fresh += len(result.fresh)
-        add = self._hints.add
-        for identity, cid in result.fresh.items():
-            add(identity, cid)
-        wrote, cid = self._cache.wrote, result.first_cid
-        for first, end in result.ranges:
-            for at in range(first, end, BLOCK_BYTES):
-                wrote(cid, payload[at : at + BLOCK_BYTES])
-                cid += 1
+        self._hints.add_new(result.fresh, result.first_cid)
+        self._cache.wrote(result.first_cid, result.blocks)

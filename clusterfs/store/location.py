@@ -17,28 +17,28 @@ from clusterfs.store.objects import BLOCK_BYTES
 UNIT_BYTES = 64
 BLOCK_UNITS = BLOCK_BYTES // UNIT_BYTES
 
-_SEGMENT_AT, _UNIT_AT, _UNITS_AT = 20, 52, 58
-_BLOCK_MASK = (1 << _SEGMENT_AT) - 1
-_SEGMENT_MASK = (1 << (_UNIT_AT - _SEGMENT_AT)) - 1
+SEGMENT_AT, _UNIT_AT, _UNITS_AT = 20, 52, 58
+_BLOCK_MASK = (1 << SEGMENT_AT) - 1
+_SEGMENT_MASK = (1 << (_UNIT_AT - SEGMENT_AT)) - 1
 _UNIT_MASK = BLOCK_UNITS - 1
-MAX_SEGMENT_BLOCKS = 1 << _SEGMENT_AT
+MAX_SEGMENT_BLOCKS = 1 << SEGMENT_AT
 
 
 def locate(segment: int, block: int) -> int:
     """Return the location of a raw chunk."""
-    return segment << _SEGMENT_AT | block
+    return segment << SEGMENT_AT | block
 
 
 def locate_units(segment: int, block: int, unit: int, units: int) -> int:
     """Return the location of a chunk of so many units; `unit` counts from the start of `block`."""
     assert 0 < units <= BLOCK_UNITS
     block, unit = block + unit // BLOCK_UNITS, unit % BLOCK_UNITS
-    return units % BLOCK_UNITS << _UNITS_AT | unit << _UNIT_AT | segment << _SEGMENT_AT | block
+    return units % BLOCK_UNITS << _UNITS_AT | unit << _UNIT_AT | segment << SEGMENT_AT | block
 
 
 def segment_of(location: int) -> int:
     """Return the segment."""
-    return location >> _SEGMENT_AT & _SEGMENT_MASK
+    return location >> SEGMENT_AT & _SEGMENT_MASK
 
 
 def units_of(location: int) -> int:
@@ -55,4 +55,4 @@ def place_of(location: int) -> tuple[int, int, int]:
     """Return (segment, offset, length), in bytes, of the stored bytes."""
     offset = (location & _BLOCK_MASK) * BLOCK_BYTES
     offset += (location >> _UNIT_AT & _UNIT_MASK) * UNIT_BYTES
-    return location >> _SEGMENT_AT & _SEGMENT_MASK, offset, units_of(location) * UNIT_BYTES
+    return location >> SEGMENT_AT & _SEGMENT_MASK, offset, units_of(location) * UNIT_BYTES

@@ -242,9 +242,7 @@ class Maps:
         self._pages.put(b"", _NUMBER_KEY.pack(number), page)
 
     def _drop(self, cids: "array[int]") -> None:
-        drop = self._chunks.drop
-        for cid in chunks_of(cids):
-            drop(cid)
+        self._chunks.drop_all(chunks_of(cids) if LOST in cids else cids)
 
     # -- clones
 

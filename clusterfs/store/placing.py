@@ -76,10 +76,7 @@ class Placing:
         page = self._maps.own(owner, number)
         replaced = page[slot : slot + size]
         page[slot : slot + size] = placed
-        drop = self._chunks.drop
-        for old in replaced:
-            if old and old != LOST:
-                drop(old)
+        self._chunks.drop_all(chunks_of(replaced) if LOST in replaced else replaced)
         if HOLE in placed:
             self._maps.remove_if_empty(owner, number, page)
 

@@ -198,11 +198,12 @@ class Transactions:
         need = self._check_shape((change,), payload)
         self._check_room(need, (change,))
         shared = self._resolve_shares(shares)
-        ingested = self._ingest.resolve((change,), memoryview(payload), self._next_cid)
+        data = _solid(payload)
+        ingested = self._ingest.resolve((change,), data, self._next_cid)
         resolved = ingested.changes[0]
         both = msgspec.structs.replace(resolved, operations=[*resolved.operations, *shared])
         ingested.changes[0] = both
-        return self._append_ingested(Replaced(0, 0, 0, ingested.changes), ingested, payload)
+        return self._append_ingested(Replaced(0, 0, 0, ingested.changes), ingested, data)
 
     # -- appending
 
@@ -228,21 +229,21 @@ class Transactions:
                     f"the object is at {version(change.object_id)}, not at {change.expected}"
                 )
         self._check_room(self._check_shape(changes, payload), changes)
-        ingested = self._ingest.resolve(changes, memoryview(payload), self._next_cid)
+        data = _solid(payload)
+        ingested = self._ingest.resolve(changes, data, self._next_cid)
         record = kind(transaction.client, transaction.sequence, transaction.epoch, ingested.changes)
-        return self._append_ingested(record, ingested, payload, hasten=hasten)
+        return self._append_ingested(record, ingested, data, hasten=hasten)
 
     def _append_ingested(
-        self, record: Changes, ingested: Ingested, payload: Buffer, *, hasten: bool = False
+        self, record: Changes, ingested: Ingested, payload: bytes, *, hasten: bool = False
     ) -> int:
         first_cid = ingested.first_cid if ingested.fresh else 0
-        data = memoryview(payload)
-        runs = self._log.append(encode(record), data, ingested.ranges, first_cid)
+        runs = self._log.append(encode(record), memoryview(payload), ingested.ranges, first_cid)
         if hasten:
             self._log.when_durable(self._log.position, _nobody_waits)
         self._contents.enact(record, runs, ingested.checksums, first_cid)
         if ingested.fresh:
-            self._ingest.learn(ingested, data)
+            self._ingest.learn(ingested)
         self._upkeep.poke_if_due()
         return self._log.position
 
@@ -293,6 +294,11 @@ class Transactions:
                 raise NoSuchChunk(f"no chunk {identity.hex()} for block {block}")
             placed.append(Placed(block, array("Q", [cid]), b""))
         return placed
+
+
+def _solid(payload: Buffer) -> bytes:
+    """Return the payload as bytes: cutting blocks from it is cheapest."""
+    return payload if type(payload) is bytes else bytes(payload)
 
 
 def _nobody_waits(_: BrickFailed | None) -> None:

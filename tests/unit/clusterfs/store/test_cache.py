@@ -53,12 +53,12 @@ async def test_a_scan_displaces_nothing() -> None:
 async def test_what_was_written_is_kept_for_a_while_and_displaces_little() -> None:
     cache = ChunkCache(40 * _COST_BYTES)
     for cid in range(20):
-        cache.wrote(cid, memoryview(block(cid)))
+        cache.wrote(cid, [block(cid)])
     for cid in range(20, 40):
         read(cache, cid)
     assert all(read(cache, cid) for cid in range(40))
     for cid in range(1000, 2000):
-        cache.wrote(cid, memoryview(block(cid)))
+        cache.wrote(cid, [block(cid)])
         assert read(cache, cid)
         assert len(cache) <= 40
         assert cache.nbytes <= 40 * _COST_BYTES
@@ -70,7 +70,7 @@ async def test_none_is_a_size_too() -> None:
     cache = ChunkCache(0)
     assert not read(cache, 1)
     assert not read(cache, 1)
-    cache.wrote(2, memoryview(block(2)))
+    cache.wrote(2, [block(2)])
     assert (len(cache), cache.nbytes, cache.misses) == (0, 0, 2)
 
 

@@ -1,3 +1,6 @@
+from collections import Counter
+from random import Random
+
 import pytest
 from blake3 import blake3
 
@@ -39,6 +42,51 @@ def test_a_chunk_lives_as_long_as_it_has_references() -> None:
         chunks.drop(2)
     with pytest.raises(AssertionError, match="not in the table"):
         chunks.take(PAGE_CIDS * 9)
+
+
+def test_many_references_at_once_count_as_each_alone() -> None:
+    random = Random(1)
+    alone, together = table_with(PAGE_CIDS * 3)[1], table_with(PAGE_CIDS * 3)[1]
+    for chunks in (alone, together):
+        for cid in (2, 3, 70, 130):  # packed, and in other segments
+            found = chunks.find(cid)
+            assert found is not None
+            assert chunks.move(cid, found[0], locate_units(cid, 5, cid % 64, 10))
+    for round_number in range(40):
+        cids = [random.randrange(PAGE_CIDS * 3 + 1) for _ in range(random.randrange(200))]
+        if round_number % 2:
+            for cid in filter(None, cids):
+                alone.take(cid)
+            together.take_all(cids)
+        else:
+            counts = Counter(filter(None, cids))
+            held = {cid: references_of(alone, cid) for cid in counts}
+            cids = [cid for cid, most in held.items() for _ in range(min(most, counts[cid]))]
+            random.shuffle(cids)
+            for cid in cids:
+                alone.drop(cid)
+            together.drop_all([0, *cids, 0])
+        for chunks in (alone, together):
+            chunks.live = {segment: units for segment, units in chunks.live.items() if units}
+        assert totals(together) == totals(alone)
+        assert [p.encode() for _, p in together.pages()] == [p.encode() for _, p in alone.pages()]
+        assert [p.live for _, p in together.pages()] == [p.live for _, p in alone.pages()]
+        assert together._emptied == alone._emptied
+    dead = next(cid for cid in range(1, PAGE_CIDS * 3) if together.find(cid) is None)
+    with pytest.raises(OverflowError):
+        together.drop_all([dead])
+    with pytest.raises(AssertionError, match="not in the table"):
+        together.drop_all([PAGE_CIDS * 9])
+
+
+def references_of(chunks: ChunkTable, cid: int) -> int:
+    page = chunks.page(cid // PAGE_CIDS)
+    assert page is not None
+    return page.references[cid % PAGE_CIDS]
+
+
+def totals(chunks: ChunkTable) -> tuple[object, ...]:
+    return chunks.live, chunks.live_total, chunks.references_total, chunks.count
 
 
 def test_a_move_counts_only_from_the_right_place() -> None:
@@ -134,6 +182,18 @@ def test_the_window_is_bounded_and_keeps_what_is_used() -> None:
     assert len(hints) > 900
     assert hints.find(identity(5)) is None
     assert hints.hits == count
+
+
+def test_what_is_new_is_remembered_in_one_go() -> None:
+    _, chunks = table_with(3000)
+    hints = Hints(chunks, 1024)
+    for first in range(0, 3000, 100):
+        hints.add_new(map(identity, range(first, first + 100)), first + 1)
+        assert hints.find(identity(first + 99)) == first + 100
+        assert len(hints) <= 1024
+    assert len(hints) > 900
+    assert hints.find(identity(5)) is None
+    assert sum(hints.find(identity(number)) == number + 1 for number in range(2500, 3000)) > 450
 
 
 def test_hints_are_rebuilt_from_the_newest_chunks() -> None:
