@@ -56,16 +56,15 @@ class ChunkCache:
 
     def wrote(self, first_cid: int, blocks: Sequence[bytes]) -> None:
         """Tell of new chunks with consecutive cids: they are kept for a while."""
-        room = max(0, self._capacity - len(self))
-        fitting = zip(range(first_cid, first_cid + room), blocks, strict=False)
-        self._blocks.update(fitting)
-        if len(blocks) <= room or not self._most_written:
-            return
-        written, most = self._written, self._most_written
-        for cid, block in enumerate(blocks[room:], first_cid + room):
-            full = len(written) >= most
-            (written if full else self._blocks).popitem(last=False)
-            written[cid] = block
+        kept, written, most = self._blocks, self._written, self._most_written
+        room = self._capacity - len(kept) - len(written)
+        for cid, block in enumerate(blocks, first_cid):
+            if room > 0:
+                room -= 1
+                kept[cid] = block
+            elif most:
+                (written if len(written) >= most else kept).popitem(last=False)
+                written[cid] = block
 
     def offer(self, cid: int, block: bytes | memoryview) -> None:
         """Tell that the chunk was read and verified; it is kept, noted, or not."""
