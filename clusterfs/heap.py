@@ -10,7 +10,7 @@ Costs up to KEPT_BYTES of memory that is not used at the moment.
 import contextlib
 import ctypes
 
-KEPT_BYTES = 128 << 20
+KEPT_BYTES = 128 << 20  # as much as may be dirty (fs/filesystem.py): that comes and goes at once
 LARGEST_BYTES = 32 << 20  # what is larger is mapped by itself; the most that mallopt(3) takes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3), malloc.h
