@@ -61,6 +61,11 @@ class Status(enum.IntEnum):
     LOST = 4  # this node was removed
 
 
+# As for modes: what every transition looks at has a name of the module.
+ASK, DIRECT, FORWARDED, MAKER, UNMADE = Route
+GRANTED, WOULD_BLOCK, DEADLOCK, CANCELLED, LOST = Status
+
+
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
     """Queue a new lock of `origin` for root/leaf in `mode`."""
 

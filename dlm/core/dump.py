@@ -141,8 +141,8 @@ def _resources(trees: list[Tree], now_s: float, *, only_busy: bool) -> Pages:
 
 def _resource(tree: Tree, resource: Resource, now_s: float) -> Description:
     return {
-        "root": resource.name.root,
-        "leaf": resource.name.leaf,
+        "root": resource.root,
+        "leaf": resource.leaf,
         "removing": tree.removing,
         "pinned": tree.pinned,
         "lvb": resource.lvb,

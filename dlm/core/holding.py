@@ -64,8 +64,10 @@ class Holding:
             self.round_trip_s += (sample_s - self.round_trip_s) / _SMOOTH
         lock.asked_s = 0.0
 
-    def granted(self, lock: Lock) -> None:
-        """Note since when a lock is held in its mode."""
+    def granted(self, lock: Lock, master: int) -> None:
+        """Note since when a lock is held in its mode; it may be the first answer."""
+        if lock.asked_s:
+            self.answered(lock, master)
         lock.granted_s = self._here.now_s
         self._postponed.pop(lock.id, None)  # the master will say it again if it is still so
 

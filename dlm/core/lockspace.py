@@ -126,9 +126,9 @@ class LockspaceCore:
         self._early: list[tuple[int, Message]] = []  # of epochs that we have not entered yet
         self._events: dict[type, Callable[[Any], None]] = {
             Received: self._received,
-            Acquire: self._acquire,
-            Change: self._change,
-            Release: self._release,
+            Acquire: owned.acquire,
+            Change: owned.change,
+            Release: owned.release,
             Withdraw: owned.withdraw,
             Tick: self._tick,
             Publish: self._publish,
@@ -212,9 +212,10 @@ class LockspaceCore:
         effects: list[Effect] = []
         here.effects = effects
         self._events[type(event)](event)
-        local = here.local
-        while local:
-            self._receive(here.me, local.popleft())
+        local, me = here.local, here.me
+        while local:  # of epochs that we have entered, as it is we who sent it
+            message = local.popleft()
+            self._messages[type(message)](me, message)
         here.effects = []  # effects lead to locks, and are no matter of the garbage collector
         return effects
 
@@ -237,15 +238,16 @@ class LockspaceCore:
         self.ranges.validate()
 
     def _received(self, event: Received) -> None:
-        if not self.lost:
-            self._receive(event.sender, event.message)
+        self._receive(event.sender, event.message)
 
-    def _receive(self, sender: int, message: Message) -> None:
+    def _receive(self, sender: int, message: Any) -> None:
         here = self.here
-        if _epoch(message) > here.epoch:
+        kind = type(message)
+        epoch = message.term >> TERM_BITS if kind in _OF_A_TERM else _epoch(message)
+        if epoch > here.epoch:
             self._early.append((sender, message))
         elif sender in here.members:
-            self._messages[type(message)](sender, message)
+            self._messages[kind](sender, message)
 
     def _enter(self, event: Enter) -> None:
         here = self.here
@@ -281,21 +283,14 @@ class LockspaceCore:
         for sender, message in early:
             self._receive(sender, message)
 
-    def _acquire(self, event: Acquire) -> None:
-        if self.lost:
-            self.here.effects.append(Complete(event.lock, Status.LOST))
-        else:
-            self.ownership.acquire(event)
+    def _acquire_lost(self, event: Acquire) -> None:
+        self.here.effects.append(Complete(event.lock, Status.LOST))
 
-    def _change(self, event: Change) -> None:
-        if self.lost:
-            raise LockLost(repr(event.lock))
-        self.ownership.change(event)
+    def _use_lost(self, event: Change | Release) -> None:
+        raise LockLost(repr(event.lock))
 
-    def _release(self, event: Release) -> None:
-        if self.lost:
-            raise LockLost(repr(event.lock))
-        self.ownership.release(event)
+    def _ignore(self, _event: Received) -> None:
+        """Hear nothing more."""
 
     def _ask_range(self, event: AskRange) -> None:
         if self.lost:
@@ -350,6 +345,12 @@ class LockspaceCore:
 
     def _lose(self, _event: Lose) -> None:
         self.lost = self.here.frozen = True
+        self._events |= {
+            Received: self._ignore,
+            Acquire: self._acquire_lost,
+            Change: self._use_lost,
+            Release: self._use_lost,
+        }
         self.ownership.lose()
         self.ranges.lose()
         self.witnesses.lose()
@@ -363,11 +364,8 @@ class LockspaceCore:
 
 
 def _epoch(message: Any) -> int:
-    """Return the lock epoch that the reader must have entered."""
-    kind = type(message)
-    if kind in _OF_A_TERM:
-        return epoch_of(message.term)
-    if kind in _OF_A_TELLING:
+    """Return the lock epoch that the reader must have entered; the message is of no term."""
+    if type(message) in _OF_A_TELLING:
         return message.tag if message.tag < 1 << TERM_BITS else epoch_of(message.tag)
     epoch: int = message.epoch
     return epoch

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dlm.modes import Flags, Mode, alternate
+from dlm.modes import CW, EX, NL, PR, PW, Flags, Mode, alternate
 
 if TYPE_CHECKING:
     from dlm.core.resource import Resource
@@ -40,7 +40,7 @@ class Copy:
         self.flags = 0
         self.lvb: bytes | None = None  # what a conversion brings along, to be written
         self.sequence = 0  # order within the queue it is in
-        self.highbast = Mode.NL  # strongest mode its holder was told of since its last grant
+        self.highbast = NL  # strongest mode its holder was told of since its last grant
         self.demoted = False
         self.uses_lvb = False  # some operation had VALBLK or IVVALBLK
         self.since_s = 0.0  # when it began to wait
@@ -52,14 +52,14 @@ class Copy:
 def must_be_told(holder: Copy, wanted: Mode) -> bool:
     """Tell whether a holder does not know yet that it keeps somebody from `wanted`."""
     assert holder.granted is not None
-    if holder.granted + wanted == Mode.PR + Mode.CW and holder.granted in (Mode.PR, Mode.CW):
-        return holder.highbast is not Mode.EX
+    if holder.granted + wanted == PR + CW and holder.granted in (PR, CW):
+        return holder.highbast is not EX
     return holder.highbast < wanted and not holder.granted.compatible(wanted)
 
 
 def loses_lvb(copy: Copy) -> bool:
     """Tell whether the LVB is doubtful if this holder vanished without a word."""
-    return copy.granted is not None and copy.granted >= Mode.PW and copy.uses_lvb
+    return copy.granted is not None and copy.granted >= PW and copy.uses_lvb
 
 
 def place(copy: Copy) -> int:

@@ -25,22 +25,24 @@ from dlm.core.resource import Resource
 from dlm.core.situation import Situation
 from dlm.core.traffic import Traffic
 from dlm.core.tree import Tree
-from dlm.events import Name
 from dlm.messages import (
+    ASK,
+    FORWARDED,
+    MAKER,
+    UNMADE,
     Cancel,
     Convert,
     Demote,
     Remove,
     Removed,
     Request,
-    Route,
     Unlock,
     Verify,
 )
-from dlm.modes import Mode
+from dlm.modes import CW, EX, PW, Mode
 
 KEEP_S = 1.0  # how long a tree without locks stays
-WRITERS = (Mode.CW, Mode.PW, Mode.EX)
+WRITERS = (CW, PW, EX)
 _PATIENCE_S = 0.01  # and how much longer while the directory has not acknowledged it
 
 
@@ -64,29 +66,32 @@ class Mastery:
         self._behind: list[Copy] = []  # to be dropped when a gate has opened
         self._freed: deque[Resource] = deque()  # to be looked at, as a waiter has gone
 
-    def masters(self, root: bytes) -> bool:
-        """Tell whether a local request for `root` may be served here without asking anybody."""
+    def mastered(self, root: bytes) -> Tree | None:
+        """Return the tree, if a local request may be served here without asking anybody."""
         tree = self.trees.get(root)
-        return tree is not None and not tree.removing and root not in self.departures
+        if tree is None or tree.removing or root in self.departures:
+            return None
+        return tree
 
     def request(self, sender: int, request: Request) -> None:
         """Serve a request, as directory node or as master."""
         here = self._here
-        if request.route is Route.ASK or request.route is Route.UNMADE:
+        route = request.route
+        if route is ASK or route is UNMADE:
             self._directory.ask(request)
             return
-        if request.route is Route.FORWARDED:
+        if route is FORWARDED:
             start = (sender, here.members[sender])
             self._seen[start] = self._seen.get(start, 0) + 1
         if self.departures and (departure := self.departures.get(request.root)) is not None:
             departure.take(here, request)
             return
         tree = self.trees.get(request.root)
-        if request.route is Route.MAKER and (tree is None or tree.removing):
+        if route is MAKER and (tree is None or tree.removing):
             node = here.directory_of(request.root)
-            here.send(node, routed(request, Route.UNMADE, here.epoch, 0))
+            here.send(node, routed(request, UNMADE, here.epoch, 0))
             return
-        if request.route is Route.FORWARDED:
+        if route is FORWARDED:
             tree = self._forwarded(sender, request, tree)
         if not here.alive(request.origin, request.incarnation):
             if tree is not None and tree.removing:
@@ -94,9 +99,17 @@ class Mastery:
             return
         if tree is None or tree.removing:
             # The only lock by which the requester knew us has just been cancelled.
-            here.send(here.directory_of(request.root), routed(request, Route.ASK, here.epoch, 0))
+            here.send(here.directory_of(request.root), routed(request, ASK, here.epoch, 0))
             return
-        self.serve(tree, request)
+        self.serve(
+            tree,
+            request.origin,
+            request.lock,
+            request.leaf,
+            request.mode,
+            request.flags,
+            request.owner,
+        )
 
     def _forwarded(self, sender: int, request: Request, tree: Tree | None) -> Tree | None:
         """Return the tree, which the directory node's word may bring to life."""
@@ -114,21 +127,23 @@ class Mastery:
             tree.removing = False
         return tree
 
-    def serve(self, tree: Tree, request: Request) -> None:
-        """Put the request before its resource."""
-        here, key = self._here, (request.origin, request.lock)
+    def serve(  # noqa: PLR0913, PLR0917  what a request says
+        self, tree: Tree, node: int, lock: int, leaf: bytes, mode: Mode, flags: int, owner: str
+    ) -> None:
+        """Put the request for a new lock of a node before its resource."""
+        here, key = self._here, (node, lock)
         if key in self.copies:
             return  # it was asked for anew after a loss; the answer is on its way
-        resource = tree.resources.get(request.leaf)
+        resource = tree.resources.get(leaf)
         if resource is None:
-            self.idle.pop(request.root, None)
-            name = Name(request.root, request.leaf)
-            resource = tree.resources[request.leaf] = here.rules(name, tree.term)
-        copy = Copy(request.origin, request.lock, resource, request.owner)
-        copy.requested, copy.flags, copy.since_s = request.mode, request.flags, here.now_s
-        copy.uses_lvb = bool(request.flags & LVB_FLAGS)
+            self.idle.pop(tree.root, None)
+            resource = tree.resources[leaf] = here.rules(tree.root, leaf, tree.term)
+        copy = Copy(node, lock, resource, owner)
+        copy.requested, copy.flags, copy.since_s = mode, flags, here.now_s
+        if flags & LVB_FLAGS:
+            copy.uses_lvb = True
         if self.traffic.counting:
-            self.traffic.note(request.root, request.origin, here)
+            self.traffic.note(tree.root, node, here)
         resource.request(copy, here.send)
         if copy.granted is not None or copy.sequence:
             self.copies[key] = copy
@@ -141,7 +156,7 @@ class Mastery:
         if copy is not None and not self._is_frozen(copy):  # else it is asked for again
             copy.since_s = self._here.now_s
             if self.traffic.counting:
-                self.traffic.note(copy.resource.name.root, sender, self._here)
+                self.traffic.note(copy.resource.root, sender, self._here)
             copy.resource.convert(copy, message.mode, message.flags, message.lvb, self._here.send)
 
     def demote(self, sender: int, message: Demote) -> None:
@@ -291,7 +306,7 @@ class Mastery:
             yield
         while self._dead:
             copy = self._dead.popleft()
-            if copy.granted in WRITERS and not self._here.opened(copy.resource.name.root):
+            if copy.granted in WRITERS and not self._here.opened(copy.resource.root):
                 self._behind.append(copy)
                 continue
             copy.resource.bury(copy)
@@ -376,7 +391,7 @@ class Mastery:
         for root, tree in self.trees.items():
             assert tree.removing + (root in self.idle) == (not tree.resources), root
             for leaf, resource in tree.resources.items():
-                assert resource.name == (root, leaf)
+                assert (resource.root, resource.leaf) == (root, leaf)
                 assert resource.term == tree.term
                 assert not resource.empty or self.burying
                 settled = not (tree.thawing or self.burying or root in self.departures)
@@ -398,7 +413,7 @@ class Mastery:
 
     def _is_frozen(self, copy: Copy) -> bool:
         """Tell whether its tree grants nothing, as it is about to move."""
-        return bool(self.departures) and copy.resource.name.root in self.departures
+        return bool(self.departures) and copy.resource.root in self.departures
 
     def _drop(self, sender: int, copy: Copy) -> None:
         del self.copies[sender, copy.lock]
@@ -413,17 +428,17 @@ class Mastery:
 
     def _look_at(self, resource: Resource) -> None:
         """Settle the resource, if it is still there; forget it if it has become empty."""
-        tree = self.trees.get(resource.name.root)
-        if tree is None or tree.resources.get(resource.name.leaf) is not resource:
+        tree = self.trees.get(resource.root)
+        if tree is None or tree.resources.get(resource.leaf) is not resource:
             return
         if resource.empty:
             self._forget(resource)
-        elif resource.name.root not in self.departures:
+        elif resource.root not in self.departures:
             resource.settle(self._here.send)
 
     def _forget(self, resource: Resource) -> None:
-        tree = self.trees[resource.name.root]
-        del tree.resources[resource.name.leaf]
+        tree = self.trees[resource.root]
+        del tree.resources[resource.leaf]
         if tree.resources:
             return
         if self.claims.take_back(tree.root):

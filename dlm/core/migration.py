@@ -31,7 +31,6 @@ from dlm.core.recovery import Recovery
 from dlm.core.resource import Resource
 from dlm.core.situation import Situation
 from dlm.core.tree import Tree
-from dlm.events import Name
 from dlm.messages import Reign, Reigns, Route, Seat, Seats
 from dlm.moving import (
     Abandon,
@@ -209,7 +208,7 @@ class Migration:
     def _take_page(self, arrival: Arrival, message: Handover) -> None:
         here, tree = self._here, arrival.tree
         for worth in message.worths:
-            resource = here.rules(Name(tree.root, worth.leaf), tree.term)
+            resource = here.rules(tree.root, worth.leaf, tree.term)
             resource.lvb, resource.lvb_sequence = worth.lvb, worth.lvb_sequence
             resource.lvb_valid = worth.lvb_valid
             tree.resources[worth.leaf] = resource
@@ -296,7 +295,7 @@ def _ignore(_tree: Tree) -> None:
 def _carried(copy: Copy, here: Situation) -> Carried:
     waited_s = here.now_s - copy.since_s if copy.requested is not None else 0.0
     return Carried(
-        copy.resource.name.leaf,
+        copy.resource.leaf,
         copy.node,
         here.members[copy.node],
         copy.lock,

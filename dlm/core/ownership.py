@@ -21,11 +21,18 @@ from dlm.core.holding import Holding
 from dlm.core.mastery import Mastery
 from dlm.core.own_lock import Answer, Root, merged, note_written, settled, writes
 from dlm.core.situation import Situation
+from dlm.core.tree import Tree
 from dlm.core.waits import LOCK
 from dlm.effects import Complete, Notify
 from dlm.errors import LockBusy
 from dlm.events import Acquire, Change, Lock, Release, Withdraw
 from dlm.messages import (
+    ASK,
+    CANCELLED,
+    DEADLOCK,
+    DIRECT,
+    GRANTED,
+    LOST,
     Blocking,
     Cancel,
     Claimed,
@@ -41,6 +48,11 @@ from dlm.messages import (
     Unlock,
 )
 from dlm.modes import (
+    CR,
+    CW,
+    EX,
+    NL,
+    PW,
     Flags,
     Mode,
     floor,
@@ -57,7 +69,7 @@ _CONVDEADLK = int(Flags.CONVDEADLK)
 _EXPEDITE = int(Flags.EXPEDITE)
 _ALTERNATE = int(Flags.ALTPR | Flags.ALTCW)
 _REMEMBERED = 10_000
-_WRITERS = (Mode.CW, Mode.PW, Mode.EX)
+_WRITERS = (CW, PW, EX)
 
 
 class Ownership:
@@ -81,17 +93,18 @@ class Ownership:
         lock, flags = event.lock, event.flags
         assert not lock.id, "a lock is asked for once"
         assert not flags & (_QUECVT | _CONVDEADLK), "only conversions take these flags"
-        assert not flags & _EXPEDITE or (event.mode is Mode.NL and not flags & _NOQUEUE)
+        assert not flags & _EXPEDITE or (event.mode is NL and not flags & _NOQUEUE)
         self._last_id += 1
         lock.id, lock.requested, lock.flags = self._last_id, event.mode, flags
         lock.uses_lvb = bool(flags & _LVB)
         self.locks[lock.id] = self.pending[lock.id] = lock
-        self._here.waits.begin_lock(lock, self._here.now_s)
+        if lock.transaction is not None:
+            self._here.waits.begin_lock(lock, self._here.now_s)
         if self._here.frozen:
             return
         root = lock.name.root
         if event.new and root not in self._mastery.trees:
-            self._mastery.serve(self._mastery.make(root), self._request(lock, Route.DIRECT))
+            self._serve(self._mastery.make(root), lock)
         else:
             self.ask(lock)
 
@@ -102,14 +115,14 @@ class Ownership:
         if self.must_wait(lock, mode, flags):
             raise LockBusy(repr(lock))
         assert not flags & _EXPEDITE
-        assert not flags & _ALTERNATE or held <= Mode.CR, "the other mode may be weaker"
+        assert not flags & _ALTERNATE or held <= CR, "the other mode may be weaker"
         assert not flags & _QUECVT or may_queue_conversion(held, mode)
         assert not (flags & _CONVDEADLK and flags & _NOQUEUE)
         lock.flags, lock.demoted = flags, False
         lock.turn = self._here.waits.next_stamp()
         lock.uses_lvb = lock.uses_lvb or bool(flags & _LVB)
         if is_down(held, mode):
-            self._here.effects.append(Complete(lock, Status.GRANTED))
+            self._here.effects.append(Complete(lock, GRANTED))
             self.holding.made_way(lock)
             lock.mode, lock.blocked_for = mode, None
             if not self._parts(lock, event):
@@ -119,7 +132,8 @@ class Ownership:
         lock.requested, lock.sequence = mode, 0
         lock.mode = floor(held, mode, flags)
         self.pending[lock.id] = lock
-        self._here.waits.begin_lock(lock, self._here.now_s)
+        if lock.transaction is not None:
+            self._here.waits.begin_lock(lock, self._here.now_s)
         self.convert(lock)
 
     def release(self, event: Release) -> None:
@@ -163,10 +177,8 @@ class Ownership:
             if message.lock not in self.locks:  # asked for twice: we have had it, or gave it up
                 self._here.send(sender, Unlock(message.term, message.lock, 0, None))
             return
-        if not self._is_of_present_term(lock, sender, message):
+        if not self._attach(lock, sender, message):
             return
-        self._attach(lock, sender, message.term)
-        self.holding.answered(lock, sender)
         if message.lvb is not None:
             lock.lvb, lock.lvb_sequence = message.lvb, message.lvb_sequence
         elif lock.offered is not None and writes(lock, message.mode):
@@ -174,8 +186,8 @@ class Ownership:
         lock.mode = lock.granted = message.mode
         lock.demoted = lock.demoted or message.demoted
         lock.known_sequence, lock.lvb_valid = message.lvb_sequence, message.lvb_valid
-        self.holding.granted(lock)
-        self._complete(lock, Status.GRANTED)
+        self.holding.granted(lock, sender)
+        self._complete(lock, GRANTED)
 
     def queued(self, sender: int, message: Queued) -> None:
         """Learn our place in the queue, and the master."""
@@ -184,9 +196,8 @@ class Ownership:
             if message.lock not in self.locks:
                 self._here.send(sender, Cancel(message.term, message.lock))
             return
-        if not self._is_of_present_term(lock, sender, message):
+        if not self._attach(lock, sender, message):
             return
-        self._attach(lock, sender, message.term)
         self.holding.answered(lock, sender)
         lock.sequence = message.sequence
         if lock.granted is not None:
@@ -209,9 +220,9 @@ class Ownership:
         if lock.granted is not None:
             lock.mode = lock.granted = message.granted
         status = message.status
-        if status is Status.CANCELLED and lock.deadlock:
-            status = Status.DEADLOCK
-        elif status is Status.DEADLOCK:
+        if status is CANCELLED and lock.deadlock:
+            status = DEADLOCK
+        elif status is DEADLOCK:
             lock.deadlock = message.story
         self._complete(lock, status)
         if lock.granted is None:
@@ -239,7 +250,7 @@ class Ownership:
             return
         tree = self._mastery.adopt(root, message.term)
         if lock is not None:
-            self._mastery.serve(tree, self._request(lock, Route.DIRECT))
+            self._serve(tree, lock)
         self._mastery.keep_or_remove(tree)
 
     def claimed(self, sender: int, message: Claimed) -> None:
@@ -252,7 +263,7 @@ class Ownership:
     def lose(self) -> None:
         """Void everything."""
         for lock in tuple(self.pending.values()):
-            self._complete(lock, Status.LOST)
+            self._complete(lock, LOST)
         for lock in self.locks.values():
             lock.mode = lock.granted = lock.parting = None
         self.locks.clear()
@@ -354,20 +365,27 @@ class Ownership:
         name, here = lock.name, self._here
         if here.frozen:
             return
-        if self._mastery.masters(name.root):
-            tree = self._mastery.trees[name.root]
-            self._mastery.serve(tree, self._request(lock, Route.DIRECT))
+        tree = self._mastery.mastered(name.root)
+        if tree is not None:
+            self._serve(tree, lock)
             return
         root = self.roots.get(name.root)
         if root is not None:
             if not self._is_frozen(root):
-                here.send(root.master, self._request(lock, Route.DIRECT))
+                here.send(root.master, self._request(lock, DIRECT))
             return
         master = self._remembered.get(name.root)
         if master in here.members:
-            here.send(master, self._request(lock, Route.DIRECT))
+            here.send(master, self._request(lock, DIRECT))
         else:
-            here.send(here.directory_of(name.root), self._request(lock, Route.ASK))
+            here.send(here.directory_of(name.root), self._request(lock, ASK))
+
+    def _serve(self, tree: Tree, lock: Lock) -> None:
+        """Put our own request before the master, which we are."""
+        assert lock.requested is not None
+        self._mastery.serve(
+            tree, self._here.me, lock.id, lock.name.leaf, lock.requested, lock.flags, lock.owner
+        )
 
     def _request(self, lock: Lock, route: Route) -> Request:
         here, name = self._here, lock.name
@@ -429,23 +447,28 @@ class Ownership:
             root.early.append((sender, message))
         return False
 
-    def _attach(self, lock: Lock, master: int, term: int) -> None:
+    def _attach(self, lock: Lock, master: int, message: Granted | Queued) -> bool:
+        """Note that the master knows the lock, if its word counts; see above."""
         root = self.roots.get(lock.name.root)
         if root is None:
-            root = Root(master, self._here.members[master], term)
+            root = Root(master, self._here.members[master], message.term)
             self.roots[lock.name.root] = root
+        elif root.term != message.term:
+            return self._is_of_present_term(lock, master, message)
         assert root.master == master, (lock, root.master, master)
         root.locks[lock.id] = lock
+        return True
 
     def _complete(self, lock: Lock, status: Status) -> None:
         del self.pending[lock.id]
         lock.requested, lock.sequence, lock.cancelling = None, 0, False
         lock.offered = None
         lock.turn = self._here.waits.next_stamp()
-        self._here.waits.end(LOCK, lock.id)
-        if status is not Status.DEADLOCK:
+        if lock.transaction is not None:
+            self._here.waits.end(LOCK, lock.id)
+        if status is not DEADLOCK:
             lock.deadlock = ""
-        if status is Status.GRANTED:
+        if status is GRANTED:
             lock.blocked_for = None  # the master will say it again if it is still so
         self._here.effects.append(Complete(lock, status))
 

@@ -31,7 +31,7 @@ def rebuild(
     rules: type[Resource] = Resource,
 ) -> Resource:
     """Return the resource, as of `now_s`."""
-    resource = rules(name, term)
+    resource = rules(name.root, name.leaf, term)
     copies = [_copy(node, record, resource) for node, record in records]
     _decide_modes(copies, [record for _, record in records])
     for copy in copies:

@@ -24,8 +24,30 @@ from dlm.core.master_copy import (
     place,
 )
 from dlm.events import Name
-from dlm.messages import Blocking, Denied, Granted, Message, Queued, Status
-from dlm.modes import INCOMPATIBLE, LVB_TRANSFER, Flags, Mode, Transfer, alternate, is_down
+from dlm.messages import (
+    CANCELLED,
+    DEADLOCK,
+    WOULD_BLOCK,
+    Blocking,
+    Denied,
+    Granted,
+    Message,
+    Queued,
+)
+from dlm.modes import (
+    CW,
+    EX,
+    INCOMPATIBLE,
+    LVB_TRANSFER,
+    NL,
+    PR,
+    PW,
+    Flags,
+    Mode,
+    Transfer,
+    alternate,
+    is_down,
+)
 
 Send = Callable[[int, Message], None]
 
@@ -41,7 +63,7 @@ _HEADQUE = int(Flags.HEADQUE)
 _NOORDER = int(Flags.NOORDER)
 _ALTERNATE = int(Flags.ALTPR | Flags.ALTCW)
 
-_NEW_READS = Transfer.READ
+_READ, _WRITE = Transfer.READ, Transfer.WRITE
 
 
 class Resource:
@@ -53,16 +75,18 @@ class Resource:
         "_tail",
         "converting",
         "granted",
+        "leaf",
         "lvb",
         "lvb_sequence",
         "lvb_valid",
-        "name",
+        "root",
         "term",
         "waiting",
     )
 
-    def __init__(self, name: Name, term: int) -> None:
-        self.name = name
+    def __init__(self, root: bytes, leaf: bytes, term: int) -> None:
+        self.root = root
+        self.leaf = leaf
         self.term = term  # the term of its tree
         self.granted: dict[Copy, None] = {}
         self.converting: list[Copy] = []
@@ -70,7 +94,7 @@ class Resource:
         self.lvb: bytes | None = None
         self.lvb_sequence = 0
         self.lvb_valid = True
-        self._held = [0] * len(Mode)  # how many copies hold each mode, converting ones included
+        self._held = [0, 0, 0, 0, 0, 0]  # how many copies hold each mode, converting ones included
         self._tail = 0
         self._head = 0
 
@@ -78,9 +102,10 @@ class Resource:
         """Grant, queue or refuse a new lock, and say which; `copy.requested` and flags are set."""
         if self._grantable(copy, now=True):
             self._grant(copy, send)
-            self.settle(send)  # it may have overtaken some, and has to hear of them
+            if self.waiting or self.converting:
+                self.settle(send)  # it may have overtaken some, and has to hear of them
         elif copy.flags & _NOQUEUE:
-            send(copy.node, Denied(self.term, copy.lock, Status.WOULD_BLOCK, None))
+            send(copy.node, Denied(self.term, copy.lock, WOULD_BLOCK, None))
             self._tell_blockers_of_refused(copy, send)
         else:
             self._enqueue(self.waiting, copy, send)
@@ -94,7 +119,8 @@ class Resource:
         copy.uses_lvb = copy.uses_lvb or bool(flags & LVB_FLAGS)
         if self._grantable(copy, now=True):
             self._grant(copy, send)
-            self.settle(send)
+            if self.waiting or self.converting:
+                self.settle(send)
         elif not flags & _NOQUEUE and (other := self._deadlocked(copy)):
             self._convert_in_deadlock(copy, other, send)
         elif other := conversion_deadlock.jammed_by(self.converting, copy):
@@ -108,28 +134,31 @@ class Resource:
         assert copy.requested is None
         assert is_down(copy.granted, mode)
         self.weaken(copy, mode, flags, lvb)
-        self.settle(send)
+        if self.waiting or self.converting:
+            self.settle(send)
 
     def weaken(self, copy: Copy, mode: Mode, flags: int, lvb: bytes | None) -> None:
         """Note a weaker mode and take the holder's LVB, without looking who may go on."""
         assert copy.granted is not None
-        if LVB_TRANSFER[copy.granted][mode] is Transfer.WRITE:
-            self._write_lvb(flags, lvb)
+        if flags & LVB_FLAGS:
+            copy.uses_lvb = True
+            if LVB_TRANSFER[copy.granted][mode] is _WRITE:
+                self._write_lvb(flags, lvb)
         self._held[copy.granted] -= 1
         self._held[mode] += 1
-        copy.granted, copy.flags, copy.highbast = mode, flags, Mode.NL
-        copy.uses_lvb = copy.uses_lvb or bool(flags & LVB_FLAGS)
+        copy.granted, copy.flags, copy.highbast = mode, flags, NL
 
     def unlock(self, copy: Copy, flags: int, lvb: bytes | None, send: Send) -> None:
         """Forget a granted lock."""
         self.drop(copy, flags, lvb)
-        self.settle(send)
+        if self.waiting or self.converting:
+            self.settle(send)
 
     def drop(self, copy: Copy, flags: int, lvb: bytes | None) -> None:
         """Forget a granted lock and take its LVB, without looking who may go on."""
         assert copy.granted is not None
         assert copy.requested is None
-        if copy.granted >= Mode.PW:
+        if flags & LVB_FLAGS and copy.granted >= PW:
             self._write_lvb(flags, lvb)
         self._held[copy.granted] -= 1
         del self.granted[copy]
@@ -139,7 +168,7 @@ class Resource:
         if copy.requested is None:
             return False
         self.stop_waiting(copy)
-        send(copy.node, Denied(self.term, copy.lock, Status.CANCELLED, copy.granted))
+        send(copy.node, Denied(self.term, copy.lock, CANCELLED, copy.granted))
         self.settle(send)
         return copy.granted is None
 
@@ -176,7 +205,7 @@ class Resource:
                 self._grant(copy, send)
             else:
                 assert copy.requested is not None
-                cw = cw or copy.requested is Mode.CW
+                cw = cw or copy.requested is CW
                 blocked = copy.requested if blocked is None else max(blocked, copy.requested)
         if blocked is not None:
             self._tell_holders(blocked, send, cw=cw)
@@ -198,6 +227,11 @@ class Resource:
                 if holder is not waiter and is_in_the_way(holder.granted, waiter):
                     del holders[holder]
                     yield holder, through
+
+    @property
+    def name(self) -> Name:
+        """What it is called."""
+        return Name(self.root, self.leaf)
 
     @property
     def empty(self) -> bool:
@@ -257,7 +291,7 @@ class Resource:
 
     def __repr__(self) -> str:
         queues = list(self.granted), self.converting, self.waiting
-        return f"<Resource {self.name.root!r}/{self.name.leaf!r} {queues}>"
+        return f"<Resource {self.root!r}/{self.leaf!r} {queues}>"
 
     def _queued_before(self, copy: Copy) -> Iterator[Copy]:
         """Yield whom the order lets go first."""
@@ -281,7 +315,7 @@ class Resource:
             return True
         if not copy.flags & _ALTERNATE or (copy.granted is not None and self._deadlocked(copy)):
             return False
-        wanted, other = copy.requested, alternate(copy.requested or Mode.NL, copy.flags)
+        wanted, other = copy.requested, alternate(copy.requested or NL, copy.flags)
         if other is not None:
             copy.requested = other
             if self._fits(copy, now=now):
@@ -326,12 +360,14 @@ class Resource:
     def _grant(self, copy: Copy, send: Send) -> None:
         mode, before, held = copy.requested, copy.granted, self._held
         assert mode is not None
-        lvb = self._transfer_lvb(copy, _NEW_READS if before is None else LVB_TRANSFER[before][mode])
+        lvb: bytes | None = None
+        if copy.flags & LVB_FLAGS:
+            lvb = self._transfer_lvb(copy, _READ if before is None else LVB_TRANSFER[before][mode])
         if before is not None:
             held[before] -= 1
         held[mode] += 1
         self.granted[copy] = None
-        copy.granted, copy.requested, copy.highbast, copy.lvb = mode, None, Mode.NL, None
+        copy.granted, copy.requested, copy.highbast, copy.lvb = mode, None, NL, None
         send(
             copy.node,
             Granted(
@@ -355,7 +391,7 @@ class Resource:
                     demoted = self._break_pending_deadlock(copy, send) or demoted
                 else:
                     blocked = copy.requested if blocked is None else max(blocked, copy.requested)
-                    cw = cw or copy.requested is Mode.CW
+                    cw = cw or copy.requested is CW
             if not granted and not (demoted and demotions_left):
                 return blocked, cw
             demotions_left -= demoted and not granted
@@ -373,7 +409,7 @@ class Resource:
 
     def _queue_conversion(self, copy: Copy, send: Send) -> None:
         if copy.flags & _NOQUEUE:
-            send(copy.node, Denied(self.term, copy.lock, Status.WOULD_BLOCK, copy.granted))
+            send(copy.node, Denied(self.term, copy.lock, WOULD_BLOCK, copy.granted))
             self._tell_blockers_of_refused(copy, send)
             copy.requested = None
             return
@@ -407,13 +443,13 @@ class Resource:
     def _refuse_in_deadlock(self, copy: Copy, other: Copy, send: Send) -> None:
         story = conversion_deadlock.tell(copy, other)
         copy.requested = None
-        send(copy.node, Denied(self.term, copy.lock, Status.DEADLOCK, copy.granted, story))
+        send(copy.node, Denied(self.term, copy.lock, DEADLOCK, copy.granted, story))
 
     def _break_pending_deadlock(self, copy: Copy, send: Send) -> bool:
         """Tell whether the waiting conversion gave up what it held."""
         assert copy.requested is not None
         if copy.flags & _CONVDEADLK:
-            if copy.granted is Mode.NL:
+            if copy.granted is NL:
                 return False
             self._demote_to_null(copy)
             return True
@@ -425,8 +461,8 @@ class Resource:
     def _demote_to_null(self, copy: Copy) -> None:
         assert copy.granted is not None
         self._held[copy.granted] -= 1
-        self._held[Mode.NL] += 1
-        copy.granted, copy.demoted = Mode.NL, True
+        self._held[NL] += 1
+        copy.granted, copy.demoted = NL, True
 
     # -- telling holders -------------------------------------------------------------------------
 
@@ -451,12 +487,12 @@ class Resource:
         """Tell all holders of the strongest mode that anybody still waits for."""
         for holder in self._told():
             assert holder.granted is not None
-            if holder.granted is Mode.PR and cw:
-                told = holder.highbast >= Mode.EX
+            if holder.granted is PR and cw:
+                told = holder.highbast >= EX
             else:
                 told = holder.highbast >= blocked or holder.granted.compatible(blocked)
             if not told:
-                wanted = Mode.CW if cw and blocked is Mode.PR is holder.granted else blocked
+                wanted = CW if cw and blocked is PR is holder.granted else blocked
                 holder.highbast = wanted
                 send(holder.node, Blocking(self.term, holder.lock, wanted))
 
@@ -464,9 +500,9 @@ class Resource:
 
     def _transfer_lvb(self, copy: Copy, transfer: Transfer) -> bytes | None:
         """Move the LVB as a grant demands; return what the holder is to get, None for nothing."""
-        if transfer is Transfer.READ:
+        if transfer is _READ:
             return self.lvb if copy.flags & _VALBLK else None
-        if transfer is Transfer.WRITE:
+        if transfer is _WRITE:
             self._write_lvb(copy.flags, copy.lvb)
         return None
 

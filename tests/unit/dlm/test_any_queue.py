@@ -6,7 +6,6 @@ import pytest
 
 from dlm.core.master_copy import Copy
 from dlm.core.resource import Resource
-from dlm.events import Name
 from dlm.messages import Message
 from dlm.modes import Flags, Mode, is_down, may_queue_conversion
 
@@ -25,7 +24,7 @@ class Users:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.resource = Resource(Name(b"r"), term=1)
+        self.resource = Resource(b"r", b"", term=1)
         self.asked = 0
 
     def step(self) -> None:

@@ -140,7 +140,7 @@ class Bench:
         self.here.now_s += 0.002
         self.holding.answered(lock, 2)
         lock.mode = EX
-        self.holding.granted(lock)
+        self.holding.granted(lock, 2)
         return lock
 
     def wait(self, seconds: float) -> None:
@@ -173,6 +173,6 @@ def test_what_waits_is_forgotten_with_the_next_grant() -> None:
     """The master tells every holder anew after a grant."""
     bench = Bench()
     bench.holding.told(bench.lock, EX)
-    bench.holding.granted(bench.lock)
+    bench.holding.granted(bench.lock, 2)
     bench.wait(MOST_S)
     assert bench.told == []

@@ -1,6 +1,5 @@
 from dlm.core.master_copy import Copy
 from dlm.core.resource import Resource
-from dlm.events import Name
 from dlm.messages import Blocking, Denied, Granted, Message, Queued, Status
 from dlm.modes import Flags, Mode
 
@@ -12,7 +11,7 @@ class Bench:
     """One resource, and what it said since last asked."""
 
     def __init__(self) -> None:
-        self.resource = Resource(Name(b"r"), term=1)
+        self.resource = Resource(b"r", b"", term=1)
         self.said: list[Message] = []
         self._locks = 0
 
