@@ -57,7 +57,7 @@ class Transaction:
         self.locks: list[Lock] = []
         self.owner: Owner | str = ""
         self._plan: list[tuple[Name, Mode]] = []
-        self._outstanding: set[Lock] = set()
+        self._outstanding: dict[Lock, None] = {}  # in their order, in every run
         self._failed = False
         self._scheduled = False
 
@@ -69,7 +69,7 @@ class Transaction:
         """An operation ended; it must have been under way."""
         if effect.lock not in self._outstanding:
             raise Violation(("completed without a request", effect))
-        self._outstanding.remove(effect.lock)
+        del self._outstanding[effect.lock]
         self.load.completed += 1
         self._failed = self._failed or effect.status is not Status.GRANTED
         if effect.lock.granted is None:
@@ -120,7 +120,7 @@ class Transaction:
         self._start(Acquire(lock, mode, flags))
 
     def _start(self, event: Acquire | Change) -> None:
-        self._outstanding.add(event.lock)
+        self._outstanding[event.lock] = None
         if not self.world.act(self.machine, event):
             raise Violation(("refused", event))
 
