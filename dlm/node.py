@@ -426,13 +426,14 @@ class Lockspace:
         effects = core.handle(event, self._now())
         if use is not None:
             use.status = None
-        waiting.extend(effects)
+        waiting += effects
         if core.deadline_s < self._armed_s:
             self._alarm.set()
         if self._claimed is not None:
             self._claimed.set()
             self._claimed = None
-        self.ranges.acknowledged()
+        if self.ranges.awaited is not None:
+            self.ranges.acknowledged()
         if self._carrying_out:
             return
         self._carrying_out = True
@@ -441,6 +442,8 @@ class Lockspace:
                 effect = waiting.popleft()
                 if type(effect) is Send:
                     self.outbox.put(effect.node, effect.message)
+                elif type(effect) is Complete:
+                    self._complete(effect)
                 else:
                     self._carry_out(effect)
         finally:
@@ -448,9 +451,7 @@ class Lockspace:
         self.outbox.close(soon=soon)
 
     def _carry_out(self, effect: Effect) -> None:
-        if isinstance(effect, Complete):
-            self._complete(effect)
-        elif isinstance(effect, Answered):
+        if isinstance(effect, Answered):
             self.ranges.answered(effect.request)
         elif isinstance(effect, Heard):
             self.ranges.heard(effect.hearing)

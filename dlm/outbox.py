@@ -1,17 +1,21 @@
 """Messages on their way out: all that one transition says to a peer goes in one batch.
 
 What nobody waits for may be told later: in the same batch as what is said next, or when all those
-who were ready to run have had their turn.
+who were ready to run have had their turn. So is what follows closely on something that was told at
+once, with nothing heard between: many want something in one pass of the scheduler.
 """
 
 from collections import Counter
 from collections.abc import Callable
+from time import perf_counter
 
 import trio
 
 from dlm.messages import Message, encode_all
 
 _BATCH = 500  # messages in one frame
+_ALONE_S = 0.0001  # what comes so long after something that was told at once is alone
+_LONG_AGO = float("-inf")
 
 
 class Outbox:
@@ -23,6 +27,7 @@ class Outbox:
         self.said: Counter[type[Message]] = Counter()
         self.batches = 0
         self._gathering = 0  # `with` blocks
+        self._told_s = _LONG_AGO  # when something was told at once, unless we heard something since
         self._running = False
         self._idle: trio.lowlevel.Task | None = None  # `run`, while it waits for `send_soon`
 
@@ -41,12 +46,18 @@ class Outbox:
     def __exit__(self, *_: object) -> None:
         """Send it."""
         self._gathering -= 1
-        self.close()
+        if not self._gathering:
+            self._told_s = _LONG_AGO
+            self.send()
 
     def close(self, *, soon: bool = False) -> None:
         """Let everything go now that the transition is done; or `soon`, see `send_soon`."""
-        if self._gathering:
+        if self._gathering or not self._waiting:
             return
+        if not soon:
+            now_s = perf_counter()
+            soon = now_s - self._told_s < _ALONE_S
+            self._told_s = now_s
         if soon:
             self.send_soon()
         else:
@@ -77,8 +88,9 @@ class Outbox:
             while True:
                 self._idle = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._woken)
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                self.send()
+                if self._waiting:  # else it has gone with what was said since
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    self.send()
         finally:
             self._running = False
             self.send()

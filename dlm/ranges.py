@@ -42,7 +42,7 @@ class Ranges:
     def __init__(self, core: RangeUser, handle: Callable[[Event], None]) -> None:
         self._core = core
         self._handle = handle
-        self._acknowledged: trio.Event | None = None  # somebody waits until others may have it
+        self.awaited: trio.Event | None = None  # somebody waits until others may have it
 
     def ask(self, party: Party, span: Span, how: How) -> RangeRequest:
         """Begin to ask for a range, see `finish`; no message if this node is its only user."""
@@ -82,9 +82,9 @@ class Ranges:
     async def freed(self, name: Name) -> None:
         """Wait until other nodes may have whatever was freed here."""
         while self._core.awaits(name):
-            if self._acknowledged is None:
-                self._acknowledged = trio.Event()
-            await self._acknowledged.wait()
+            if self.awaited is None:
+                self.awaited = trio.Event()
+            await self.awaited.wait()
 
     async def stand(self, parties: Sequence[Party], since: int) -> Hearing:
         """Ask whether others had what these parties hold again, after lock epoch `since`.
@@ -120,6 +120,6 @@ class Ranges:
 
     def acknowledged(self) -> None:
         """Let those who wait for others to hear of something look again."""
-        if self._acknowledged is not None:
-            self._acknowledged.set()
-            self._acknowledged = None
+        if self.awaited is not None:
+            self.awaited.set()
+            self.awaited = None

@@ -141,17 +141,18 @@ class Decoder:
         if self._large is not None:
             if self._filled < len(self._large):
                 return taken
-            taken.append(_parse(self._large, 0, len(self._large)))
+            large = self._large
+            taken.append(_parse(HEADER.unpack_from(large), large, 0, len(large)))
             self._large = None
         window, start, end, limit = self._window, self._start, self._end, self.limit
         while end - start >= HEADER_BYTES and len(taken) < most:
-            _, body_bytes, payload_bytes, *_ = HEADER.unpack_from(window, start)
-            size = HEADER_BYTES + body_bytes + payload_bytes
+            header = HEADER.unpack_from(window, start)
+            size = HEADER_BYTES + header[1] + header[2]
             if size > limit:
                 raise Malformed(f"a frame of {size} bytes, the limit is {limit}")
             if end - start < size:
                 break
-            taken.append(_parse(window, start, size))
+            taken.append(_parse(header, window, start, size))
             start += size
         if start == end:
             self._start = self._end = 0
@@ -178,14 +179,12 @@ class Decoder:
         self._start, self._end = 0, held
 
 
-def _parse(buffer: memoryview, start: int, size: int) -> Frame:
+def _parse(header: tuple[int, ...], buffer: memoryview, start: int, size: int) -> Frame:
     """Return the complete frame at `start`, checked and copied out."""
-    (checksum, body_bytes, _, kind, channel, code, sequence, ack, call, epoch) = HEADER.unpack_from(
-        buffer, start
-    )
+    checksum, body_bytes, payload_bytes, kind, channel, code, sequence, ack, call, epoch = header
     if xxhash.xxh32_intdigest(buffer[start + 4 : start + size]) != checksum:
         raise Malformed("the checksum of a frame does not fit")
     middle = start + HEADER_BYTES + body_bytes
     body = bytes(buffer[start + HEADER_BYTES : middle])
-    payload = bytes(buffer[middle : start + size])
+    payload = bytes(buffer[middle : start + size]) if payload_bytes else b""
     return Frame(kind, channel, code, sequence, ack, call, epoch, body, payload)

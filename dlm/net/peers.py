@@ -37,6 +37,7 @@ from dlm.net.tls import Tls
 Answer: TypeAlias = tuple[bytes, Buffer]
 
 _CHANNELS = 256
+_MESSAGE = Kind.MESSAGE
 
 
 class Handler(Protocol):
@@ -155,7 +156,7 @@ class Mesh:
         assert node != self._connections.me.node, "a node does not talk to itself over the mesh"
         remote = self._remotes.get(node)
         if remote is not None:
-            remote.push(Kind.MESSAGE, channel, 0, 0, self._epoch(), body, payload)
+            remote.push(_MESSAGE, channel, 0, 0, self._epoch(), body, payload)
 
     def start_call(self, node: int, channel: int, body: bytes, payload: Buffer = b"") -> Call:
         """Send a call now, in order with `send`, room or not; `await call.wait()` is the answer.

@@ -23,6 +23,7 @@ ACK_FRAMES = 64  # so many unanswered frames, or bytes, call for an ACK of their
 ACK_BYTES = 256 << 10
 
 _FIRST_SEQUENCED, _FIRST_CONTROL = 16, 32
+_PART = int(Kind.PART)  # looked up and compared ten times as fast as a member of an Enum
 
 
 class Session:
@@ -54,6 +55,7 @@ class Session:
         payload: Buffer = b"",
     ) -> tuple[Buffer, ...]:
         """Number a message, keep it until acknowledged; return the buffers to write now."""
+        assert len(body) <= BODY_LIMIT
         size = len(body) + len(payload)
         front: tuple[Buffer, ...] = ()
         if payload:
@@ -62,7 +64,6 @@ class Session:
             if size > self._frame_room:
                 assert size <= self._message_limit, size
                 front, payload = self._push_parts(epoch, len(body), memoryview(payload))
-        assert len(body) <= BODY_LIMIT
         return front + self._push_frame(kind, channel, code, call, epoch, body, payload)
 
     def control(self, kind: Kind, epoch: int) -> tuple[Buffer, ...]:
@@ -86,7 +87,7 @@ class Session:
             raise Malformed(f"frame kind {frame.kind} inside a session")
         self.received = sequence
         self._untold_bytes += len(frame.body) + len(frame.payload)
-        if frame.kind == Kind.PART:
+        if frame.kind == _PART:
             self._keep_part(frame.payload)
             return None
         return self._assemble(frame) if self._parts else frame
