@@ -8,6 +8,7 @@ from clusterfs import control
 from clusterfs.cli.dev import Cluster
 
 ON_THE_PATH = {"Request", "Convert", "Granted", "Queued", "Denied", "Mastered", "Blocking"}
+OF_A_HAND_OVER = ON_THE_PATH | {"Demote", "Unlock"}
 
 
 def sent(cluster: Cluster, *nodes: int) -> Counter[str]:
@@ -16,6 +17,15 @@ def sent(cluster: Cluster, *nodes: int) -> Counter[str]:
     for node in nodes or range(len(cluster.nodes)):
         total.update(dump(cluster, node)["sent"])
     return total
+
+
+def cost(spent: Counter[str]) -> int:
+    """Return how many messages passed the locks on.
+
+    On a slow machine there are others: a wait is long enough for a search for deadlocks, and trees
+    that were idle for a second go.
+    """
+    return sum(spent[kind] for kind in OF_A_HAND_OVER)
 
 
 def dump(cluster: Cluster, node: int) -> dict[str, dict[str, int]]:
@@ -68,7 +78,7 @@ def test_a_hand_over_costs_five_messages(cluster: Cluster, folders: list[Path]) 
     finally:
         for writer in writers:
             os.close(writer)
-    assert turns * 3 <= spent.total() <= turns * 5, spent
+    assert turns * 3 <= cost(spent) <= turns * 5, spent
     assert not spent["Claim"]
 
 
@@ -84,7 +94,7 @@ def test_the_first_lock_of_a_file_of_another_node_costs_three_messages(
     for name in names:
         before = sent(cluster)
         assert (folders[2] / name).stat().st_size == 4
-        costs.append((sent(cluster) - before).total())
+        costs.append(cost(sent(cluster) - before))
     assert set(costs) <= {2, 3}, costs
     assert 3 in costs, costs
 
