@@ -47,26 +47,13 @@ from dlm.messages import (
     Status,
     Unlock,
 )
-from dlm.modes import (
-    CR,
-    CW,
-    EX,
-    NL,
-    PW,
-    Flags,
-    Mode,
-    floor,
-    is_down,
-    may_queue_conversion,
-)
+from dlm.modes import CR, CW, EX, NL, PW, Flags, Mode, floor, is_down, may_queue_conversion
 
 _NOQUEUE = int(Flags.NOQUEUE)
-_VALBLK = int(Flags.VALBLK)
+_VALBLK, _IVVALBLK = int(Flags.VALBLK), int(Flags.IVVALBLK)
 _QUECVT = int(Flags.QUECVT)
-_IVVALBLK = int(Flags.IVVALBLK)
 _LVB = _VALBLK | _IVVALBLK
-_CONVDEADLK = int(Flags.CONVDEADLK)
-_EXPEDITE = int(Flags.EXPEDITE)
+_CONVDEADLK, _EXPEDITE = int(Flags.CONVDEADLK), int(Flags.EXPEDITE)
 _ALTERNATE = int(Flags.ALTPR | Flags.ALTCW)
 _REMEMBERED = 10_000
 _WRITERS = (CW, PW, EX)

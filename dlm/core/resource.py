@@ -24,43 +24,16 @@ from dlm.core.master_copy import (
     place,
 )
 from dlm.events import Name
-from dlm.messages import (
-    CANCELLED,
-    DEADLOCK,
-    WOULD_BLOCK,
-    Blocking,
-    Denied,
-    Granted,
-    Message,
-    Queued,
-)
-from dlm.modes import (
-    CW,
-    EX,
-    INCOMPATIBLE,
-    LVB_TRANSFER,
-    NL,
-    PR,
-    PW,
-    Flags,
-    Mode,
-    Transfer,
-    alternate,
-    is_down,
-)
+from dlm.messages import Blocking, Denied, Granted, Message, Queued, Status
+from dlm.modes import INCOMPATIBLE, LVB_TRANSFER, NL, Flags, Mode, Transfer, alternate, is_down
 
 Send = Callable[[int, Message], None]
 
-_NOQUEUE = int(Flags.NOQUEUE)
-_VALBLK = int(Flags.VALBLK)
-_QUECVT = int(Flags.QUECVT)
-_IVVALBLK = int(Flags.IVVALBLK)
-_CONVDEADLK = int(Flags.CONVDEADLK)
-_NODLCKWT = int(Flags.NODLCKWT)
-_EXPEDITE = int(Flags.EXPEDITE)
-_NOQUEUEBAST = int(Flags.NOQUEUEBAST)
-_HEADQUE = int(Flags.HEADQUE)
-_NOORDER = int(Flags.NOORDER)
+_NOQUEUE, _NOQUEUEBAST = int(Flags.NOQUEUE), int(Flags.NOQUEUEBAST)
+_VALBLK, _IVVALBLK = int(Flags.VALBLK), int(Flags.IVVALBLK)
+_QUECVT, _EXPEDITE = int(Flags.QUECVT), int(Flags.EXPEDITE)
+_CONVDEADLK, _NODLCKWT = int(Flags.CONVDEADLK), int(Flags.NODLCKWT)
+_HEADQUE, _NOORDER = int(Flags.HEADQUE), int(Flags.NOORDER)
 _ALTERNATE = int(Flags.ALTPR | Flags.ALTCW)
 
 _READ, _WRITE = Transfer.READ, Transfer.WRITE
@@ -102,10 +75,9 @@ class Resource:
         """Grant, queue or refuse a new lock, and say which; `copy.requested` and flags are set."""
         if self._grantable(copy, now=True):
             self._grant(copy, send)
-            if self.waiting or self.converting:
-                self.settle(send)  # it may have overtaken some, and has to hear of them
+            self.settle(send)  # it may have overtaken some, and has to hear of them
         elif copy.flags & _NOQUEUE:
-            send(copy.node, Denied(self.term, copy.lock, WOULD_BLOCK, None))
+            send(copy.node, Denied(self.term, copy.lock, Status.WOULD_BLOCK, None))
             self._tell_blockers_of_refused(copy, send)
         else:
             self._enqueue(self.waiting, copy, send)
@@ -119,8 +91,7 @@ class Resource:
         copy.uses_lvb = copy.uses_lvb or bool(flags & LVB_FLAGS)
         if self._grantable(copy, now=True):
             self._grant(copy, send)
-            if self.waiting or self.converting:
-                self.settle(send)
+            self.settle(send)
         elif not flags & _NOQUEUE and (other := self._deadlocked(copy)):
             self._convert_in_deadlock(copy, other, send)
         elif other := conversion_deadlock.jammed_by(self.converting, copy):
@@ -134,8 +105,7 @@ class Resource:
         assert copy.requested is None
         assert is_down(copy.granted, mode)
         self.weaken(copy, mode, flags, lvb)
-        if self.waiting or self.converting:
-            self.settle(send)
+        self.settle(send)
 
     def weaken(self, copy: Copy, mode: Mode, flags: int, lvb: bytes | None) -> None:
         """Note a weaker mode and take the holder's LVB, without looking who may go on."""
@@ -151,14 +121,13 @@ class Resource:
     def unlock(self, copy: Copy, flags: int, lvb: bytes | None, send: Send) -> None:
         """Forget a granted lock."""
         self.drop(copy, flags, lvb)
-        if self.waiting or self.converting:
-            self.settle(send)
+        self.settle(send)
 
     def drop(self, copy: Copy, flags: int, lvb: bytes | None) -> None:
         """Forget a granted lock and take its LVB, without looking who may go on."""
         assert copy.granted is not None
         assert copy.requested is None
-        if flags & LVB_FLAGS and copy.granted >= PW:
+        if flags & LVB_FLAGS and copy.granted >= Mode.PW:
             self._write_lvb(flags, lvb)
         self._held[copy.granted] -= 1
         del self.granted[copy]
@@ -168,7 +137,7 @@ class Resource:
         if copy.requested is None:
             return False
         self.stop_waiting(copy)
-        send(copy.node, Denied(self.term, copy.lock, CANCELLED, copy.granted))
+        send(copy.node, Denied(self.term, copy.lock, Status.CANCELLED, copy.granted))
         self.settle(send)
         return copy.granted is None
 
@@ -205,7 +174,7 @@ class Resource:
                 self._grant(copy, send)
             else:
                 assert copy.requested is not None
-                cw = cw or copy.requested is CW
+                cw = cw or copy.requested is Mode.CW
                 blocked = copy.requested if blocked is None else max(blocked, copy.requested)
         if blocked is not None:
             self._tell_holders(blocked, send, cw=cw)
@@ -368,12 +337,8 @@ class Resource:
         held[mode] += 1
         self.granted[copy] = None
         copy.granted, copy.requested, copy.highbast, copy.lvb = mode, None, NL, None
-        send(
-            copy.node,
-            Granted(
-                self.term, copy.lock, mode, copy.demoted, self.lvb_valid, self.lvb_sequence, lvb
-            ),
-        )
+        valid, sequence = self.lvb_valid, self.lvb_sequence
+        send(copy.node, Granted(self.term, copy.lock, mode, copy.demoted, valid, sequence, lvb))
 
     def _grant_conversions(self, send: Send, *, recover: bool) -> tuple[Mode | None, bool]:
         """Grant what can be; return the strongest mode still blocked, and whether CW is blocked."""
@@ -391,7 +356,7 @@ class Resource:
                     demoted = self._break_pending_deadlock(copy, send) or demoted
                 else:
                     blocked = copy.requested if blocked is None else max(blocked, copy.requested)
-                    cw = cw or copy.requested is CW
+                    cw = cw or copy.requested is Mode.CW
             if not granted and not (demoted and demotions_left):
                 return blocked, cw
             demotions_left -= demoted and not granted
@@ -409,7 +374,7 @@ class Resource:
 
     def _queue_conversion(self, copy: Copy, send: Send) -> None:
         if copy.flags & _NOQUEUE:
-            send(copy.node, Denied(self.term, copy.lock, WOULD_BLOCK, copy.granted))
+            send(copy.node, Denied(self.term, copy.lock, Status.WOULD_BLOCK, copy.granted))
             self._tell_blockers_of_refused(copy, send)
             copy.requested = None
             return
@@ -443,7 +408,7 @@ class Resource:
     def _refuse_in_deadlock(self, copy: Copy, other: Copy, send: Send) -> None:
         story = conversion_deadlock.tell(copy, other)
         copy.requested = None
-        send(copy.node, Denied(self.term, copy.lock, DEADLOCK, copy.granted, story))
+        send(copy.node, Denied(self.term, copy.lock, Status.DEADLOCK, copy.granted, story))
 
     def _break_pending_deadlock(self, copy: Copy, send: Send) -> bool:
         """Tell whether the waiting conversion gave up what it held."""
@@ -487,12 +452,12 @@ class Resource:
         """Tell all holders of the strongest mode that anybody still waits for."""
         for holder in self._told():
             assert holder.granted is not None
-            if holder.granted is PR and cw:
-                told = holder.highbast >= EX
+            if holder.granted is Mode.PR and cw:
+                told = holder.highbast >= Mode.EX
             else:
                 told = holder.highbast >= blocked or holder.granted.compatible(blocked)
             if not told:
-                wanted = CW if cw and blocked is PR is holder.granted else blocked
+                wanted = Mode.CW if cw and blocked is Mode.PR is holder.granted else blocked
                 holder.highbast = wanted
                 send(holder.node, Blocking(self.term, holder.lock, wanted))
 
