@@ -19,7 +19,7 @@ from dlm.errors import PeerLost
 from dlm.net import Answer, Malformed, Mesh, Refused
 
 CHANNEL = 4
-ANSWER_S = 2.0  # how long a peer may take
+ANSWER_S = 5.0  # how long a peer may take
 _TOO_LARGE = 1
 _MOST_BYTES = 60 << 20
 _FILES = 256  # of a process, looked at to find a path

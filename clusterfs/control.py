@@ -33,6 +33,8 @@ Reply = Mapping[str, Any]
 Handler = Callable[[Mapping[str, Any]], Reply | Awaitable[Reply]]
 
 REQUEST_BYTES = 64 << 10
+LOOK_S = 15.0  # for what a daemon knows by heart
+PATIENCE_S = 120.0  # an order may wait for a change of view, and for syncs of a disk that stalls
 _REPLY_BYTES = 1 << 30  # a few million locks
 _CHUNK_BYTES = 64 << 10
 _PATH_BYTES = 107
@@ -149,7 +151,9 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def ask(path: Path, request: str, *, timeout_s: float = 5.0, **arguments: Any) -> dict[str, Any]:
+def ask(
+    path: Path, request: str, *, timeout_s: float = PATIENCE_S, **arguments: Any
+) -> dict[str, Any]:
     """Send one request to the daemon behind `path` and return its reply.
 
     Raises NotAnswering if nobody listens, the reply pauses for longer than `timeout_s`, is larger

@@ -16,7 +16,7 @@ from dlm.net import Answer, Malformed, Mesh, Refused
 from dlm.trees import Trees
 
 CHANNEL = 5
-ANSWER_S = 2.0  # how long a peer may take
+ANSWER_S = 5.0  # how long a peer may take
 _ROUNDS = 5
 _PAUSE_S = 0.1
 

@@ -24,7 +24,7 @@ from dlm.errors import PeerLost
 from dlm.net import Answer, Malformed, Mesh, Refused
 
 CHANNEL = 6
-ANSWER_S = 3.0  # how long a peer may take; who changes names waits for that long at most
+ANSWER_S = 10.0  # how long a peer may take; who changes names waits for that long at most
 REFRESH_S = 0.5
 _PATIENCE_S = 2.0  # of `watch_next`
 _FORGET_S = 60.0

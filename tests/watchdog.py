@@ -28,7 +28,8 @@ def watched(
 ) -> Iterator[None]:
     """Wreck the clusters that there are, shortly before a test's time is over."""
     marker = request.node.get_closest_marker("timeout")
-    limit_s = marker.args[0] if marker and marker.args else _LIMIT_S
+    asked_s = request.config.getoption("timeout")
+    limit_s = marker.args[0] if marker and marker.args else asked_s or _LIMIT_S
     timer = threading.Timer(limit_s * _SHARE, lambda: [wreck(one) for one in list(clusters())])
     timer.daemon = True
     timer.start()

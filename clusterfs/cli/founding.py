@@ -40,7 +40,7 @@ from clusterfs.errors import SetupError
 
 T = TypeVar("T")
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 CONFIGS = Path("/etc/clusterfs")
 _UNSPECIFIED = ("0.0.0.0", "[::]")  # noqa: S104  (compared with)
 

@@ -89,7 +89,11 @@ def _clusterfs(
 @app.command()
 def status(target: Target = None, *, as_json: AsJson = False) -> None:
     """Show a running node: its cluster, its lease, its store."""
-    _show(control.ask(find_socket(target), "status"), tables.status, as_json=as_json)
+    _show(
+        control.ask(find_socket(target), "status", timeout_s=control.LOOK_S),
+        tables.status,
+        as_json=as_json,
+    )
 
 
 @app.command()

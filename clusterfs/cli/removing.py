@@ -13,7 +13,7 @@ from clusterfs import control
 from clusterfs.errors import SetupError
 
 _LOOK_S = 0.5
-_DEATH_S = 20.0
+_DEATH_S = 60.0
 
 
 def state_of(socket: Path, name: str) -> str:
@@ -70,7 +70,7 @@ def remaining(nodes: list[dict[str, Any]]) -> str:
 
 
 def _nodes(socket: Path) -> list[dict[str, Any]]:
-    nodes: list[dict[str, Any]] = control.ask(socket, "members", timeout_s=15.0)["nodes"]
+    nodes: list[dict[str, Any]] = control.ask(socket, "members")["nodes"]
     return nodes
 
 

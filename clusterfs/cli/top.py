@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,7 +86,8 @@ def rates(
 
 
 def _asked(socket: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    return control.ask(socket, "status"), control.ask(socket, "statistics")["statistics"]
+    asked = partial(control.ask, socket, timeout_s=control.LOOK_S)
+    return asked("status"), asked("statistics")["statistics"]
 
 
 def _now_s() -> float:

@@ -33,7 +33,6 @@ Patience = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 _ROOT = re.compile(r"[0-9a-f]{16}")
 _LOOK_S = 0.1
-_ANSWER_S = 20.0
 
 
 @app.command()
@@ -86,7 +85,7 @@ class _Tree:
         reply = control.ask(
             self._socket,
             "lock_tree",
-            timeout_s=_ANSWER_S,
+            timeout_s=control.PATIENCE_S,
             root=self.root,
             action=action,
             **({} if node is None else {"node": node}),

@@ -46,7 +46,7 @@ def _wait_replaced(socket: Path, former: int) -> dict[str, Any]:
     deadline_s = time.monotonic() + _START_S  # noqa: TID251  (a shell reads clocks)
     while time.monotonic() < deadline_s:  # noqa: TID251
         try:
-            status = control.ask(socket, "status")
+            status = control.ask(socket, "status", timeout_s=control.LOOK_S)
         except NotAnswering:
             status = {}
         if status.get("serving") and status["pid"] != former:

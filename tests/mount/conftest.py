@@ -16,7 +16,42 @@ from clusterfs.cli.dev import Cluster, Node
 from tests.watchdog import watched, wreck
 
 LOG_LINES = 25
+LEASE_S = 15.0  # a disk or a scheduler may stall for seconds; who is out meanwhile loses its locks
 _clusters: list[Cluster] = []
+
+
+class Configured(Cluster):
+    """A cluster with the same settings of the tests' own in each node's configuration file."""
+
+    def __init__(
+        self,
+        folder: Path,
+        program: Callable[[Node], list[str]] | None,
+        settings: dict[str, str],
+    ) -> None:
+        super().__init__(folder, program)
+        self._settings = settings
+
+    def configure(
+        self,
+        nodes: int | None,
+        replicas: int | None,
+        provider: str | None = None,
+        *,
+        tls: bool = False,
+    ) -> None:
+        known = self.nodes
+        super().configure(nodes, replicas, provider, tls=tls)
+        for node in self.nodes:
+            if node not in known:
+                _set(node.config, self._settings)
+
+
+def _set(config: Path, settings: dict[str, str]) -> None:
+    lines = config.read_text().splitlines()
+    kept = [line for line in lines if line.partition(" = ")[0] not in settings]
+    top = [f"{key} = {value}" for key, value in settings.items()]
+    config.write_text("\n".join([*top, *kept]) + "\n")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,12 +94,11 @@ def make_cluster() -> Iterator[Callable[..., Cluster]]:
         settings: dict[str, str] | None = None,
         program: Callable[[Node], list[str]] | None = None,
     ) -> Cluster:
-        cluster = Cluster(Path(tempfile.mkdtemp(prefix="clusterfs-test-")), program)
+        folder = Path(tempfile.mkdtemp(prefix="clusterfs-test-"))
+        cluster = Configured(folder, program, {"lease_s": str(LEASE_S)} | (settings or {}))
         cluster.folder.chmod(0o755)  # some tests act as another user
         made.append(cluster)
         _clusters.append(cluster)
-        if settings:
-            _set(cluster, nodes, replicas, settings)
         if nodes:
             cluster.up(nodes, replicas, provider, tls=tls)
         return cluster
@@ -74,16 +108,6 @@ def make_cluster() -> Iterator[Callable[..., Cluster]]:
         wreck(cluster)
         shutil.rmtree(cluster.folder, ignore_errors=True)
         _clusters.remove(cluster)
-
-
-def _set(cluster: Cluster, nodes: int, replicas: int, settings: dict[str, str]) -> None:
-    """Write the configuration files, with other values than those of `clusterfs dev`."""
-    cluster.configure(nodes, replicas)
-    for node in cluster.nodes:
-        lines = node.config.read_text().splitlines()
-        kept = [line for line in lines if line.partition(" = ")[0] not in settings]
-        top = [f"{key} = {value}" for key, value in settings.items()]
-        node.config.write_text("\n".join([*top, *kept]) + "\n")
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ FLAGS = {
     "directory": os.O_RDONLY | os.O_DIRECTORY,
     "nofollow": os.O_RDONLY | os.O_NOFOLLOW,
 }
-LIMIT_S = 60
+LIMIT_S = 300
 NOREPLACE, EXCHANGE = 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)

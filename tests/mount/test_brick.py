@@ -18,12 +18,13 @@ from clusterfs.cli.dev import Cluster
 COMMANDS = Path(sys.executable).parent
 
 MIB = 1 << 20
+PATIENCE_S = 150.0
 
 
 def run(*words: object, code: int = 0) -> str:
     """Run `clusterfs`, return what it prints."""
     command = [str(COMMANDS / "clusterfs"), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done
     return done.stdout
 
@@ -41,7 +42,7 @@ def make_image(folders: list[Path]) -> Callable[[str, int], None]:
 
 
 def status(cluster: Cluster, number: int) -> dict[str, Any]:
-    return control.ask(cluster.nodes[number].brick / "control.sock", "status")
+    return control.ask(cluster.nodes[number].brick / "control.sock", "status", timeout_s=PATIENCE_S)
 
 
 def groups_in_sync(reply: dict[str, Any], name: str) -> int:
@@ -84,7 +85,7 @@ def test_a_failed_brick_leaves_the_sets_and_says_so_and_its_node_serves_on(
     node = cluster.nodes[1]
     resource.prlimit(status(cluster, 1)["pid"], resource.RLIMIT_FSIZE, (8 * MIB, 8 * MIB))
     make_image("while-it-fails", 24)
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while not (reply := status(cluster, 1))["health"] or groups_in_sync(reply, "n2"):
         assert time.monotonic() < end, reply
         time.sleep(0.1)

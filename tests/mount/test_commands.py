@@ -14,6 +14,7 @@ from clusterfs.cli import processes
 from clusterfs.cli.dev import Cluster
 
 COMMANDS = Path(sys.executable).parent
+PATIENCE_S = 150.0
 
 
 def run(command: str, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -21,7 +22,7 @@ def run(command: str, *words: object, code: int = 0) -> subprocess.CompletedProc
         [str(COMMANDS / command), *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=400,
         check=False,
     )
     assert done.returncode == code, done
@@ -97,7 +98,7 @@ def test_verbs_wait_for_the_verb_that_is_at_work(tmp_path: Path) -> None:
         ups = [subprocess.Popen([*command, "up", *folder], stdout=-3) for _ in range(2)]
         run("clusterfs", "dev", "kill", "n1", *folder)
         run("clusterfs", "dev", "up", *folder)
-        assert [up.wait(100) for up in ups] == [0, 0]
+        assert [up.wait(400) for up in ups] == [0, 0]
     finally:
         run("clusterfs", "dev", "down", *folder)
 
@@ -112,8 +113,8 @@ def test_what_a_dead_daemon_left_is_cleared_by_the_next_mount(tmp_path: Path) ->
         cluster.pause("n1")  # neither may tidy up after the other
         processes.send(node.supervisor, signal.SIGKILL)
         cluster.kill("n1")
-        assert processes.wait_gone(node.supervisor, 60)
-        with pytest.raises(OSError, match="not connected"):
+        assert processes.wait_gone(node.supervisor, PATIENCE_S)
+        with pytest.raises(OSError, match=r"not connected|connection abort"):
             node.mount.stat()
         run("mount.clusterfs", node.config, node.mount, "-o", f"pidfile={node.pidfile}")
         assert node.mount.is_mount()
@@ -138,10 +139,10 @@ def test_a_mount_that_must_wait_says_for_whom_and_ends_with_its_command(tmp_path
         assert waiting.stderr is not None
         assert waiting.stderr.readline().startswith("mount.clusterfs: waiting for n2: ")
         waiting.terminate()
-        assert waiting.wait(30) == 128 + signal.SIGTERM
+        assert waiting.wait(PATIENCE_S) == 128 + signal.SIGTERM
     process = node.process
     assert process is not None
-    assert processes.wait_gone(process, 30)
+    assert processes.wait_gone(process, PATIENCE_S)
     cluster.up()
     try:
         assert (node.mount / "f").read_text() == "x"
@@ -183,7 +184,7 @@ def test_the_mount_helper_in_the_foreground(tmp_path: Path) -> None:
         assert re.search(r"Max open files +3000 +3000 ", limits), limits
     finally:
         subprocess.run(["umount", str(node.mount)], check=False)
-        assert daemon.wait(30) == 0
+        assert daemon.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize("command", ["clusterfs", "mount.clusterfs", "clusterfs-lockdump"])

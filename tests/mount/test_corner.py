@@ -21,7 +21,7 @@ from clusterfs.cli.dev import Cluster
 from clusterfs.fuse.flags import GET_FLAGS, GET_FSXATTR, GET_VERSION
 
 ACCESS_TIME_DELAY_S = 0.5
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 LONG_AGO_NS = 10**18
 PAGE = 4096
 MIB = 1 << 20

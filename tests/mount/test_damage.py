@@ -16,6 +16,7 @@ from clusterfs.cli.dev import Cluster, Node
 from clusterfs.errors import SetupError
 
 CLUSTERFS = Path(sys.executable).parent / "clusterfs"
+PATIENCE_S = 150.0
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
 
 def clusterfs(*words: object, code: int | None = 0) -> str:
     done = subprocess.run(
-        [str(CLUSTERFS), *map(str, words)], capture_output=True, text=True, timeout=100, check=False
+        [str(CLUSTERFS), *map(str, words)], capture_output=True, text=True, timeout=300, check=False
     )
     assert code is None or done.returncode == code, done
     return done.stdout
@@ -66,7 +67,7 @@ def test_rot_is_found_by_readers_and_the_scrub_and_healed(cluster: Cluster) -> N
     for node in cluster.nodes:
         rot(node, content, at=cluster.nodes.index(node) * 5)
     assert (second.mount / "image").read_bytes() == content, "never wrong data"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while statistics(second)["damage_healed"] < 1:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -87,9 +88,9 @@ def test_rot_is_found_by_readers_and_the_scrub_and_healed(cluster: Cluster) -> N
 def unmount(node: Node) -> None:
     """End a node cleanly; returns when its last checkpoint is taken."""
     process = node.process
-    subprocess.run(["umount", str(node.mount)], check=True, timeout=60)
+    subprocess.run(["umount", str(node.mount)], check=True, timeout=PATIENCE_S)
     assert process is not None
-    assert processes.wait_gone(process, 60), "its end takes a checkpoint"
+    assert processes.wait_gone(process, PATIENCE_S), "its end takes a checkpoint"
 
 
 def spoil(node: Node) -> None:

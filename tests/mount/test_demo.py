@@ -9,11 +9,11 @@ import pytest
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_demonstration_is_as_said(tmp_path: Path) -> None:
     words = [sys.executable, str(DEMO)]
     shown = subprocess.run(
-        words, capture_output=True, text=True, timeout=500, check=False, cwd=tmp_path
+        words, capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path
     )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "Everything was as said" in shown.stdout

@@ -16,7 +16,7 @@ from clusterfs.cli.dev import Cluster
 from tests.mount.support.lockers import Locker, lockers
 
 WAIT = True
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 
 Make = Callable[[], Locker]
 

@@ -17,7 +17,7 @@ from clusterfs.cli.dev import Cluster
 from tests.mount.support.lockers import Locker, lockers
 
 WAIT = True
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 STORM = Path(__file__).parent / "support" / "lock_storm.py"
 SEED = int(os.environ.get("CLUSTERFS_SEED", "0"))
 SOAK_S = float(os.environ.get("CLUSTERFS_SOAK_MINUTES", "0")) * 60

@@ -103,7 +103,7 @@ async def test_a_brick_lives_through_a_filesystem_without_one_free_byte(filesyst
         for first in range(0, 10**5, 100):
             await writer.put(first, 100, part=3)
     (filesystem / "others").unlink()
-    with trio.fail_after(30):
+    with trio.fail_after(150):
         while store.space().free < 8 * MIB:
             await trio.sleep(0.05)
     await writer.put(0, 200, part=4)

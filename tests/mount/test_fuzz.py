@@ -54,7 +54,7 @@ class Strangers:
     def stop(self) -> None:
         self._stop = True
         for thread in self._threads:
-            thread.join(60)
+            thread.join(150)
             assert not thread.is_alive(), "a stranger is kept waiting"
 
     def _run(self, chance: random.Random) -> None:
@@ -67,7 +67,7 @@ class Strangers:
             self.sent += 1
 
     def _bother_the_mesh(self, chance: random.Random) -> None:
-        with socket.create_connection(self._address, timeout=10) as line:
+        with socket.create_connection(self._address, timeout=60) as line:
             talk: socket.socket = line
             if self._encrypts and chance.randrange(2):
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -83,7 +83,7 @@ class Strangers:
 
     def _bother_the_admin_socket(self, chance: random.Random) -> None:
         with socket.socket(socket.AF_UNIX) as line, control.short(self._control) as address:
-            line.settimeout(10)
+            line.settimeout(60)
             line.connect(address)
             line.sendall(
                 chance.choice(
@@ -136,7 +136,7 @@ def test_nonsense_on_every_port_disturbs_nobody(
     make_cluster: Callable[..., Cluster], *, encrypted: bool
 ) -> None:
     (node,) = make_cluster(1, 1, tls=encrypted).nodes
-    before = node.ask("status", timeout_s=60)
+    before = node.ask("status", timeout_s=120)
     strangers = Strangers(node, f"{SEED} {encrypted}")
     until_s = time.monotonic() + SECONDS
     path = node.mount / "file"
@@ -150,7 +150,7 @@ def test_nonsense_on_every_port_disturbs_nobody(
     path.write_bytes(b"after" * 1000)
     assert path.read_bytes() == b"after" * 1000
     strangers.stop()
-    after = node.ask("status", timeout_s=60)
+    after = node.ask("status", timeout_s=120)
     assert (after["pid"], after["incarnation"]) == (before["pid"], before["incarnation"])
     assert resident_bytes(after["pid"]) < warm + GROWTH_BYTES
     log = node.log.read_text()

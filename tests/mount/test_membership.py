@@ -22,12 +22,12 @@ HEAVY = 4  # the weight of n5; all others' is 1
 
 def run(*words: object, code: int = 0) -> str:
     command = [sys.executable, "-m", "clusterfs.cli.main", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == code, (done.stdout, done.stderr)
     return done.stderr if code else done.stdout
 
 
-def wait(so: Callable[[], object], timeout_s: float = 120.0) -> None:
+def wait(so: Callable[[], object], timeout_s: float = 200.0) -> None:
     slept_s = 0.0
     while not so():
         assert slept_s < timeout_s, "it does not come to be so"
@@ -77,7 +77,7 @@ class Founded:
 
     def listed(self) -> dict[str, dict[str, Any]]:
         """Return what `cluster list` shows; starting the command would take most of the time."""
-        reply = self.cluster.node("n1").ask("members", timeout_s=60.0)
+        reply = self.cluster.node("n1").ask("members", timeout_s=120.0)
         return {node["name"]: node for node in reply["nodes"]}
 
 
@@ -229,7 +229,7 @@ def test_a_removed_nodes_certificate_counts_no_more_and_a_new_tokens_does(
     founded: Founded,
 ) -> None:
     n1, n2, n3 = founded.cluster.nodes[:3]
-    subprocess.run(["umount", n2.mount], check=True, timeout=60)
+    subprocess.run(["umount", n2.mount], check=True, timeout=200)
     wait(lambda: n2.state() == "gone")
     wait(lambda: founded.listed()["n2"]["state"] == "away")
     assert "forgotten" in run("cluster", "remove", "n2", n1.config)
@@ -323,7 +323,7 @@ def leave(growing: Founded, name: str, *how: str) -> None:
     wait(lambda: growing.listed()[name]["held"] == 0)
     assert "holds nothing any more" in run(*words, "--no-wait")
     node = growing.cluster.node(name)
-    subprocess.run(["umount", node.mount], check=True, timeout=60)
+    subprocess.run(["umount", node.mount], check=True, timeout=200)
     wait(lambda: node.state() == "gone")
     wait(lambda: growing.listed()[name]["state"] == "away")
     assert "forgotten" in run(*words)
@@ -387,7 +387,7 @@ def awaited(config: Path) -> bool:
         [sys.executable, "-m", "clusterfs.cli.main", "cluster", "list", str(config), "--json"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     return done.returncode == 0 and json.loads(done.stdout)["stopped_groups"] > 0

@@ -95,7 +95,7 @@ os.setgroups([int(group) for group in sys.argv[2:]])
 os.setgid(65534)
 os.setuid(65534)
 with socket.socket(socket.AF_UNIX) as line:
-    line.settimeout(60)
+    line.settimeout(120)
     line.connect(sys.argv[1])
     line.sendall(b'{"request": "ping"}\\n')
     print(line.recv(100).decode())

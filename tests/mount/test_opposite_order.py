@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("opposite_order.py")
 ROUNDS = 40
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 @pytest.mark.parametrize("deed", ["rename", "rename_directory", "replace", "link", "copy"])

@@ -14,7 +14,7 @@ import pytest
 from clusterfs.cli.dev import Cluster
 
 KIB = 1 << 10
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 
 
 def clusterfs(*arguments: str | Path) -> str:

@@ -24,7 +24,7 @@ def refused(*words: object, prefix: tuple[str, ...] = ()) -> str:
         [*prefix, str(COMMANDS / "mount.clusterfs"), *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 1, done

@@ -23,7 +23,7 @@ from clusterfs.cli.dev import Cluster, Node
 from clusterfs.errors import NotAnswering, SetupError
 from tests.mount.support.lockers import lockers
 
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 
 
 MOST_CRASHES = 3  # if daemons die more often in a minute, the supervisor gives the mount up

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-LIMIT_S = 200
+LIMIT_S = 500
 # Stressors of stress-ng that check what they do, and how many of their rounds.
 STRESSORS = {
     "access": 1,

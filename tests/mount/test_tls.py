@@ -30,7 +30,7 @@ def test_data_passes_and_a_killed_node_comes_back(folders: list[Path], cluster: 
 
 def test_strangers_get_nothing(folders: list[Path], cluster: Cluster) -> None:
     host, _, port = load(cluster.nodes[2].config).listen.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as stranger:
+    with socket.create_connection((host, int(port)), timeout=120) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         answer = b""
         with contextlib.suppress(ConnectionResetError):

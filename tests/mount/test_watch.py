@@ -17,7 +17,7 @@ import pytest
 
 from clusterfs.cli.dev import Cluster
 
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 
 
 class Watcher:

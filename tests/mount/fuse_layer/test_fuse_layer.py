@@ -250,7 +250,7 @@ def test_the_table_of_cached_inodes_follows_opens_and_forgets(
 def test_an_ordinary_unmount_ends_the_server_cleanly(served: Any) -> None:
     (served.directory / "file").write_bytes(b"x")
     served.tell("detach")
-    assert served.process.wait(20) == 0
+    assert served.process.wait(120) == 0
     assert not served.report.exists()
     assert not os.path.ismount(served.directory)
 
@@ -261,7 +261,7 @@ def test_a_busy_mount_is_unmounted_all_the_same(served: Any) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     assert os.pread(descriptor, 1, 0) == b"x"
     served.tell("detach")
-    assert served.process.wait(20) == 0
+    assert served.process.wait(120) == 0
     assert not os.path.ismount(served.directory)
     with pytest.raises(OSError):  # noqa: PT011  the connection is gone; which errno is the kernel's choice
         os.pread(descriptor, 1, 0)

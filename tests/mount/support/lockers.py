@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).with_name("locker.py")
-ANSWER_S = 60.0
+ANSWER_S = 150.0
 
 
 class Locker:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clusterfs.cli.rehearsal import Machine
 
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 _PROMPT = b"qemu-io> "
 
 

@@ -49,7 +49,7 @@ async def test_all_who_answer_are_in_the_picture_and_the_others_are_named() -> N
     )
     assert picture["nodes"] == [{"node": 1, "busy": True}, {"node": 2}]
     assert {entry["name"]: entry["reason"] for entry in picture["silent"]} == {
-        "n3": "no answer within 2 s",
+        "n3": "no answer within 5 s",
         "n4": "it is not connected",
         "n5": "too many",
     }

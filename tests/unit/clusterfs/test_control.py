@@ -1,3 +1,4 @@
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,16 @@ async def test_a_handler_may_wait_for_others() -> None:
 
     reply = await Server({"later": lambda _: later()}).answer(b'{"request": "later"}')
     assert reply == {"ok": True, "said": "at last"}
+
+
+async def test_an_order_may_wait_for_a_disk_that_stalls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of view is some syncs, one after the other, each of which may take seconds."""
+    given: list[float] = []
+    monkeypatch.setattr(
+        socket.socket, "settimeout", lambda _self, seconds: given.append(seconds), raising=False
+    )
+    with pytest.raises(NotAnswering):
+        ask(tmp_path / "nobody.sock", "forget")
+    assert min(given) >= 60
