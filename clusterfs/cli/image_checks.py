@@ -30,7 +30,7 @@ LIBVIRT_BYTES = (0, 1)
 _OFD_GETLK, _OFD_SETLK = 36, 37  # F_OFD_*: the fcntl module of Python 3.11 has no names for them
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
-_RELEASED_S = 10.0
+_RELEASED_S = 60.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 State = Literal["ok", "bad", "note"]

@@ -88,7 +88,8 @@ def test_locks_that_are_not_shared_are_found(tmp_path: Path) -> None:
         image_checks.discard(first, second)
 
 
-def test_locks_that_stay_are_found(folders: list[Path]) -> None:
+def test_locks_that_stay_are_found(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_checks, "_RELEASED_S", 1.0)
     first, second = folders[0] / "image", folders[1] / "image"
     first.write_bytes(bytes(4096))
     with image_checks.opened(first) as leaked:

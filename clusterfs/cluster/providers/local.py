@@ -1,9 +1,10 @@
 """The local provider: one SQLite file, one machine, any number of daemons, nothing to install.
 
 Every call of SQLite's runs on a thread, because it may wait for the file's lock or for the disk.
-Renewals have a connection and a thread of their own: a slow disk under a proposal must not cost the
-lease. For the same reason what renewals add to the file's log is tidied up on the other. A call
-cannot be abandoned once it is on its thread, so each waits a quarter second at most.
+Renewals have a connection and a thread of their own, and no commit syncs while it holds the file's
+lock: a slow disk under a proposal must not cost the lease. For the same reason what renewals add to
+the file's log is tidied up on the other. A call cannot be abandoned once it is on its thread, so
+each waits for the lock for a quarter second at most.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,9 +1,11 @@
 """The local provider's SQLite file: identity, names, view and heartbeats of one machine's cluster.
 
 Synchronous, and free of trio, because the supervisor process uses it too. Each method is one
-transaction or one read. What must survive a power cut (all but the beats) is written by an instance
-opened `durable`; beats are not synced, so that a renewal holds the file's write lock for
-microseconds only: a process that is stopped while it holds the lock blocks everybody. Nor does a
+transaction or one read. No commit syncs, for it holds the file's write lock meanwhile, and a disk
+that stalls would cost every node its lease. What must survive a power cut (all but the beats) is
+written by an instance opened `durable`, which syncs the write-ahead log once the lock is free;
+and whoever reads a view that it did not know to be on disk syncs before it believes in it.
+A process that is stopped while it holds the lock, for microseconds, blocks everybody. Nor does a
 renewal move the log into the file, which SQLite would do now and then, with two syncs: `tidy` does.
 
 The file is read and written by its owner only (it holds the cluster's secret), and must be on a
@@ -12,6 +14,7 @@ local disk: SQLite's write-ahead log needs memory shared by all users of the fil
 Invariants:
   * `view` is written only by `propose`, and its epoch grows by exactly one each time;
   * `members` has one row for each member of the stored view, with the member's state;
+  * a view is on disk before any call returns it, or returns that it is agreed;
   * an incarnation is handed out once; a name keeps its node number until it is forgotten.
 """
 
@@ -59,6 +62,7 @@ class LocalFile:
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._seen: int | None = None
+        self._safe_epoch = 0  # views up to this one are on disk
         self._view: View | None = None  # as read last; an epoch has one view
 
     def create(self, *, found: bool = True) -> None:
@@ -115,6 +119,8 @@ class LocalFile:
             view = self._read_view(db)
             beats = dict(db.execute("SELECT incarnation, beat FROM members").fetchall())
             dropped = db.execute("SELECT incarnation FROM caches_dropped").fetchall()
+        if view is not None:
+            self._settle(view.epoch)
         return Snapshot(view, beats, frozenset(incarnation for (incarnation,) in dropped))
 
     def propose(self, view: View, beats: Mapping[int, int]) -> bool:
@@ -128,6 +134,7 @@ class LocalFile:
             db.execute("DELETE FROM view")
             db.execute("INSERT INTO view VALUES (?, ?)", (view.epoch, body))
             _write_members(db, view, now)
+        self._safe_epoch = max(self._safe_epoch, view.epoch)
         return True
 
     def changed(self) -> bool:
@@ -185,9 +192,10 @@ class LocalFile:
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        """All or nothing; every failure of SQLite's becomes ProviderAway."""
+        """All or nothing, on disk if durable; every failure of SQLite's becomes ProviderAway."""
         try:
             db = self._connection()
+            before = db.total_changes
             db.execute(f"BEGIN {kind}")
             try:
                 yield db
@@ -198,6 +206,30 @@ class LocalFile:
         except sqlite3.Error as error:
             self.close()
             raise ProviderAway(f"cluster file {self._path}: {error}") from error
+        if db.total_changes > before:
+            self._sync()
+
+    def _settle(self, epoch: int) -> None:
+        """Have what was read on disk, whoever wrote it."""
+        if epoch > self._safe_epoch:
+            self._sync()
+            self._safe_epoch = epoch
+
+    def _sync(self) -> None:
+        """Sync the write-ahead log, with all that anybody has committed to it. Raises ProviderAway.
+
+        SQLite takes no locks on that file, so it may be closed.
+        """
+        if not self._durable or self._path == ":memory:":
+            return
+        try:
+            log = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.fdatasync(log)
+            finally:
+                os.close(log)
+        except OSError as error:
+            raise ProviderAway(f"cluster file {self._path}: sync: {error.strerror}") from error
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
@@ -220,7 +252,7 @@ class LocalFile:
                 check_same_thread=False,
             )
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+            db.execute("PRAGMA synchronous = NORMAL")  # no commit syncs, checkpoints do
             db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES if self._durable else 0}")
         except sqlite3.Error as error:
             if _is_foreign(error):
@@ -274,7 +306,7 @@ def report_caches_dropped(path: Path | str, node: int, incarnation: int) -> None
     Raises:
         ProviderAway: the file is missing, damaged, or locked for long.
     """
-    file = LocalFile(path, wait_s=5.0)
+    file = LocalFile(path, durable=False, wait_s=5.0)  # after a power cut nobody has caches
     try:
         file.caches_dropped(node, incarnation)
     finally:

@@ -164,6 +164,50 @@ def test_a_locked_file_is_an_absent_provider_and_comes_back(
     assert quick.renew(1, 1) == 1
 
 
+def test_nobody_renews_in_vain_while_a_proposal_is_synced(
+    file: LocalFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may stall for longer than a lease."""
+    view = first_view(file)
+    beats = LocalFile(tmp_path / "cluster.db", durable=False, wait_s=0.01)
+    renewed: list[int | None] = []
+
+    def stall(log: int) -> None:
+        assert Path(f"/proc/self/fd/{log}").readlink().name == "cluster.db-wal"
+        renewed.append(beats.renew(1, 1))
+
+    monkeypatch.setattr(os, "fdatasync", stall)
+    assert file.propose(membership.joined(view, member(2, 2)), {})
+    assert renewed == [2]
+    assert not file.propose(membership.joined(view, member(3, 3)), {})
+    assert renewed == [2], "nothing was written"
+
+
+def test_a_view_that_others_wrote_is_on_disk_before_it_is_believed(
+    file: LocalFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = first_view(file)
+    other = LocalFile(tmp_path / "cluster.db")
+    seen: list[View | None] = []
+    syncs = 0
+
+    def sync(_log: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        if syncs == 1:  # of the proposal, which is not on disk yet
+            seen.append(other.read().view)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    second = membership.joined(view, member(2, 2))
+    assert file.propose(second, {})
+    assert (seen, syncs) == ([second], 2)
+    assert other.read().view == file.read().view == second
+    assert syncs == 2, "once is enough"
+    monkeypatch.setattr(os, "fdatasync", lambda _log: (_ for _ in ()).throw(OSError(5, "no disk")))
+    with pytest.raises(ProviderAway, match="no disk"):
+        file.register("n1")
+
+
 def test_a_replaced_file_is_not_taken_for_the_old_one(file: LocalFile, tmp_path: Path) -> None:
     first_view(file)
     (tmp_path / "cluster.db").rename(tmp_path / "old.db")
