@@ -115,7 +115,7 @@ def step(what: str) -> Iterator[None]:
     took, used = time.monotonic() - begun, time.process_time() - cpu
     now, most = memory()
     print(
-        f"{what:28} {took:8.1f} s {used:8.1f} s CPU   own memory {before:6.0f} -> {now:6.0f} MiB,"
+        f"{what:28} {took:9.2f} s {used:9.3f} s CPU   own memory {before:6.0f} -> {now:6.0f} MiB,"
         f" most in RAM {most:6.0f} MiB",
         flush=True,
     )
