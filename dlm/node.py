@@ -248,7 +248,13 @@ class Lockspace:
             await self._claimed.wait()
 
     async def convert(
-        self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS, lvb: bytes | None = None
+        self,
+        lock: Lock,
+        mode: Mode,
+        *,
+        flags: Flags = NO_FLAGS,
+        lvb: bytes | None = None,
+        shield: bool = False,
     ) -> None:
         """Change the mode of a held lock; weakening it does not wait, yield or fail.
 
@@ -262,6 +268,8 @@ class Lockspace:
             mode: the new mode.
             flags: VALBLK to move the value block, implied by `lvb`.
             lvb: the value block to write, where fs/dlm's table says that this conversion writes.
+            shield: the wait for the grant cannot be cancelled, at less cost than a scope's; before
+                anything is asked it can.
 
         Raises:
             WouldBlock: NOQUEUE, and it is not free.
@@ -277,7 +285,7 @@ class Lockspace:
         use = self._change(lock, mode, flags, lvb)
         self._converted += 1
         try:
-            await use.finish(lock)
+            await use.finish(lock, shield=shield)
         except trio.Cancelled:
             self._handle(Withdraw(lock))
             raise

@@ -30,12 +30,15 @@ class Use:
         self.waiting: trio.lowlevel.Task | None = None  # for that
         self.abandoned = False  # nobody wants the lock that was asked for
 
-    async def finish(self, lock: Lock) -> None:
-        """Wait until the operation under way has ended; raises what it failed with."""
+    async def finish(self, lock: Lock, *, shield: bool = False) -> None:
+        """Wait until the operation under way has ended; raises what it failed with.
+
+        shield: the wait cannot be cancelled, at less cost than a scope's.
+        """
         if self.status is None:
             assert self.waiting is None, "one waits for a lock"
             self.waiting = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort)
+            await trio.lowlevel.wait_task_rescheduled(_never if shield else self._abort)
         assert self.status is not None
         failure = _FAILURES.get(self.status)
         if failure is not None:
@@ -58,3 +61,7 @@ class Use:
             return
         if lock.granted is not None and not lock.granted.compatible(mode):
             self.blocking(lock, mode)
+
+
+def _never(_: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED

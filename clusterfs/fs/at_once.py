@@ -48,7 +48,8 @@ class AtOnce:
 
         attributes None: it does not exist. Raises WouldBlock.
         """
-        directory, record = self._readable(parent)
+        directory = self._inodes.get(parent)
+        record = self._readable(directory)
         special = name in (b".", b"..") or len(name) > NAME_BYTES
         if not record.is_directory or not record.nlink or special:
             raise WouldBlock
@@ -57,9 +58,10 @@ class AtOnce:
         if found is None:
             self.answers += 1
             return self._coherence.absent(directory, stamp)
-        inode, record = self._readable(found.inode)
-        if not record.nlink:
+        inode = self._inodes.get(found.inode)
+        if inode.record is None or not inode.record.nlink or not inode.lock.shared_nowait():
             raise WouldBlock
+        inode.lock.release()
         entry = self._coherence.entry(directory, stamp, inode)
         inode.lookups += 1
         self.answers += 1
@@ -67,13 +69,16 @@ class AtOnce:
 
     def getattr(self, number: int) -> Status:
         """Return an inode's attributes. Raises WouldBlock."""
-        status = self._coherence.status(self._readable(number)[0])
+        inode = self._inodes.get(number)
+        self._readable(inode)
+        status = self._coherence.status(inode)
         self.answers += 1
         return status
 
     def open(self, number: int, flags: int, *, privileged: bool) -> Opened:
         """Open a file that need not be truncated. Raises WouldBlock."""
-        inode, record = self._readable(number)
+        inode = self._inodes.get(number)
+        record = self._readable(inode)
         if record.is_directory or flags & os.O_TRUNC:
             raise WouldBlock
         if flags & os.O_ACCMODE and (self._transactions.read_only or inode.pages_possible):
@@ -104,11 +109,10 @@ class AtOnce:
         inode.open_lock.release()
         self.answers += 1
 
-    def _readable(self, number: int) -> tuple[Inode, Record]:
-        """Return an inode and its cached record, if that may be believed now. Raises WouldBlock."""
-        inode = self._inodes.get(number)
+    def _readable(self, inode: Inode) -> Record:
+        """Return an inode's cached record, if that may be believed now. Raises WouldBlock."""
         record = inode.record
         if record is None or not self._gate.passable() or not inode.lock.shared_nowait():
             raise WouldBlock
         inode.lock.release()  # nobody else runs until the answer is given
-        return inode, record
+        return record

@@ -29,6 +29,7 @@ ATOMIC_FSYNC = 1  # flag: what is written between two fsyncs becomes durable tog
 _FIELDS = struct.Struct(">BIIIIIQqqqqQQQ")
 _FLAGS_AT = _FIELDS.size  # a u8; records older than it lack it
 _QUOTA_AT = _FLAGS_AT + 1  # a u64; records older than it lack it
+_WHOLE = struct.Struct(">BIIIIIQqqqqQQQBQ")
 _NS_LIMIT = 2**63 - 1
 
 
@@ -84,8 +85,20 @@ def fresh(mode: int, uid: int, gid: int, now_ns: int, **fields: int) -> Record:
 
 def encode(record: Record, size: int) -> bytes:
     """Return the stored form, with `size` in place of the record's."""
-    times = (record.atime_ns, record.mtime_ns, record.ctime_ns, record.btime_ns)
-    fields = _FIELDS.pack(
+    try:
+        return _pack(record, size)
+    except struct.error:  # a time that no program means
+        return _pack(_clamped(record), size)
+
+
+def _clamped(record: Record) -> Record:
+    names = ("atime_ns", "mtime_ns", "ctime_ns", "btime_ns")
+    times = {name: max(-_NS_LIMIT, min(_NS_LIMIT, getattr(record, name))) for name in names}
+    return record.changed(**times)
+
+
+def _pack(record: Record, size: int) -> bytes:
+    return _WHOLE.pack(
         FORMAT,
         record.mode,
         record.nlink,
@@ -93,12 +106,16 @@ def encode(record: Record, size: int) -> bytes:
         record.gid,
         record.rdev,
         size,
-        *(max(-_NS_LIMIT, min(_NS_LIMIT, time)) for time in times),
+        record.atime_ns,
+        record.mtime_ns,
+        record.ctime_ns,
+        record.btime_ns,
         record.seed,
         record.blocks,
         record.parent,
+        record.flags,
+        record.quota,
     )
-    return fields + bytes((record.flags,)) + record.quota.to_bytes(8, "big")
 
 
 def decode(stored: bytes) -> Record:

@@ -65,14 +65,18 @@ class Coherence:
     def status(self, inode: Inode) -> Status:
         """Answer getattr; the lock is held and the record loaded, or the timeout is 0."""
         assert inode.record is not None
-        timeout_s = self._attribute_timeout_s(inode)
+        timeout_s = self._attribute_timeout_s(inode, trio.current_time(), self._most_s())
         return Status(attributes_of(inode.number, inode.record), timeout_s)
 
     def entry(self, directory: Inode, stamp: int, inode: Inode) -> Entry:
         """Answer lookup; `stamp` is the directory lock's when the name was read."""
-        status = self.status(inode)
-        entry_timeout_s = self.entry_timeout_s(directory, stamp)
-        return Entry(status.attributes, entry_timeout_s, status.attribute_timeout_s)
+        assert inode.record is not None
+        now_s, most_s = trio.current_time(), self._most_s()
+        return Entry(
+            attributes_of(inode.number, inode.record),
+            self._entry_timeout_s(directory, stamp, now_s, most_s),
+            self._attribute_timeout_s(inode, now_s, most_s),
+        )
 
     def absent(self, directory: Inode, stamp: int) -> Entry:
         """Answer lookup of a name that does not exist."""
@@ -80,8 +84,14 @@ class Coherence:
 
     def entry_timeout_s(self, directory: Inode, stamp: int) -> float:
         """Return how long the kernel may believe a name of this directory."""
+        return self._entry_timeout_s(directory, stamp, trio.current_time(), self._most_s())
+
+    def _most_s(self) -> float:
+        """Return how long the kernel may believe anything."""
+        return max(0.0, min(self._cache_s, self._lease_left_s()))
+
+    def _entry_timeout_s(self, directory: Inode, stamp: int, now_s: float, most_s: float) -> float:
         lock = directory.lock
-        now_s = trio.current_time()
         if (
             not self._kernel.dentries_can_be_dropped
             or lock.stamp != stamp
@@ -91,17 +101,15 @@ class Coherence:
             or now_s - lock.revoked_at_s < _CONTENDED_S
         ):
             return 0.0
-        timeout_s = max(0.0, min(self._cache_s, self._lease_left_s()))
-        directory.entries_until_s = now_s + timeout_s + _SLACK_S
-        return timeout_s
+        directory.entries_until_s = now_s + most_s + _SLACK_S
+        return most_s
 
-    def _attribute_timeout_s(self, inode: Inode) -> float:
+    def _attribute_timeout_s(self, inode: Inode, now_s: float, most_s: float) -> float:
         lock = inode.lock
         if lock.level < PR or lock.contended or lock.revoking:
             return 0.0
-        timeout_s = max(0.0, min(self._cache_s, self._lease_left_s()))
-        inode.attributes_until_s = trio.current_time() + timeout_s + _SLACK_S
-        return timeout_s
+        inode.attributes_until_s = now_s + most_s + _SLACK_S
+        return most_s
 
     # -- giving up
 

@@ -250,11 +250,16 @@ class Inode:
 
 async def exclude_all(stack: AsyncExitStack, inodes: Iterable[Inode]) -> None:
     """Take the locks of several inodes exclusively, in number order, until the stack unwinds."""
+    await stack.enter_async_context(excluding_all(inodes))
+
+
+def excluding_all(inodes: Iterable[Inode]) -> "Excluding":
+    """Return a context with the locks of several inodes, used exclusively, in number order."""
     locks = {inode.number: inode.lock for inode in inodes}
-    await stack.enter_async_context(_Excluding([locks[number] for number in sorted(locks)]))
+    return Excluding([locks[number] for number in sorted(locks)])
 
 
-class _Excluding:
+class Excluding:
     """A context in which locks are used exclusively."""
 
     __slots__ = ("_locks", "_taken")

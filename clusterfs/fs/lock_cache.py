@@ -90,8 +90,7 @@ class LockCache:
         held = lock.begin_work(exclusive=True)
         assert held is not None
         try:
-            with trio.CancelScope(shield=True):
-                await lockspace.convert(held, EX, flags=Flags.NOQUEUE)
+            await lockspace.convert(held, EX, flags=Flags.NOQUEUE, shield=True)
             granted = held
         except (WouldBlock, DeadlockVictim):
             pass

@@ -10,7 +10,6 @@ the second run finds the result and says so instead of EEXIST or ENOENT.
 
 import stat
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from functools import partial
 
 import msgspec
@@ -40,7 +39,7 @@ from clusterfs.fs.attributes import (
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.events import Event, Kind
 from clusterfs.fs.gate import Attempt
-from clusterfs.fs.inodes import Inode, exclude_all
+from clusterfs.fs.inodes import Inode, excluding_all
 from clusterfs.fs.keys import ENTRY, TARGET, check_name, encode_entry
 from clusterfs.fs.parts import Parts
 from clusterfs.fs.permissions import check_sticky, inherited
@@ -284,8 +283,7 @@ class Namespace:
         inode, directory = self._inodes.get(number), self._inodes.get(parent)
         if await self._transactions.settle(attempt):
             return Entry(attributes_of(number, await self._transactions.peek(inode)), 0.0, 0.0)
-        async with AsyncExitStack() as stack:
-            await exclude_all(stack, [inode, directory])
+        async with excluding_all([inode, directory]):
             found = await self._check_new_link(directory, name)
             record = await self._transactions.load(inode)
             if found is not None:
@@ -346,8 +344,7 @@ class Namespace:
             if found.is_directory and not is_directory:
                 raise IsADirectory
             child = self._inodes.get(found.inode)
-            async with AsyncExitStack() as stack:
-                await exclude_all(stack, [directory, child])
+            async with excluding_all([directory, child]):
                 await self._transactions.load_directory(directory)
                 if await self._directories.find(directory, name) == found:
                     return await self._remove(attempt, directory, name, child, caller)

@@ -66,7 +66,9 @@ class Lockspace(Protocol):
         """Wait until other nodes may hear of a name made here by ways that no lock guards."""
         ...
 
-    async def convert(self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS) -> None:
+    async def convert(
+        self, lock: Lock, mode: Mode, *, flags: Flags = NO_FLAGS, shield: bool = False
+    ) -> None:
         """Wait for a stronger mode; DeadlockVictim: give the lock up and ask anew."""
         ...
 

@@ -6,7 +6,8 @@ no ancestry changes, so that the walk up from the target tells for sure whether 
 become its own ancestor.
 """
 
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import NamedTuple
 
 from clusterfs.errors import (
@@ -22,7 +23,7 @@ from clusterfs.fs.attributes import Record
 from clusterfs.fs.directories import Directories
 from clusterfs.fs.events import Event, Kind
 from clusterfs.fs.gate import Attempt
-from clusterfs.fs.inodes import Inode, exclude_all
+from clusterfs.fs.inodes import Inode, excluding_all
 from clusterfs.fs.keys import ENTRY, ROOT, Entry, check_name, encode_entry
 from clusterfs.fs.locks import CachedLock
 from clusterfs.fs.namespace import Namespace, dropping
@@ -85,8 +86,9 @@ class Renames:
                 raise NoSuchEntry
             if flags & NOREPLACE and replaced is not None:
                 raise EntryExists
-            async with AsyncExitStack() as stack:
-                await self._exclude(stack, places, moved, replaced, flags)
+            swapped = replaced if flags & EXCHANGE else None
+            touched = self._touched(places, moved, replaced)
+            async with self._loopless(places, moved, swapped), excluding_all(touched):
                 again = [await self._look_held(place) for place in places]
                 if again == [moved, replaced]:
                     mover = _Move(self, attempt, places, moved, replaced, caller)
@@ -99,27 +101,33 @@ class Renames:
         await self._transactions.load_directory(place.directory)
         return await self._directories.find(place.directory, place.name)
 
-    async def _exclude(
-        self,
-        stack: AsyncExitStack,
-        places: list[Place],
-        moved: Entry,
-        replaced: Entry | None,
-        flags: int,
-    ) -> None:
-        """Take every lock that the rename needs."""
-        source, target = (place.directory for place in places)
-        if source is not target:
-            if moved.is_directory or (flags & EXCHANGE and replaced and replaced.is_directory):
-                await stack.enter_async_context(self._rename_lock.excluding())
-            if moved.is_directory:
-                await self._refuse_loop(moved.inode, target.number)
-            if flags & EXCHANGE and replaced is not None and replaced.is_directory:
-                await self._refuse_loop(replaced.inode, source.number)
-        touched = [source, target, self._inodes.get(moved.inode)]
-        if replaced is not None:
-            touched.append(self._inodes.get(replaced.inode))
-        await exclude_all(stack, touched)
+    def _touched(self, places: list[Place], *entries: Entry | None) -> list[Inode]:
+        """Return the inodes that are changed; some perhaps twice."""
+        moving = [self._inodes.get(entry.inode) for entry in entries if entry is not None]
+        return [place.directory for place in places] + moving
+
+    def _loopless(
+        self, places: list[Place], moved: Entry, swapped: Entry | None
+    ) -> AbstractAsyncContextManager[None]:
+        """Let no directory that changes its directory come below itself."""
+        source, target = (place.directory.number for place in places)
+        if source == target:
+            return nullcontext()
+        return self._fixing_ancestry(moved, target, swapped, source)
+
+    @asynccontextmanager
+    async def _fixing_ancestry(
+        self, moved: Entry, target: int, swapped: Entry | None, source: int
+    ) -> AsyncIterator[None]:
+        directories = [
+            (entry.inode, above)
+            for entry, above in ((moved, target), (swapped, source))
+            if entry is not None and entry.is_directory
+        ]
+        async with self._rename_lock.excluding() if directories else nullcontext():
+            for number, above in directories:
+                await self._refuse_loop(number, above)
+            yield
 
     async def _refuse_loop(self, moved: int, directory: int) -> None:
         """Raise InvalidArgument if `moved` is `directory` or above it."""

@@ -67,14 +67,15 @@ class Contents:
                 identities = _identities(record.changes)
                 self.state.chunks.add(first_cid, runs, checksums, identities)
             self._enact_changes(record)
-        elif isinstance(record, Relocate):
+        elif (small := _ENACT.get(type(record))) is not None:
+            small(self, record)
+        else:
+            assert isinstance(record, Relocate)
             move = self.state.chunks.move
             for cid, source, target in zip(
                 record.cids, record.sources, targets(record, runs[0][0]), strict=True
             ):
                 move(cid, source, target)
-        else:
-            _ENACT[type(record)](self, record)
 
     def _enact_changes(self, record: Changes) -> None:
         state = self.state

@@ -71,6 +71,7 @@ class Transactions:
         self._contents = contents
         self._state, self._outcomes = contents.state, contents.outcomes
         self._log = log
+        self._small_blocks = log.blocks_of(0)
         self._hints = hints
         self._ingest = ingest
         self._room = room
@@ -249,9 +250,8 @@ class Transactions:
 
     def _append_small(self, record: Record) -> int:
         self._log.check()
-        blocks = self._log.blocks_of(0)
-        if self._log.segment_room_blocks() < blocks:
-            self._upkeep.poke(blocks)
+        if self._log.segment_room_blocks() < self._small_blocks:
+            self._upkeep.poke(self._small_blocks)
             raise WouldBlock("the log waits for the cleaner or for a new segment")
         self._log.append(encode(record), memoryview(b""))
         self._contents.enact(record)

@@ -167,6 +167,25 @@ async def test_cancel_ends_a_waiting_conversion(cluster: Cluster, nursery: trio.
     assert lock.mode is PR
 
 
+async def test_a_shielded_conversion_ends_in_spite_of_a_cancellation(
+    cluster: Cluster, nursery: trio.Nursery
+) -> None:
+    one, two = cluster.spaces[1], cluster.spaces[2]
+    held = await one.lock(A, PR)
+    lock = await two.lock(A, PR)
+    with trio.CancelScope() as scope:
+
+        async def cancel_when_waiting() -> None:
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            await wait_all_tasks_blocked()
+            one.unlock_nowait(held)
+
+        nursery.start_soon(cancel_when_waiting)
+        await two.convert(lock, EX, shield=True)
+        assert (lock.mode, scope.cancel_called) == (EX, True)
+
+
 async def test_waits_go_on_through_a_view_change(cluster: Cluster) -> None:
     one, two, three = (cluster.spaces[node] for node in (1, 2, 3))
     await one.lock(A, EX)

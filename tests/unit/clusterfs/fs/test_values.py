@@ -28,6 +28,14 @@ def test_a_record_survives_storing_with_the_size_that_was_given() -> None:
     assert attributes_of(7, again).blocks == 24
 
 
+def test_times_that_do_not_fit_are_stored_as_the_last_ones_that_do() -> None:
+    record = fresh(stat.S_IFREG, 1, 2, 3, size=9)
+    record.atime_ns, record.mtime_ns = 2**63, -(2**70)
+    again = decode(encode(record, 9))
+    assert (again.atime_ns, again.mtime_ns) == (2**63 - 1, 1 - 2**63)
+    assert (again.ctime_ns, again.size) == (3, 9)
+
+
 def test_a_record_is_readable_by_its_documented_offsets() -> None:
     stored = encode(fresh(stat.S_IFDIR | 0o755, 1, 2, 3, parent=9), 0)
     assert len(stored) == 94
