@@ -149,6 +149,14 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
     return checked(path, values)
 
 
+def check_name(name: str) -> None:
+    """Raise SetupError if that cannot be a node's name."""
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError as failure:
+        raise SetupError(f"node name {name!r}: letters, digits, '_', '.' and '-' only") from failure
+
+
 def checked(path: Path, values: Mapping[str, Any]) -> Config:
     """Return what `path` means if it has these values. Raises SetupError."""
     try:

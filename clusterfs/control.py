@@ -15,6 +15,7 @@ Invariants:
     or asks other nodes, returns an awaitable that ends within its own time limit.
 """
 
+import contextlib
 import grp
 import os
 import socket
@@ -136,7 +137,7 @@ def _groups_of(connection: trio.socket.SocketType) -> tuple[int, ...]:
 
 
 def _listening(path: Path, group: int | None) -> trio.socket.SocketType:
-    _remove(path)
+    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with short(path) as address:
         listener.bind(address)
@@ -148,7 +149,8 @@ def _listening(path: Path, group: int | None) -> trio.socket.SocketType:
 
 
 def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the brick's filesystem may have failed
+        path.unlink()
 
 
 def ask(

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import msgspec
 import trio
 
 from clusterfs import certificates, config
@@ -109,7 +108,9 @@ def invite(source: Path, name: str, authority: Path | None, valid_s: int, now: d
     source: the config file of a node; authority: where ca.key is, by default beside that file.
     """
     ours = config.load(source)
-    _checked_name(name)
+    config.check_name(name)
+    if name == ours.name:
+        raise SetupError(f"{source} is {name}'s own config file: choose another name")
     papers = Papers(b"", b"", b"")
     if ours.tls.ca is not None:
         folder = authority or source.parent / "authority"
@@ -277,13 +278,6 @@ def _checked(place: Place, name: str, values: Mapping[str, Any]) -> Config:
     if host in _UNSPECIFIED and not place.advertise:
         raise SetupError(f"--listen {place.listen}: tell the others an address with --advertise")
     return config.checked(place.config(name), values)
-
-
-def _checked_name(name: str) -> None:
-    try:
-        msgspec.convert(name, config.Name)
-    except msgspec.ValidationError as failure:
-        raise SetupError(f"node name {name!r}: letters, digits, '_', '.' and '-' only") from failure
 
 
 def _check_place(place: Place, name: str) -> None:

@@ -1,3 +1,5 @@
+import errno
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,18 @@ async def test_requests_are_answered_over_the_socket(tmp_path: Path, depth: int)
             await trio.to_thread.run_sync(lambda: ask(path, "nonsense"))
         nursery.cancel_scope.cancel()
     assert not path.exists()
+
+
+async def test_it_ends_quietly_where_its_folder_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, **_: bool) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Server({}).serve, tmp_path / "control.sock")
+        monkeypatch.setattr(Path, "unlink", fail)
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_endless_request_ends_the_connection(tmp_path: Path) -> None:

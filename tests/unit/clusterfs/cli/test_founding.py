@@ -9,6 +9,7 @@ import pytest
 from clusterfs import certificates, config
 from clusterfs.cli.dev import free_ports
 from clusterfs.cli.founding import Place, Provided, config_of, found, invite, join, with_provider
+from clusterfs.cli.tls import certificate
 from clusterfs.cluster.node import REMOVED
 from clusterfs.errors import SetupError
 
@@ -139,3 +140,21 @@ def test_the_only_config_file_is_meant(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"n1\.toml"):
         config_of(None, tmp_path)
     assert config_of("x.toml", tmp_path) == Path("x.toml")
+
+
+def test_nobody_is_invited_under_the_name_of_who_invites(tmp_path: Path) -> None:
+    """Before the first mount no view lists it."""
+    source = founded(tmp_path)
+    with pytest.raises(SetupError, match="n1's own config file"):
+        invite(source, "n1", None, HOUR_S, NOW)
+
+
+@pytest.mark.parametrize("name", ["../n2", "a/b", "", "n 2"])
+def test_a_certificate_is_of_a_name_and_lies_where_it_should(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    certificates.make_authority(Path("authority"), NOW)
+    with pytest.raises(SetupError, match="node name"):
+        certificate(name, Path("out"), Path("authority"), 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["authority"]

@@ -36,6 +36,7 @@ def test_what_the_system_refuses_is_one_line_too(capsys: pytest.CaptureFixture[s
         (["dev", "up", "--nodes", "63", "--dir", "c"], 2),
         (["dev", "up", "--replicas", "0", "--dir", "c"], 2),
         (["dev", "status", "--dir", "/nowhere"], 1),
+        (["tls", "authority", "new", "--days", "10000000"], 2),
     ],
 )
 def test_exit_codes_are_as_documented(words: list[str], code: int, tmp_path: Path) -> None:
