@@ -35,9 +35,9 @@ def test_with_few_the_brick_is_full_before_they_are_used_up(
     cluster = make_cluster(1, 1, settings=SEGMENT, program=limited(300))
     mount = cluster.nodes[0].mount
     space = os.statvfs(mount)
-    assert 30 * BLOCK < space.f_blocks * space.f_frsize < 88 * BLOCK
+    assert 20 * BLOCK < space.f_blocks * space.f_frsize < 88 * BLOCK
     written = fill(mount, "first")
-    assert 30 < len(written) < 88
+    assert 10 < len(written) < 88
     for path in written[::2]:
         path.unlink()
     fill(mount, "second")
