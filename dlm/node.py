@@ -80,7 +80,7 @@ class Lockspace:
         self.profile.check_value_bytes(self.value_bytes)
         self._core = LockspaceCore(me, incarnation)
         self._core.here.rules = self.profile.rules
-        self.outbox = Outbox(send)
+        self.outbox = Outbox(send, now)
         self._now = now
         self.on_deadlock: Callable[[str], None] | None = None
         self.ranges = Ranges(self._core.ranges, self._handle)

@@ -7,7 +7,6 @@ once, with nothing heard between: many want something in one pass of the schedul
 
 from collections import Counter
 from collections.abc import Callable
-from time import perf_counter
 
 import trio
 
@@ -21,8 +20,9 @@ _LONG_AGO = float("-inf")
 class Outbox:
     """What is to be sent when the transition is done."""
 
-    def __init__(self, send: Callable[[int, bytes], None]) -> None:
+    def __init__(self, send: Callable[[int, bytes], None], now: Callable[[], float]) -> None:
         self._send = send
+        self._now = now  # seconds
         self._waiting: dict[int, list[Message]] = {}  # by peer
         self.said: Counter[type[Message]] = Counter()
         self.batches = 0
@@ -55,7 +55,7 @@ class Outbox:
         if self._gathering or not self._waiting:
             return
         if not soon:
-            now_s = perf_counter()
+            now_s = self._now()
             soon = now_s - self._told_s < _ALONE_S
             self._told_s = now_s
         if soon:

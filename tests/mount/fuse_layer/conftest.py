@@ -115,7 +115,7 @@ class Background:
         """Tell whether it waits for an answer, and not for a processor or for Python's lock."""
         try:
             function = Path(f"/proc/self/task/{self._thread.native_id}/wchan").read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # it has ended, just now perhaps
             return False
         return not self.done and function != "0" and "futex" not in function
 

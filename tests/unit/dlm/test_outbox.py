@@ -6,9 +6,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from dlm import outbox
 from dlm.messages import Message, Request, Route, Unlock, decode_all, encode_all
 from dlm.node import Lock, Lockspace, Mode, Name
+from dlm.outbox import Outbox
 from tests.unit.dlm.test_node import Cluster
 
 EX, PR = Mode.EX, Mode.PR
@@ -75,29 +75,23 @@ async def test_an_unlock_that_somebody_waits_for_goes_at_once(nursery: trio.Nurs
     [(0.0, [["Request"], ["Request"] * 9]), (1.0, [["Request"]] * 10)],
 )
 async def test_what_many_want_in_one_pass_goes_together(
-    monkeypatch: pytest.MonkeyPatch,
-    nursery: trio.Nursery,
-    apart_s: float,
-    batches: list[list[str]],
+    nursery: trio.Nursery, apart_s: float, batches: list[list[str]]
 ) -> None:
     wired = await wire(nursery)
     nursery.start_soon(wired.space.run)
     await wait_all_tasks_blocked()
     clock = itertools.count(1000.0, apart_s)
-    monkeypatch.setattr(outbox, "perf_counter", lambda: next(clock))
+    wired.space.outbox._now = lambda: next(clock)
     async with trio.open_nursery() as asking:
         for number in range(10):
             asking.start_soon(wired.lock, b"%d" % number)
     assert wired.batches == batches
 
 
-async def test_what_follows_something_heard_goes_at_once(
-    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
-) -> None:
+async def test_what_follows_something_heard_goes_at_once(nursery: trio.Nursery) -> None:
     """However soon that is after what was told before."""
-    monkeypatch.setattr(outbox, "perf_counter", lambda: 1000.0)
     told: list[bytes] = []
-    box = outbox.Outbox(lambda _node, body: told.append(body))
+    box = Outbox(lambda _node, body: told.append(body), lambda: 1000.0)
     nursery.start_soon(box.run)
     await wait_all_tasks_blocked()
     for expected in (1, 1):
