@@ -84,6 +84,15 @@ def test_a_headque_request_that_fits_is_granted_in_front_of_those_that_wait() ->
     assert reader.granted is PR
 
 
+def test_noorder_passes_those_who_wait_if_it_fits() -> None:
+    bench = Bench()
+    bench.ask(PR)
+    writer = bench.ask(EX)
+    assert bench.ask(PR, Flags.NOORDER).granted is PR
+    assert bench.ask(PR).granted is None
+    assert bench.ask(CW, Flags.NOORDER).granted is writer.granted is None
+
+
 def test_noqueue_is_refused_and_tells_holders_only_with_noqueuebast() -> None:
     bench = Bench()
     holder = bench.ask(PR)
