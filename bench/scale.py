@@ -240,8 +240,9 @@ async def clean(folder: Path, chunks: int) -> None:
             first = chooser.randrange(chunks // WRITE_BLOCKS) * WRITE_BLOCKS
             await write(store, first, number)
             written[first] = number
-        while store._upkeep._reclaiming.is_short():  # noqa: ASYNC110, SLF001 - it tells nobody
-            await trio.sleep(0.05)
+        upkeep = store._upkeep  # noqa: SLF001
+        while upkeep._reclaiming.is_short() and await upkeep.gain(0):  # noqa: SLF001
+            pass
     print({k: v for k, v in store.statistics().items() if k in {"relocated_blocks", "segments"}})
     with step("read them again"):
         for first, number in written.items():
