@@ -5,10 +5,12 @@ Invariants:
   * a key is never readable by others, not even for a moment.
 """
 
+import contextlib
 import datetime as dt
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -93,13 +95,26 @@ def found(
     _check_place(place, name)
     if checked.provider_path is not None:
         _make_folder(checked.provider_path.parent)
-    _with_provider(checked, lambda provider: _found(provider, checked))
-    if place.encrypted:
-        authority = place.folder / "authority"
-        certificates.make_authority(authority, now)
-        papers = certificates.made(authority, name, now)
-        certificates.install(place.folder / "tls", name, papers)
-    return _write(place, name, values)
+    _with_provider(checked, lambda provider: _refuse_founded(provider, checked))
+    with contextlib.ExitStack() as taken_back:
+        if place.encrypted:
+            _certify(place, name, now, taken_back)
+        path = _write(place, name, values)
+        taken_back.callback(path.unlink)
+        # Last, since nothing can take it back.
+        _with_provider(checked, lambda provider: _found(provider, checked))
+        taken_back.pop_all()
+    return path
+
+
+def _certify(place: Place, name: str, now: dt.datetime, taken_back: contextlib.ExitStack) -> None:
+    """Make an authority, and the first node's certificate; both go when the stack is left."""
+    authority, papers = place.folder / "authority", place.folder / "tls"
+    for folder in (authority, papers):
+        if not folder.exists():
+            taken_back.callback(shutil.rmtree, folder, ignore_errors=True)
+    certificates.make_authority(authority, now)
+    certificates.install(papers, name, certificates.made(authority, name, now))
 
 
 def invite(source: Path, name: str, authority: Path | None, valid_s: int, now: dt.datetime) -> str:
@@ -207,10 +222,15 @@ def _with_provider(ours: Config, work: Callable[[Provider], Awaitable[T]]) -> T:
 
 
 async def _found(provider: Provider, ours: Config) -> Identity:
+    await _refuse_founded(provider, ours)
+    return await provider.identity(ours.lease_s)
+
+
+async def _refuse_founded(provider: Provider, ours: Config) -> None:
     try:
         there = await provider.identity(ours.lease_s, found=False)
     except SetupError:
-        return await provider.identity(ours.lease_s)
+        return
     raise SetupError(
         f"{ours.provider} has cluster {there.cluster} already: `clusterfs cluster token` on one of "
         "its nodes lets this one join, or choose another etcd volume or file"

@@ -106,6 +106,25 @@ def test_a_cluster_is_founded_once(tmp_path: Path) -> None:
         founded(tmp_path)
 
 
+def test_what_cannot_be_founded_leaves_nothing_and_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SetupError("cannot write: no space left on device")
+
+    for name in ("install", "make_authority"):
+        with monkeypatch.context() as broken:
+            broken.setattr(certificates, name, full)
+            with pytest.raises(SetupError, match="no space"):
+                founded(tmp_path, tls=True)
+        assert list((tmp_path / "n1").iterdir()) == []
+    assert founded(tmp_path, tls=True).exists()
+    taken = place(tmp_path, "n2", tls=True)
+    with pytest.raises(SetupError, match=r"has cluster .* already"):
+        found("n2", taken, Provided(f"local:{tmp_path / 'cluster.db'}"), VOLUME, NOW)
+    assert list(taken.folder.iterdir()) == []
+
+
 def test_a_foreign_authority_is_not_taken_over(tmp_path: Path) -> None:
     source = founded(tmp_path, tls=True)
     token = invite(source, "n2", None, HOUR_S, NOW)
