@@ -2,6 +2,7 @@
 
 FilesystemError            EIO
 |-- NoSuchEntry            ENOENT
+|   `-- Vanished           ESTALE    the inode is gone: the kernel looks its name up once more
 |-- EntryExists            EEXIST
 |-- NotADirectory          ENOTDIR
 |-- IsADirectory           EISDIR
@@ -59,9 +60,18 @@ class FilesystemError(Exception):
 
 
 class NoSuchEntry(FilesystemError):
-    """No file or directory of that name, or the inode is gone."""
+    """No file or directory of that name."""
 
     errno: ClassVar[int] = errno.ENOENT
+
+
+class Vanished(NoSuchEntry):
+    """The inode is gone since its name was looked up; the name may lead to another by now.
+
+    Linux looks a path up once more after ESTALE, and asks us for every name on it then.
+    """
+
+    errno: ClassVar[int] = errno.ESTALE
 
 
 class EntryExists(FilesystemError):

@@ -26,6 +26,7 @@ from clusterfs.errors import (
     OperationNotPermitted,
     StaleHandle,
     TooManyLinks,
+    Vanished,
 )
 from clusterfs.fs import acl, keys
 from clusterfs.fs.attributes import (
@@ -293,7 +294,7 @@ class Namespace:
             if record.is_directory:
                 raise OperationNotPermitted
             if not record.nlink and not record.flags & UNNAMED:
-                raise NoSuchEntry
+                raise Vanished
             if record.nlink >= MAXIMUM_LINKS:
                 raise TooManyLinks
             now_ns = self._now_ns()

@@ -18,6 +18,7 @@ from clusterfs.errors import (
     OutOfSpace,
     ReadOnly,
     Unavailable,
+    Vanished,
     WouldBlock,
 )
 from clusterfs.fs import asking
@@ -116,13 +117,16 @@ class Transactions:
         self.commits = 0
 
     async def load(self, inode: Inode) -> Record:
-        """Return the record; needs the lock. Raises NoSuchEntry if there is no such inode."""
+        """Return the record; needs the lock. Raises Vanished if there is no such inode."""
         record = inode.record
         return record if record is not None else await self.reload(inode)
 
     async def load_directory(self, inode: Inode) -> Record:
-        """Return the record of a directory that has a name still."""
-        record = await self.load(inode)
+        """Return the record of a directory that has a name still. Raises NoSuchEntry."""
+        try:
+            record = await self.load(inode)
+        except Vanished as gone:
+            raise NoSuchEntry from gone  # for programs in it, and what was in it is gone, too
         if not record.is_directory:
             raise NotADirectory
         if not record.nlink:
@@ -138,7 +142,7 @@ class Transactions:
         if inode.record is not None:
             return inode.record  # another user was faster
         if stored is None:
-            raise NoSuchEntry
+            raise Vanished
         inode.record = decode(stored)
         inode.committed_size = inode.record.size
         inode.version = version
@@ -150,7 +154,7 @@ class Transactions:
         """Return what the store has of an inode whose lock is not held: nothing is cached."""
         _, (stored,) = await self.fetch(inode, (RECORD,))
         if stored is None:
-            raise NoSuchEntry
+            raise Vanished
         return decode(stored)
 
     async def fetch(

@@ -248,9 +248,15 @@ class Client:
 
     def stat(self, name: str) -> None:
         def call() -> int | None:
-            with contextlib.suppress(FileNotFoundError):
-                return os.stat(self._files.path(name), dir_fd=self._files.root()).st_ino
-            return None
+            for _ in range(100):
+                try:
+                    return os.stat(self._files.path(name), dir_fd=self._files.root()).st_ino
+                except FileNotFoundError:
+                    return None
+                except OSError as failure:
+                    if failure.errno != errno.ESTALE:  # replaced twice within one call
+                        raise
+            raise OSError(errno.ESTALE, "replaced again and again")
 
         self._do("tree", ["stat", name], call)
 

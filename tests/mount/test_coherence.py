@@ -7,7 +7,7 @@ import mmap
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,6 +104,41 @@ def test_a_name_replaced_elsewhere_leads_to_the_new_file(folders: list[Path]) ->
         (folders[0] / "new").rename(folders[0] / "name")
         assert (folders[1] / "name").read_text() == f"content {number}"
         assert (folders[2] / "name").stat().st_ino == (folders[0] / "name").stat().st_ino
+
+
+def test_a_name_that_is_replaced_elsewhere_is_never_missing(folders: list[Path]) -> None:
+    """What is replaced between the lookup of its name and its use is looked up again."""
+    name = folders[0] / "config"
+    uses: list[Callable[[], object]] = [
+        name.stat,
+        lambda: os.close(os.open(name, os.O_RDONLY)),
+        lambda: name.chmod(0o644),
+        lambda: os.listxattr(name),
+    ]
+    missing: list[OSError] = []
+    over = threading.Event()
+
+    def use(call: Callable[[], object]) -> None:
+        while not over.is_set():
+            try:
+                call()
+            except OSError as failure:
+                if failure.errno != errno.ESTALE:  # replaced twice while it was looked for twice
+                    missing.append(failure)
+
+    name.write_text("0")
+    with ThreadPoolExecutor(len(uses)) as pool:
+        users = [pool.submit(use, call) for call in uses]
+        try:
+            for number in range(150):
+                (folders[1] / "new").write_text(str(number))
+                (folders[1] / "new").rename(folders[1] / "config")
+        finally:
+            over.set()
+        for user in users:
+            user.result()
+    assert missing == []
+    assert name.read_text() == "149"
 
 
 def test_attributes_and_xattrs_changed_on_one_node_are_seen_on_others(folders: list[Path]) -> None:
