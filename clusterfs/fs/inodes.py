@@ -94,6 +94,7 @@ class Inode:
         "stripes",
         "target",
         "version",
+        "was_directory",
         "write_error",
         "writers",
         "xattrs",
@@ -136,6 +137,7 @@ class Inode:
         self.kept: Kept | None = None
         self.lost_epoch: int | None = None  # this node was lost in that view, and knew no version
         self.attempted: set[tuple[ObjectId, Version]] = set()
+        self.was_directory = False  # when this node knew its record last
         self.gone = False  # deleted by this node with its last name: numbers are never used again
         # what the kernel has
         self.lookups = 0
@@ -214,6 +216,8 @@ class Inode:
 
     def void(self) -> None:
         """Forget what the lock allowed to cache; what is dirty stays."""
+        if self.record is not None:
+            self.was_directory = self.record.is_directory
         self.record = None
         self.mark = None
         self.entries.clear()

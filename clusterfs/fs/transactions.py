@@ -134,7 +134,11 @@ class Transactions:
         return record
 
     async def reload(self, inode: Inode) -> Record:
-        """Read the record anew."""
+        """Read the record anew. Raises Vanished; for directories NoSuchEntry.
+
+        Programs have a directory that is gone as their working directory, or open: looking its
+        name up once more does not help them, and what they do in it fails with ENOENT.
+        """
         stamp = inode.lock.stamp
         version, (stored, mark) = await self.fetch(inode, _LOADED)
         if inode.lock.stamp != stamp:
@@ -142,7 +146,7 @@ class Transactions:
         if inode.record is not None:
             return inode.record  # another user was faster
         if stored is None:
-            raise Vanished
+            raise NoSuchEntry if inode.was_directory else Vanished
         inode.record = decode(stored)
         inode.committed_size = inode.record.size
         inode.version = version
